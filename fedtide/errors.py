@@ -1,0 +1,64 @@
+"""The one tree of errors that a person may see.
+
+    FedtideError
+     ├── ConfigError      a configuration file, flag or path is wrong            exit 2
+     ├── BundleError      a bundle is damaged, foreign or unsafe                 exit 3
+     ├── DataError        local data does not fit the model                      exit 4
+     ├── ExportError      a model cannot be exported, or failed verification     exit 5
+     ├── BrokerError      the broker is unreachable or refuses us                exit 6
+     └── StateError       the state folder is full, locked, damaged or foreign   exit 7
+
+A bad message from the network is never one of these: it is data, and becomes a counted verdict.
+Every message names what happened, the offending value and what was expected; `hint` says what to
+do next.
+"""
+
+
+class FedtideError(Exception):
+    """Base of every error that ends a command with a message instead of a traceback."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+    def __str__(self) -> str:
+        message = super().__str__()
+        return f"{message}\n\nhint: {self.hint}" if self.hint else message
+
+
+class ConfigError(FedtideError):
+    """A configuration file, flag or path is wrong."""
+
+    exit_code = 2
+
+
+class BundleError(FedtideError):
+    """A bundle is damaged, foreign or unsafe."""
+
+    exit_code = 3
+
+
+class DataError(FedtideError):
+    """Local data does not fit the model."""
+
+    exit_code = 4
+
+
+class ExportError(FedtideError):
+    """A model cannot be exported, or the export failed its own verification."""
+
+    exit_code = 5
+
+
+class BrokerError(FedtideError):
+    """The broker is unreachable or refuses us."""
+
+    exit_code = 6
+
+
+class StateError(FedtideError):
+    """The state folder is full, locked, damaged or belongs to something else."""
+
+    exit_code = 7

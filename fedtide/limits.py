@@ -1,0 +1,32 @@
+"""Every bound on what we accept or send, each with its reason. Nothing is allocated before a check."""
+
+BLOCK_BYTES = 16 * 1024
+"""Unit of a transfer's bitmap: the finest grain at which a transfer resumes (protocol §4)."""
+
+CHUNK_BLOCKS_MAX = 7
+"""Blocks in one chunk message: 7 x 16 KiB and its header stay below the 128 KiB (131,072 bytes)
+that AWS IoT Core enforces, the smallest limit among the brokers in use."""
+
+CHUNK_HEADER_BYTES_MAX = 512
+"""Upper bound of a chunk message's header, so that a sender can respect a packet limit."""
+
+MESSAGE_BYTES_MAX = 128 * 1024
+"""Largest message we send or decode."""
+
+BLOB_BYTES_MAX = 2 * 1024**3
+"""Largest blob: the size limit of a protobuf file, hence of one ONNX graph."""
+
+MANIFEST_BYTES_MAX = 4 * 1024**2
+"""Largest `manifest.json`; 10,000 parameters take about 1.5 MB."""
+
+GRAPH_BYTES_MAX = 256 * 1024**2
+"""Largest ONNX file that a device loads; weights travel separately, so graphs stay small."""
+
+PARAMETERS_MAX = 100_000
+"""Most parameter tensors in a manifest."""
+
+ELEMENTS_MAX = 1 << 29
+"""Most float32 values in a model: 2 GiB, the largest blob."""
+
+IDENTIFIER_CHARS_MAX = 64
+"""Longest federation, device or update name: they are MQTT topic levels and file names."""
