@@ -41,7 +41,9 @@ class Bundle:
         try:
             content = self.fetch(path)
         except OSError as exc:
-            raise BundleError(f"{path!r} of bundle {self.digest[:12]} cannot be read: {exc}") from exc
+            raise BundleError(
+                f"{path!r} of bundle {self.digest[:12]} cannot be read: {exc}"
+            ) from exc
         actual = sha256_hex(content)
         if len(content) != entry.size_bytes or actual != entry.sha256:
             raise BundleError(

@@ -1,0 +1,42 @@
+"""The client's configuration (docs/configuration.md)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from msgspec import Meta, Struct
+
+from fedtide.config import BrokerConfig, Positive
+from fedtide.messages import Identifier
+
+
+class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Local data; it never leaves the device."""
+
+    path: Path
+    """.npz with arrays `x` and `y`, and optionally `x_held_out` and `y_held_out`."""
+    held_out_fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    """Part of the examples kept for evaluation, where the file names none."""
+
+
+class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How this device trains."""
+
+    runtime: Literal["auto", "portable", "ort_training"] = "auto"
+    threads: Positive = 1
+    cpu_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """Part of the time that training may use; it rests after each step for the remainder."""
+
+
+class ClientConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Content of `client.toml`."""
+
+    federation: Identifier
+    device: Identifier
+    state_dir: Path
+    data: DataConfig
+    broker: BrokerConfig = BrokerConfig(give_up_ms=0)
+    training: TrainingConfig = TrainingConfig()
+    disk_bytes_max: Positive = 1_000_000_000
+    """Most the state folder may hold."""

@@ -1,0 +1,210 @@
+"""Blobs on disk, addressed by SHA-256, and blobs on their way in, which survive a restart.
+
+A blob arrives in blocks of 16 KiB in any order, with duplicates. What has arrived is in
+`partial/DIGEST`, and the CRC of each block in `partial/DIGEST.blocks`; neither is fsynced block by
+block, because on reopening every block is checked against its CRC and a bad one is simply missing
+again. The finished blob is checked by its digest, fsynced and renamed to `blobs/DIGEST`.
+"""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from fedtide.bundle import sha256_hex
+from fedtide.files import disk_errors_of, sync_folder, write_atomically
+from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
+from fedtide.messages import BlobRef, Chunk, Range
+
+
+def blocks_count(size_bytes: int) -> int:
+    """Number of blocks of a blob."""
+    return -(-size_bytes // BLOCK_BYTES)
+
+
+def make_chunk(ref: BlobRef, content: memoryview, first_block: int, count: int) -> Chunk:
+    """Chunk of `count` blocks (fewer at the end) of the whole blob's `content`."""
+    start = first_block * BLOCK_BYTES
+    part = bytes(content[start : start + count * BLOCK_BYTES])
+    return Chunk(ref.digest, ref.size_bytes, first_block, zlib.crc32(part), part)
+
+
+def split(ranges: Iterable[Range], blocks_max: int = CHUNK_BLOCKS_MAX) -> list[Range]:
+    """Ranges cut at multiples of `blocks_max`, so that every sender names the same chunks."""
+    pieces: list[Range] = []
+    for first, count in ranges:
+        at, end = first, first + count
+        while at < end:
+            stop = min(end, (at // blocks_max + 1) * blocks_max)
+            pieces.append((at, stop - at))
+            at = stop
+    return pieces
+
+
+class BlobStore:
+    """Finished blobs under `folder/blobs`, arriving ones under `folder/partial`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._blobs = folder / "blobs"
+        self._partial = folder / "partial"
+        with disk_errors_of(folder):
+            self._blobs.mkdir(parents=True, exist_ok=True)
+            self._partial.mkdir(exist_ok=True)
+
+    def path(self, digest: str) -> Path:
+        """Where the finished blob lies."""
+        return self._blobs / digest
+
+    def has(self, digest: str) -> bool:
+        """Whether the whole blob is here."""
+        return self.path(digest).exists()
+
+    def digests(self) -> list[str]:
+        """Digests of all finished blobs, sorted."""
+        return sorted(path.name for path in self._blobs.iterdir() if not path.name.startswith("."))
+
+    def put(self, content: bytes) -> BlobRef:
+        """Store `content` durably; a no-op if it is there already.
+
+        Raises:
+            StateError: the disk is full or failing.
+        """
+        ref = BlobRef(sha256_hex(content), len(content))
+        if not self.has(ref.digest):
+            write_atomically(self.path(ref.digest), content)
+        return ref
+
+    def read(self, digest: str) -> bytes:
+        """Content of a finished blob, checked by its digest.
+
+        Raises:
+            FileNotFoundError: not here, or damaged (then it is removed, to be fetched again).
+        """
+        content = self.path(digest).read_bytes()
+        if sha256_hex(content) != digest:
+            self.discard(digest)
+            raise FileNotFoundError(f"blob {digest[:12]} was damaged on disk and has been removed")
+        return content
+
+    def discard(self, digest: str) -> None:
+        """Forget a blob, finished or arriving."""
+        self.path(digest).unlink(missing_ok=True)
+        for path in (self._partial / digest, self._partial / f"{digest}.blocks"):
+            path.unlink(missing_ok=True)
+
+    def keep_only(self, digests: set[str]) -> None:
+        """Forget every blob, finished or arriving, that is not in `digests`."""
+        here = {path.name.removesuffix(".blocks") for path in self._partial.iterdir()}
+        for digest in sorted((here | set(self.digests())) - digests):
+            self.discard(digest)
+
+    def open_partial(self, ref: BlobRef) -> PartialBlob:
+        """The arriving blob, with whatever of it survived the last restart."""
+        return PartialBlob(ref, self._partial, self._blobs)
+
+
+class PartialBlob:
+    """A blob on its way in."""
+
+    def __init__(self, ref: BlobRef, partial: Path, blobs: Path) -> None:
+        self.ref = ref
+        self._content_path = partial / ref.digest
+        self._blocks_path = partial / f"{ref.digest}.blocks"
+        self._blob_path = blobs / ref.digest
+        count = blocks_count(ref.size_bytes)
+        # Per block: CRC32 + 1 of what is there, or 0 for missing.
+        self._marks = np.zeros(count, dtype="<u8")
+        with disk_errors_of(partial):
+            self._restore()
+
+    def _restore(self) -> None:
+        if not self._content_path.exists() or not self._blocks_path.exists():
+            self._content_path.write_bytes(b"")
+            os.truncate(self._content_path, self.ref.size_bytes)
+            self._blocks_path.write_bytes(self._marks.tobytes())
+            return
+        raw = self._blocks_path.read_bytes()
+        if len(raw) != self._marks.nbytes:
+            return
+        marks = np.frombuffer(raw, dtype="<u8")
+        with self._content_path.open("rb") as file:
+            for block in np.flatnonzero(marks):
+                file.seek(int(block) * BLOCK_BYTES)
+                if zlib.crc32(file.read(BLOCK_BYTES)) + 1 == marks[block]:
+                    self._marks[block] = marks[block]
+
+    def missing(self) -> list[Range]:
+        """Ranges of blocks that have not arrived, in order."""
+        absent = np.concatenate(([0], (self._marks == 0).astype(np.int8), [0]))
+        edges = np.flatnonzero(np.diff(absent))
+        return [(int(a), int(b - a)) for a, b in edges.reshape(-1, 2)]
+
+    def arrived_blocks(self) -> int:
+        """How many blocks are here."""
+        return int(np.count_nonzero(self._marks))
+
+    def accept(self, chunk: Chunk) -> str | None:
+        """Store a chunk; the reason if it does not belong here. Duplicates are fine.
+
+        Raises:
+            StateError: the disk is full or failing.
+        """
+        reason = self._misfit(chunk)
+        if reason is not None:
+            return reason
+        first, content = chunk.first_block, chunk.content
+        count = blocks_count(len(content))
+        if (self._marks[first : first + count] != 0).all():
+            return None
+        marks = [
+            zlib.crc32(content[at : at + BLOCK_BYTES]) + 1
+            for at in range(0, len(content), BLOCK_BYTES)
+        ]
+        with disk_errors_of(self._content_path.parent):
+            _write_at(self._content_path, first * BLOCK_BYTES, content)
+            self._marks[first : first + count] = marks
+            _write_at(self._blocks_path, 8 * first, self._marks[first : first + count].tobytes())
+        return None
+
+    def _misfit(self, chunk: Chunk) -> str | None:
+        if chunk.size_bytes != self.ref.size_bytes:
+            return f"chunk says {chunk.size_bytes} bytes, the blob has {self.ref.size_bytes}"
+        if zlib.crc32(chunk.content) != chunk.crc32:
+            return "chunk fails its CRC"
+        start = chunk.first_block * BLOCK_BYTES
+        end = start + len(chunk.content)
+        if end > self.ref.size_bytes:
+            return f"chunk ends at {end}, beyond the blob's {self.ref.size_bytes} bytes"
+        if end != self.ref.size_bytes and len(chunk.content) % BLOCK_BYTES:
+            return "chunk is not a whole number of blocks"
+        return None
+
+    def finish(self) -> bool:
+        """Check the digest and move to the finished blobs; False: damaged, all is missing again.
+
+        Raises:
+            StateError: the disk is full or failing.
+        """
+        with disk_errors_of(self._content_path.parent):
+            content = self._content_path.read_bytes()
+            if sha256_hex(content) != self.ref.digest:
+                self._marks[:] = 0
+                self._blocks_path.write_bytes(self._marks.tobytes())
+                return False
+            with self._content_path.open("rb+") as file:
+                os.fsync(file.fileno())
+            self._content_path.replace(self._blob_path)
+            self._blocks_path.unlink(missing_ok=True)
+            sync_folder(self._blob_path.parent)
+        return True
+
+
+def _write_at(path: Path, offset: int, content: bytes) -> None:
+    with path.open("rb+", buffering=0) as file:
+        file.seek(offset)
+        if file.write(content) != len(content):
+            raise OSError(28, "No space left on device")

@@ -1,0 +1,80 @@
+"""Configuration files: TOML, typed, every unknown key refused by name.
+
+Relative paths in a file are relative to that file.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from fedtide.errors import ConfigError
+
+T = TypeVar("T")
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """How to reach the broker."""
+
+    host: Annotated[str, Meta(min_length=1)] = "localhost"
+    port: Annotated[int, Meta(ge=1, le=65535)] = 1883
+    protocol: Literal["auto", "5", "3.1.1"] = "auto"
+    username: str | None = None
+    password_file: Path | None = None
+    """File whose first line is the password; readable by its owner only."""
+    ca_file: Path | None = None
+    """PEM file of the authority that signed the broker's certificate; turns TLS on."""
+    keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 60
+    reconnect_ms_max: Annotated[int, Meta(ge=500)] = 60_000
+    """Longest pause between two attempts to connect."""
+    give_up_ms: Annotated[int, Meta(ge=0)] = 60_000
+    """Stop with exit code 6 if the first connection takes longer; 0: try for ever."""
+
+    def password(self) -> str | None:
+        """First line of `password_file`.
+
+        Raises:
+            ConfigError: the file cannot be read.
+        """
+        if self.password_file is None:
+            return None
+        try:
+            return self.password_file.read_text().splitlines()[0]
+        except (OSError, UnicodeDecodeError, IndexError) as exc:
+            raise ConfigError(
+                f"broker.password_file {str(self.password_file)!r} cannot be read: {exc}"
+            ) from exc
+
+
+def load_config(path: Path, kind: type[T]) -> T:
+    """Read `path` as a `kind`.
+
+    Raises:
+        ConfigError: no such file, not TOML, an unknown or missing key, a wrong value; the message
+            names the key.
+    """
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as exc:
+        raise ConfigError(f"cannot read {str(path)!r}: {exc.strerror}") from exc
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(f"{str(path)!r} is not TOML: {exc}") from exc
+
+    def decode(wanted: type, value: Any) -> Any:
+        if wanted is Path and isinstance(value, str) and value:
+            return (path.parent / Path(value).expanduser()).resolve()
+        raise NotImplementedError
+
+    try:
+        return msgspec.convert(raw, kind, dec_hook=decode)
+    except msgspec.ValidationError as exc:
+        text = str(exc).replace("`$.", "`").replace(" - at", ": at")
+        raise ConfigError(
+            f"{str(path)!r}: {text}", hint="docs/configuration.md lists every key and its meaning"
+        ) from exc

@@ -1,0 +1,86 @@
+"""Files that survive a power cut: write beside, fsync, rename, fsync the folder.
+
+A failed fsync is never retried: the kernel may have dropped the pages (it raises, the program
+stops and starts again from the last good state).
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fedtide.errors import StateError
+
+
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
+    """Replace `path` by `content`; after a crash it holds the old content or the new, never a mix.
+
+    Raises:
+        StateError: the disk is full, read-only or failing; the old content is intact.
+    """
+    beside = path.with_name(f".{path.name}.new")
+    with disk_errors_of(path.parent):
+        try:
+            with beside.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+            sync_folder(path.parent)
+        except OSError:
+            beside.unlink(missing_ok=True)
+            raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and removals in `folder` durable."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def disk_errors_of(folder: Path) -> Iterator[None]:
+    """Turn OSError into a StateError that names the folder and the way out."""
+    try:
+        yield
+    except OSError as exc:
+        hints = {
+            errno.ENOSPC: "free space on this disk, then start again; nothing was lost",
+            errno.EDQUOT: "raise the quota, then start again; nothing was lost",
+            errno.EROFS: "mount the disk writable, then start again",
+            errno.EACCES: "give this user write access to the folder",
+        }
+        raise StateError(
+            f"cannot write in {str(folder)!r}: {exc.strerror or exc}",
+            hint=hints.get(exc.errno or 0),
+        ) from exc
+
+
+@contextmanager
+def locked(folder: Path, owner: str) -> Iterator[None]:
+    """Hold `folder` for this process alone.
+
+    Raises:
+        StateError: another process holds it.
+    """
+    with disk_errors_of(folder):
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            raise StateError(
+                f"the state folder {str(folder)!r} is in use by another {owner}",
+                hint="stop the other process, or give this one a state folder of its own",
+            ) from exc
+        yield
+    finally:
+        os.close(descriptor)

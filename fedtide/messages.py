@@ -1,0 +1,233 @@
+"""Everything that is said on the wire: MessagePack maps, typed and validated (protocol §3).
+
+A message travels in an envelope {"v": 1, "id": sender's own id, "body": {"type": ..., ...}}.
+Unknown fields are ignored, so that a newer peer may say more; unknown types and wrong values are
+malformed. Malformed messages are data: `decode` returns a `Malformed`, it never raises.
+Durations only: a device may have no clock.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+import msgspec
+from msgspec import Meta, Struct
+
+from fedtide import limits
+from fedtide.manifest import Sha256
+from fedtide.plan import Plan
+from fedtide.topics import IDENTIFIER_PATTERN
+
+PROTOCOL_VERSION = 1
+
+Identifier = Annotated[str, Meta(pattern=IDENTIFIER_PATTERN)]
+Natural = Annotated[int, Meta(ge=0, lt=2**53)]
+"""Below 2^53, so that a JavaScript client holds it exactly."""
+DurationMs = Natural
+Text = Annotated[str, Meta(max_length=1000)]
+Encoding = Literal["f32", "f16"]
+Kind = Literal["train", "evaluate"]
+Range = tuple[Natural, Annotated[int, Meta(ge=1, lt=2**53)]]
+"""First block and number of blocks."""
+
+
+class BlobRef(Struct, frozen=True):
+    """A blob by content: its SHA-256 and size."""
+
+    digest: Sha256
+    size_bytes: Annotated[int, Meta(ge=1, le=limits.BLOB_BYTES_MAX)]
+
+
+class Metrics(Struct, frozen=True):
+    """Result of evaluating one model on held-out examples; sums, so that parts add up."""
+
+    examples: Natural
+    loss_sum: float
+    correct: Natural | None = None
+
+
+class Message(Struct, frozen=True, tag_field="type", tag=lambda name: name.lower()):
+    """Base of all messages."""
+
+
+class Hello(Message, frozen=True):
+    """Device: I am here; this is what I hold and what I owe. On every (re)connect and now and then."""
+
+    version: Text
+    runtimes: Annotated[tuple[Text, ...], Meta(max_length=8)]
+    examples: Natural
+    encodings: Annotated[tuple[Text, ...], Meta(max_length=16)]
+    holds: Annotated[tuple[Sha256, ...], Meta(max_length=64)] = ()
+    """Digests of the bundle and the global models on the device."""
+    owes: Annotated[tuple[Identifier, ...], Meta(max_length=64)] = ()
+    """Updates in the outbox, without a receipt."""
+
+
+class Update(Struct, frozen=True):
+    """What a device learned in one round. For an evaluation there is no blob."""
+
+    update_id: Identifier
+    round_id: Natural
+    kind: Kind
+    model: Sha256
+    """The global model it started from."""
+    examples: Natural
+    """n_k, the weight in the average."""
+    blob: BlobRef | None
+    """delta = new - old, in `encoding`."""
+    encoding: Encoding
+    steps: Natural
+    training_ms: DurationMs
+    losses: Annotated[tuple[float, ...], Meta(max_length=10_000)] = ()
+    """Mean training loss of each local epoch."""
+    held_out: Metrics | None = None
+    """The global model it started from, on this device's held-out data."""
+
+
+class Offer(Message, frozen=True):
+    """Device: I have this update. Said again until a receipt comes."""
+
+    update: Update
+
+
+class Decline(Message, frozen=True):
+    """Device: I cannot do this task, and this is why."""
+
+    round_id: Natural
+    reason: Text
+
+
+class Want(Message, frozen=True):
+    """Either side: send these blocks of a blob (again)."""
+
+    digest: Sha256
+    missing: Annotated[tuple[Range, ...], Meta(max_length=1024)]
+
+
+class Chunk(Message, frozen=True):
+    """A run of blocks of a blob. `crc32` is over `content`; the whole is checked by its digest."""
+
+    digest: Sha256
+    size_bytes: Annotated[int, Meta(ge=1, le=limits.BLOB_BYTES_MAX)]
+    first_block: Natural
+    crc32: Annotated[int, Meta(ge=0, lt=2**32)]
+    content: Annotated[bytes, Meta(min_length=1, max_length=limits.MESSAGE_BYTES_MAX)]
+
+
+class Welcome(Message, frozen=True):
+    """Coordinator, to a `Hello`: what to hold ready, and when to say hello again."""
+
+    bundle: BlobRef
+    model: BlobRef
+    model_version: Natural
+    hello_ms: DurationMs
+
+
+class Task(Message, frozen=True):
+    """Coordinator: take part in this round. Idempotent by `round_id`."""
+
+    round_id: Natural
+    kind: Kind
+    bundle: BlobRef
+    model: BlobRef
+    model_version: Natural
+    plan: Plan
+    encoding: Encoding
+    deadline_ms: DurationMs
+    """Time left for the update to arrive, counted from the moment of sending."""
+
+
+class Receipt(Message, frozen=True):
+    """Coordinator: the final word on an update; the device may now forget it."""
+
+    update_id: Identifier
+    verdict: Literal["accepted", "discarded", "rejected"]
+    reason: Text = ""
+
+
+class Problem(Message, frozen=True):
+    """Coordinator: a message of yours could not be used, and this is why."""
+
+    regarding: Text
+    reason: Text
+
+
+class Presence(Message, frozen=True):
+    """Retained: what a device is doing now, or (its will) that it is gone."""
+
+    online: bool
+    phase: Literal["idle", "fetching", "training", "uploading", "offline"]
+    round_id: Natural = 0
+    reason: Text = ""
+    """Why the device waits, for a person to read."""
+
+
+class Status(Message, frozen=True):
+    """Retained: what the coordinator is doing now. A new `session` asks every device for a `Hello`."""
+
+    online: bool
+    session: Text
+    phase: Text = ""
+    round_id: Natural = 0
+    rounds_count: Natural = 0
+    model_version: Natural = 0
+    cohort: Annotated[tuple[Identifier, ...], Meta(max_length=10_000)] = ()
+    accepted: Annotated[tuple[Identifier, ...], Meta(max_length=10_000)] = ()
+    deadline_ms: DurationMs = 0
+    reason: Text = ""
+    """What is being waited for, for a person to read."""
+    loss: float | None = None
+    accuracy: float | None = None
+    """Newest global model on the coordinator's test set, or on the devices' held-out data."""
+
+
+FromDevice = Hello | Offer | Decline | Want | Chunk
+ToDevice = Welcome | Task | Want | Receipt | Problem
+AnyMessage = (
+    Hello | Offer | Decline | Want | Chunk | Welcome | Task | Receipt | Problem | Presence | Status
+)
+
+
+class Envelope(Struct, frozen=True):
+    """What every payload is."""
+
+    v: Literal[1]
+    id: Annotated[str, Meta(min_length=1, max_length=64)]
+    body: AnyMessage
+
+
+class Malformed(Struct, frozen=True):
+    """A payload that is not a message of this protocol, and why."""
+
+    reason: str
+    regarding: str = ""
+    """Its id, where one could be read."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_decoder = msgspec.msgpack.Decoder(Envelope)
+
+
+def encode(message: AnyMessage, message_id: str) -> bytes:
+    """Payload of one message; `message_id` is the sender's own."""
+    return _encoder.encode(Envelope(PROTOCOL_VERSION, message_id, message))
+
+
+def decode(payload: bytes) -> Envelope | Malformed:
+    """A message, or why it is none. Size is checked before anything is decoded."""
+    if len(payload) > limits.MESSAGE_BYTES_MAX:
+        return Malformed(f"{len(payload)} bytes, at most {limits.MESSAGE_BYTES_MAX} are read")
+    try:
+        return _decoder.decode(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        return Malformed(str(exc)[:500], regarding=_id_of(payload))
+
+
+def _id_of(payload: bytes) -> str:
+    """Best effort: the id at the start of an envelope whose body is wrong."""
+    found = re.match(rb"[\x80-\x8f]\xa1v[\x00-\x7f]\xa2id([\xa1-\xbf])", payload)
+    if not found:
+        return ""
+    start, length = found.end(), found.group(1)[0] & 0x1F
+    return payload[start : start + length].decode("utf-8", "replace")

@@ -1,0 +1,232 @@
+"""The transport over paho-mqtt: MQTT 5, and 3.1.1 where the broker does not speak it.
+
+What paho and brokers do badly is kept out by construction (docs/adr/0004-clean-sessions.md):
+callbacks only enqueue; every connection is a new client with a clean session, so nothing waits in
+a broker's memory or in paho's; nothing is published without a link or beyond the packet limit;
+reconnecting backs off with jitter.
+"""
+
+from __future__ import annotations
+
+import logging
+import random
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import paho.mqtt.client as paho
+from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+from paho.mqtt.subscribeoptions import SubscribeOptions
+
+from fedtide.config import BrokerConfig
+from fedtide.limits import MESSAGE_BYTES_MAX
+from fedtide.transport import Connected, Deliver, Delivered, Disconnected, Received, Refused, Will
+
+_log = logging.getLogger(__name__)
+
+WILL_DELAY_S = 3
+"""A link that comes back within this time is not reported as lost (MQTT 5 only)."""
+STABLE_S = 10.0
+"""A link that lived this long resets the back-off."""
+INFLIGHT_MAX = 20
+"""Unconfirmed publications; Mosquitto's own default."""
+_UNSUPPORTED_VERSION = 132
+_REFUSALS = frozenset({133, 134, 135, 138, 140, 144, 157})
+"""Reason codes that another try will not cure: identity, credentials, permission, ban."""
+_PACKET_OVERHEAD_BYTES = 1024
+"""Topic and headers beside a payload; ours stay far below."""
+
+
+class MqttTransport:
+    """One link to a broker; see `fedtide.transport.Transport` for the contract."""
+
+    def __init__(
+        self, config: BrokerConfig, client_id: str, deliver: Deliver, will: Will | None = None
+    ) -> None:
+        self._config = config
+        self._client_id = client_id
+        self._deliver = deliver
+        self._will = will
+        self._protocol = 4 if config.protocol == "3.1.1" else 5
+        self._packet_bytes_max = 0
+        self._client: paho.Client | None = None
+        self._stopped = threading.Event()
+        self._connected_at_s: float | None = None
+        self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
+
+    def start(self) -> None:
+        """Begin to connect, and go on reconnecting until `stop`."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Disconnect in good order and wait for the network thread."""
+        self._stopped.set()
+        client = self._client
+        if client is not None:
+            client.disconnect()
+        if self._thread.is_alive():
+            self._thread.join(timeout=5)
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
+        """Send at least once (QoS 1); None: no link, or the broker's packet limit is smaller."""
+        client = self._client
+        if client is None or self._connected_at_s is None:
+            return None
+        if len(payload) + len(topic) + 32 > self._packet_bytes_max:
+            _log.warning(
+                "%d bytes for %s exceed the broker's packet limit of %d",
+                len(payload),
+                topic,
+                self._packet_bytes_max,
+            )
+            return None
+        info = client.publish(topic, payload, qos=1, retain=retain)
+        return info.mid if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        """Subscribe at QoS 1."""
+        client = self._client
+        if client is None or not filters:
+            return
+        if self._protocol == 5:
+            client.subscribe([(name, SubscribeOptions(qos=1)) for name in filters])
+        else:
+            client.subscribe([(name, 1) for name in filters])
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Unsubscribe."""
+        if self._client is not None and filters:
+            self._client.unsubscribe(list(filters))
+
+    def _run(self) -> None:
+        delay_s = 0.5
+        while not self._stopped.is_set():
+            reason = self._connect_once()
+            lived = self._connected_at_s is not None and (
+                time.monotonic() - self._connected_at_s > STABLE_S
+            )
+            self._connected_at_s = None
+            if self._stopped.is_set():
+                return
+            if reason is not None:
+                self._deliver(Disconnected(reason))
+            delay_s = 0.5 if lived else min(delay_s * 2, self._config.reconnect_ms_max / 1000)
+            self._stopped.wait(random.uniform(0.5, 1.0) * delay_s)  # noqa: S311
+
+    def _connect_once(self) -> str | None:
+        """Connect and serve until the link is gone; why it went, None if a new try is at once due."""
+        self._reason: str | None = "connection lost"
+        client = self._new_client()
+        try:
+            arguments: dict[str, Any] = {}
+            if self._protocol == 5:
+                properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
+                properties.SessionExpiryInterval = WILL_DELAY_S
+                arguments = {"clean_start": True, "properties": properties}
+            client.connect(
+                self._config.host,
+                self._config.port,
+                keepalive=self._config.keepalive_s,
+                **arguments,
+            )
+            self._client = client
+            client.loop_forever(retry_first_connection=False)
+        except (OSError, ssl.SSLError, ValueError) as exc:
+            where = f"{self._config.host}:{self._config.port}"
+            return f"no broker at {where}: {exc}"
+        finally:
+            self._client = None
+        return self._reason
+
+    def _new_client(self) -> paho.Client:
+        client = paho.Client(
+            CallbackAPIVersion.VERSION2,
+            client_id=self._client_id,
+            protocol=paho.MQTTv5 if self._protocol == 5 else paho.MQTTv311,
+            clean_session=None if self._protocol == 5 else True,
+            reconnect_on_failure=False,
+        )
+        client.suppress_exceptions = True
+        client.connect_timeout = 10
+        if self._config.username is not None:
+            client.username_pw_set(self._config.username, self._config.password())
+        if self._config.ca_file is not None:
+            client.tls_set(ca_certs=str(self._config.ca_file))
+        if self._will is not None:
+            properties = None
+            if self._protocol == 5:
+                properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
+                properties.WillDelayInterval = WILL_DELAY_S
+            client.will_set(
+                self._will.topic, self._will.payload, qos=1, retain=True, properties=properties
+            )
+        client.max_inflight_messages_set(INFLIGHT_MAX)
+        client.on_socket_open = _without_nagle
+        client.on_connect = self._on_connect
+        client.on_disconnect = self._on_disconnect
+        client.on_message = self._on_message
+        client.on_publish = self._on_publish
+        client.on_subscribe = self._on_subscribe
+        return client
+
+    def _on_connect(
+        self, client: paho.Client, _data: object, _flags: object, code: ReasonCode, properties: Any
+    ) -> None:
+        if code.is_failure:
+            self._connection_refused(client, code)
+            return
+        limit = getattr(properties, "MaximumPacketSize", None) if properties else None
+        self._packet_bytes_max = limit or MESSAGE_BYTES_MAX + _PACKET_OVERHEAD_BYTES
+        receive_max = getattr(properties, "ReceiveMaximum", None) if properties else None
+        client.max_inflight_messages_set(min(INFLIGHT_MAX, receive_max or INFLIGHT_MAX))
+        self._connected_at_s = time.monotonic()
+        name = "MQTT 5" if self._protocol == 5 else "MQTT 3.1.1"
+        self._deliver(Connected(name, self._packet_bytes_max))
+
+    def _connection_refused(self, client: paho.Client, code: ReasonCode) -> None:
+        where = f"{self._config.host}:{self._config.port}"
+        if code.value == _UNSUPPORTED_VERSION and self._protocol == 5:
+            if self._config.protocol == "auto":
+                _log.info("the broker at %s does not speak MQTT 5, using 3.1.1", where)
+                self._protocol = 4
+                self._reason = None
+            else:
+                self._reason = f"the broker at {where} does not speak MQTT 5"
+        else:
+            self._reason = f"the broker at {where} refuses the connection: {code}"
+            if code.value in _REFUSALS:
+                self._deliver(Refused(self._reason))
+        client.disconnect()
+
+    def _on_disconnect(
+        self, _client: paho.Client, _data: object, _flags: object, code: ReasonCode, _more: object
+    ) -> None:
+        if self._connected_at_s is not None:
+            self._reason = f"connection lost: {code}"
+
+    def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
+        self._deliver(Received(message.topic, message.payload))
+
+    def _on_publish(
+        self, _client: paho.Client, _data: object, mid: int, code: ReasonCode, _more: object
+    ) -> None:
+        self._deliver(Delivered(mid, str(code) if code.is_failure else None))
+
+    def _on_subscribe(
+        self, _client: paho.Client, _data: object, _mid: int, codes: list[ReasonCode], _more: object
+    ) -> None:
+        for code in codes:
+            if code.is_failure:
+                _log.warning("the broker refuses a subscription: %s", code)
+
+
+def _without_nagle(_client: paho.Client, _data: object, sock: Any) -> None:
+    """Small messages go out at once: with Nagle's algorithm each answer costs up to 40 ms."""
+    if isinstance(sock, socket.socket):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

@@ -1,0 +1,66 @@
+"""Every topic of the protocol, in one place (protocol §2).
+
+    fedtide/1/FEDERATION/up/DEVICE              device -> coordinator
+    fedtide/1/FEDERATION/down/DEVICE            coordinator -> device
+    fedtide/1/FEDERATION/presence/DEVICE        device, retained, and its will
+    fedtide/1/FEDERATION/blob/DIGEST/BLOCK      coordinator, retained chunks for everybody
+    fedtide/1/FEDERATION/status                 coordinator, retained, and its will
+
+A device's name is a whole topic level, so that a broker's ACL can confine it by pattern.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from fedtide.limits import IDENTIFIER_CHARS_MAX
+
+IDENTIFIER_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{IDENTIFIER_CHARS_MAX - 1}}}$"
+"""Federation and device names: safe as a topic level, a file name and a certificate's name."""
+
+
+def is_identifier(text: str) -> bool:
+    """Whether `text` may name a federation or a device."""
+    return re.match(IDENTIFIER_PATTERN, text) is not None
+
+
+@dataclass(frozen=True)
+class Topics:
+    """The topics of one federation."""
+
+    federation: str
+
+    @property
+    def root(self) -> str:
+        """Prefix of every topic; the 1 is the protocol's version."""
+        return f"fedtide/1/{self.federation}"
+
+    @property
+    def status(self) -> str:
+        """Retained `Status` of the coordinator."""
+        return f"{self.root}/status"
+
+    def up(self, device_id: str) -> str:
+        """Messages of one device to the coordinator; `+` for all devices."""
+        return f"{self.root}/up/{device_id}"
+
+    def down(self, device_id: str) -> str:
+        """Messages of the coordinator to one device."""
+        return f"{self.root}/down/{device_id}"
+
+    def presence(self, device_id: str) -> str:
+        """Retained `Presence` of one device; `+` for all devices."""
+        return f"{self.root}/presence/{device_id}"
+
+    def chunk(self, digest: str, first_block: int) -> str:
+        """Retained chunk of a blob that starts at `first_block`."""
+        return f"{self.root}/blob/{digest}/{first_block}"
+
+    def device_of(self, topic: str) -> str | None:
+        """Device named by an `up` or `presence` topic of this federation, else None."""
+        for kind in ("up", "presence"):
+            prefix = f"{self.root}/{kind}/"
+            if topic.startswith(prefix) and is_identifier(topic[len(prefix) :]):
+                return topic[len(prefix) :]
+        return None

@@ -1,0 +1,79 @@
+"""The seam between the program and a broker.
+
+A transport hands everything it learns to `deliver`, from whatever thread it runs, and `deliver`
+only enqueues. Nothing above this seam knows paho; nothing trusts the broker: a `Delivered` says
+that the broker took a message, not that anybody will get it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from msgspec import Struct
+
+
+class Connected(Struct, frozen=True):
+    """The link is up."""
+
+    protocol: str
+    packet_bytes_max: int
+
+
+class Disconnected(Struct, frozen=True):
+    """The link is down; the transport tries again by itself."""
+
+    reason: str
+
+
+class Refused(Struct, frozen=True):
+    """The broker does not want us (credentials, permission); trying again will not help."""
+
+    reason: str
+
+
+class Received(Struct, frozen=True):
+    """A message came in."""
+
+    topic: str
+    payload: bytes
+
+
+class Delivered(Struct, frozen=True):
+    """The broker took the message with this token, or refused it with a reason."""
+
+    token: int
+    refused: str | None = None
+
+
+LinkEvent = Connected | Disconnected | Refused | Received | Delivered
+Deliver = Callable[[LinkEvent], None]
+
+
+class Will(Struct, frozen=True):
+    """What the broker says for us when we are gone."""
+
+    topic: str
+    payload: bytes
+
+
+class Transport(Protocol):
+    """One link to a broker."""
+
+    def start(self) -> None:
+        """Begin to connect, and go on reconnecting until `stop`."""
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
+        """Send at least once; the token of its `Delivered`, or None: no link, or too large.
+
+        A message that finds no link is dropped: whoever sent it says it again when it matters.
+        """
+
+    def subscribe(self, filters: Sequence[str]) -> None:
+        """Receive messages of these topics, retained ones at once. Forgotten at a disconnect."""
+
+    def unsubscribe(self, filters: Sequence[str]) -> None:
+        """Stop receiving."""
+
+    def stop(self) -> None:
+        """Disconnect in good order (the will is not sent) and release everything."""

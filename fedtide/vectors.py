@@ -1,0 +1,51 @@
+"""Encodings of the flat vector on the wire, named in its header and agreed between both sides.
+
+f32: IEEE 754 binary32, little-endian. f16: binary16, little-endian; half the bytes, 11 bits of
+precision, overflow beyond 65,504 is refused by the sender. More encodings come later.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedtide.messages import Encoding
+
+Vector = NDArray[np.float32]
+
+ENCODINGS: dict[Encoding, np.dtype[np.generic]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
+
+
+def encoded_bytes(elements_count: int, encoding: Encoding) -> int:
+    """Exact size of an encoded vector; the receiver knows it before the first byte arrives."""
+    return elements_count * ENCODINGS[encoding].itemsize
+
+
+def encode_vector(vector: Vector, encoding: Encoding) -> bytes:
+    """Bytes of `vector`, float32[n].
+
+    Raises:
+        OverflowError: a finite value does not fit the encoding.
+    """
+    with np.errstate(over="ignore"):
+        encoded = vector.astype(ENCODINGS[encoding])
+    if encoding != "f32" and not np.array_equal(np.isfinite(encoded), np.isfinite(vector)):
+        raise OverflowError(f"the vector has values that {encoding} cannot hold")
+    return encoded.tobytes()
+
+
+def decode_vector(content: bytes | memoryview, encoding: Encoding, elements_count: int) -> Vector:
+    """float32[elements_count], finite.
+
+    Raises:
+        ValueError: wrong length, or a value that is not finite; the message says which.
+    """
+    expected = encoded_bytes(elements_count, encoding)
+    if len(content) != expected:
+        raise ValueError(f"the vector has {len(content):,} bytes, expected {expected:,}")
+    vector = np.frombuffer(content, dtype=ENCODINGS[encoding]).astype(np.float32)
+    finite = np.isfinite(vector)
+    if not finite.all():
+        first = int(np.argmin(finite))
+        raise ValueError(f"value {first} of the vector is {vector[first]}")
+    return vector
