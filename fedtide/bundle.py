@@ -47,8 +47,8 @@ class Bundle:
         actual = sha256_hex(content)
         if len(content) != entry.size_bytes or actual != entry.sha256:
             raise BundleError(
-                f"{path!r} is damaged: {len(content):,} bytes with SHA-256 {actual[:12]}…, expected "
-                f"{entry.size_bytes:,} bytes with {entry.sha256[:12]}…",
+                f"{path!r} is damaged: {len(content):,} bytes with SHA-256 {actual[:12]}…, "
+                f"expected {entry.size_bytes:,} bytes with {entry.sha256[:12]}…",
                 hint="copy or export the bundle again",
             )
         return content

@@ -1,4 +1,7 @@
-"""Every bound on what we accept or send, each with its reason. Nothing is allocated before a check."""
+"""Every bound on what we accept or send, each with its reason.
+
+Nothing is allocated before a check.
+"""
 
 BLOCK_BYTES = 16 * 1024
 """Unit of a transfer's bitmap: the finest grain at which a transfer resumes (protocol §4)."""

@@ -19,7 +19,7 @@ from fedtide.manifest import Sha256
 from fedtide.plan import Plan
 from fedtide.topics import IDENTIFIER_PATTERN
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION: Literal[1] = 1
 
 Identifier = Annotated[str, Meta(pattern=IDENTIFIER_PATTERN)]
 Natural = Annotated[int, Meta(ge=0, lt=2**53)]
@@ -52,7 +52,7 @@ class Message(Struct, frozen=True, tag_field="type", tag=lambda name: name.lower
 
 
 class Hello(Message, frozen=True):
-    """Device: I am here; this is what I hold and what I owe. On every (re)connect and now and then."""
+    """Device: I am here, I hold this, I owe that. On every (re)connect, and now and then."""
 
     version: Text
     runtimes: Annotated[tuple[Text, ...], Meta(max_length=8)]
@@ -164,7 +164,7 @@ class Presence(Message, frozen=True):
 
 
 class Status(Message, frozen=True):
-    """Retained: what the coordinator is doing now. A new `session` asks every device for a `Hello`."""
+    """Retained: what the coordinator is doing. A new `session` asks every device for a `Hello`."""
 
     online: bool
     session: Text

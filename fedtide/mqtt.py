@@ -120,7 +120,7 @@ class MqttTransport:
             self._stopped.wait(random.uniform(0.5, 1.0) * delay_s)  # noqa: S311
 
     def _connect_once(self) -> str | None:
-        """Connect and serve until the link is gone; why it went, None if a new try is at once due."""
+        """Connect and serve until the link is gone; why it went (None: try again at once)."""
         self._reason: str | None = "connection lost"
         client = self._new_client()
         try:
@@ -211,7 +211,7 @@ class MqttTransport:
             self._reason = f"connection lost: {code}"
 
     def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
-        self._deliver(Received(message.topic, message.payload))
+        self._deliver(Received(message.topic, bytes(message.payload)))
 
     def _on_publish(
         self, _client: paho.Client, _data: object, mid: int, code: ReasonCode, _more: object

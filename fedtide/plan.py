@@ -1,4 +1,4 @@
-"""What a client is asked to do in one round: `ClientUpdate(k, w)` of McMahan et al. 2016, Alg. 1."""
+"""What a client is asked to do: `ClientUpdate(k, w)` of McMahan et al. 2016, Algorithm 1."""
 
 from __future__ import annotations
 
