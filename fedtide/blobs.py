@@ -26,11 +26,17 @@ def blocks_count(size_bytes: int) -> int:
     return -(-size_bytes // BLOCK_BYTES)
 
 
-def make_chunk(ref: BlobRef, content: memoryview, first_block: int, count: int) -> Chunk:
-    """Chunk of `count` blocks (fewer at the end) of the whole blob's `content`."""
-    start = first_block * BLOCK_BYTES
-    part = bytes(content[start : start + count * BLOCK_BYTES])
-    return Chunk(ref.digest, ref.size_bytes, first_block, zlib.crc32(part), part)
+def make_chunk(ref: BlobRef, path: Path, piece: Range) -> Chunk:
+    """Chunk with these blocks of the finished blob at `path`.
+
+    Raises:
+        OSError: the blob is gone or cannot be read.
+    """
+    first_block, count = piece
+    with path.open("rb") as file:
+        file.seek(first_block * BLOCK_BYTES)
+        content = file.read(count * BLOCK_BYTES)
+    return Chunk(ref.digest, ref.size_bytes, first_block, zlib.crc32(content), content)
 
 
 def split(ranges: Iterable[Range], blocks_max: int = CHUNK_BLOCKS_MAX) -> list[Range]:

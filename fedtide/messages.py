@@ -31,6 +31,9 @@ Kind = Literal["train", "evaluate"]
 Range = tuple[Natural, Annotated[int, Meta(ge=1, lt=2**53)]]
 """First block and number of blocks."""
 
+ChunkBlocks = Annotated[int, Meta(ge=1, le=limits.CHUNK_BLOCKS_MAX)]
+"""Grid of the retained chunks: they start at multiples of this many blocks."""
+
 
 class BlobRef(Struct, frozen=True):
     """A blob by content: its SHA-256 and size."""
@@ -68,6 +71,7 @@ class Update(Struct, frozen=True):
     """What a device learned in one round. For an evaluation there is no blob."""
 
     update_id: Identifier
+    run_id: Identifier
     round_id: Natural
     kind: Kind
     model: Sha256
@@ -121,17 +125,21 @@ class Welcome(Message, frozen=True):
     bundle: BlobRef
     model: BlobRef
     model_version: Natural
+    chunk_blocks: ChunkBlocks
     hello_ms: DurationMs
 
 
 class Task(Message, frozen=True):
-    """Coordinator: take part in this round. Idempotent by `round_id`."""
+    """Coordinator: take part in this round. Idempotent by `run_id` and `round_id`."""
 
+    run_id: Identifier
+    """One life of a coordinator's store; round ids are counted within it."""
     round_id: Natural
     kind: Kind
     bundle: BlobRef
     model: BlobRef
     model_version: Natural
+    chunk_blocks: ChunkBlocks
     plan: Plan
     encoding: Encoding
     deadline_ms: DurationMs

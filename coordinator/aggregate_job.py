@@ -1,0 +1,54 @@
+"""The heavy part of a round, away from the network: reduce, write the model, evaluate it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from coordinator.aggregation import Contribution, apply_delta, weighted_mean
+from fedtide.blobs import BlobStore
+from fedtide.messages import BlobRef, Metrics, Update
+from fedtide.vectors import Vector, decode_vector, encode_vector
+
+Evaluate = Callable[[Vector], Metrics]
+
+
+class AggregateJob(NamedTuple):
+    """What to aggregate: ids and digests only, so that it can run in any thread or be repeated."""
+
+    round_id: int
+    base: BlobRef
+    updates: tuple[Update, ...]
+    elements_count: int
+
+
+class Aggregated(NamedTuple):
+    """The result, already on disk."""
+
+    round_id: int
+    model: BlobRef
+    metrics: Metrics | None
+
+
+class AggregationFailed(NamedTuple):
+    """It could not be done; the coordinator stops with this error."""
+
+    error: Exception
+
+
+def contributions(job: AggregateJob, blobs: BlobStore) -> Iterator[Contribution]:
+    """The updates of a round, one in memory at a time, in order of device id."""
+    for update in job.updates:
+        assert update.blob is not None
+        content = blobs.read(update.blob.digest)
+        delta = decode_vector(content, update.encoding, job.elements_count)
+        yield Contribution(update.examples, delta)
+
+
+def run_aggregate_job(job: AggregateJob, blobs: BlobStore, evaluate: Evaluate | None) -> Aggregated:
+    """Make the next global model. The same job gives the same bits."""
+    base = decode_vector(blobs.read(job.base.digest), "f32", job.elements_count)
+    delta = weighted_mean(contributions(job, blobs), job.elements_count)
+    model = apply_delta(base, delta)
+    ref = blobs.put(encode_vector(model, "f32"))
+    return Aggregated(job.round_id, ref, None if evaluate is None else evaluate(model))

@@ -1,0 +1,266 @@
+"""The coordinator's memory: SQLite for what happened, a blob store for models and updates.
+
+One transaction holds an event, the machine's new state and every record that follows from both
+(`coordinator.service`). WAL with synchronous=FULL: what was committed survives a power cut. Blobs
+are fsynced before the transaction that names them.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from coordinator.round_machine import AbandonRound, Event, RoundState
+from fedtide.blobs import BlobStore
+from fedtide.errors import StateError
+from fedtide.messages import BlobRef, Metrics, Receipt, Update
+
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
+CREATE TABLE events (
+    sequence INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, event_json TEXT NOT NULL);
+CREATE TABLE rounds (
+    round_id INTEGER PRIMARY KEY, kind TEXT NOT NULL, opened_at_ms INTEGER NOT NULL,
+    closed_at_ms INTEGER, outcome TEXT NOT NULL DEFAULT 'open', reason TEXT NOT NULL DEFAULT '',
+    cohort_json TEXT NOT NULL, base_version INTEGER NOT NULL);
+CREATE TABLE updates (
+    update_id TEXT PRIMARY KEY, round_id INTEGER NOT NULL, device_id TEXT NOT NULL,
+    verdict TEXT NOT NULL, reason TEXT NOT NULL, at_ms INTEGER NOT NULL,
+    examples INTEGER NOT NULL, training_ms INTEGER NOT NULL, payload_bytes INTEGER NOT NULL,
+    update_json TEXT NOT NULL);
+CREATE INDEX updates_by_round ON updates (round_id);
+CREATE TABLE models (
+    version INTEGER PRIMARY KEY, digest TEXT NOT NULL, size_bytes INTEGER NOT NULL,
+    round_id INTEGER NOT NULL, made_at_ms INTEGER NOT NULL,
+    loss REAL, accuracy REAL,
+    held_out_loss REAL, held_out_accuracy REAL, held_out_examples INTEGER);
+CREATE TABLE devices (
+    device_id TEXT PRIMARY KEY, heard_at_ms INTEGER NOT NULL, hello_json TEXT NOT NULL);
+CREATE TABLE counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
+"""
+
+
+class Model(NamedTuple):
+    """One global model version."""
+
+    version: int
+    ref: BlobRef
+    round_id: int
+    made_at_ms: int
+    loss: float | None
+    accuracy: float | None
+    held_out_loss: float | None
+    held_out_accuracy: float | None
+    held_out_examples: int | None
+
+
+class Store:
+    """See the module. Used by one thread."""
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        path = folder / "coordinator.db"
+        if read_only and not path.exists():
+            raise StateError(
+                f"no coordinator state in {str(folder)!r}",
+                hint="give the state_dir of a coordinator.toml",
+            )
+        with _database_errors(folder):
+            if not read_only:
+                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
+            self._db.execute("PRAGMA busy_timeout = 5000")
+            if not read_only:
+                self._db.execute("PRAGMA journal_mode = WAL")
+                self._db.execute("PRAGMA synchronous = FULL")
+            self._prepare(folder, read_only=read_only)
+        self.blobs = BlobStore(folder)
+
+    def _prepare(self, folder: Path, *, read_only: bool) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version == 0 and not read_only:
+            self._db.executescript(
+                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
+            )
+        elif version != SCHEMA_VERSION:
+            raise StateError(
+                f"the state in {str(folder)!r} has schema {version}, expected {SCHEMA_VERSION}",
+                hint="use the fedtide version that wrote it",
+            )
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing.
+
+        Raises:
+            StateError: the disk is full or failing; nothing of the transaction happened.
+        """
+        with _database_errors(self._path()):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _path(self) -> Path:
+        return Path(self._db.execute("PRAGMA database_list").fetchone()[2])
+
+    def close(self) -> None:
+        """Close the database."""
+        self._db.close()
+
+    def fact(self, name: str) -> str | None:
+        """A named value, such as the run's id."""
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Set a named value."""
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def load_state(self) -> RoundState:
+        """The machine's state as of the last commit."""
+        raw = self.fact("round_state")
+        return RoundState() if raw is None else msgspec.json.decode(raw, type=RoundState)
+
+    def save_event(self, event: Event, state: RoundState, at_ms: int) -> None:
+        """Append to the log, and replace the state."""
+        self._db.execute(
+            "INSERT INTO events (at_ms, event_json) VALUES (?, ?)",
+            (at_ms, msgspec.json.encode(event).decode()),
+        )
+        self.set_fact("round_state", msgspec.json.encode(state).decode())
+
+    def events(self) -> list[tuple[int, Event]]:
+        """The whole log: (at_ms, event), oldest first."""
+        rows = self._db.execute("SELECT at_ms, event_json FROM events ORDER BY sequence")
+        return [(at_ms, msgspec.json.decode(raw, type=Event)) for at_ms, raw in rows]
+
+    def open_round(self, state: RoundState, at_ms: int) -> None:
+        """Record a round that has just opened."""
+        cohort = msgspec.json.encode([member.device_id for member in state.cohort]).decode()
+        self._db.execute(
+            "INSERT INTO rounds (round_id, kind, opened_at_ms, cohort_json, base_version)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (state.round_id, state.kind, at_ms, cohort, state.model_version),
+        )
+
+    def close_round(self, round_id: int, at_ms: int, abandoned: AbandonRound | None) -> None:
+        """Record how a round ended."""
+        outcome, reason = ("done", "") if abandoned is None else ("abandoned", abandoned.reason)
+        self._db.execute(
+            "UPDATE rounds SET closed_at_ms = ?, outcome = ?, reason = ? WHERE round_id = ?",
+            (at_ms, outcome, reason, round_id),
+        )
+
+    def save_verdict(self, update: Update, device_id: str, receipt: Receipt, at_ms: int) -> None:
+        """Record an update and the verdict on it; the first verdict stands."""
+        self._db.execute(
+            "INSERT OR IGNORE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (
+                update.update_id,
+                update.round_id,
+                device_id,
+                receipt.verdict,
+                receipt.reason,
+                at_ms,
+                update.examples,
+                update.training_ms,
+                0 if update.blob is None else update.blob.size_bytes,
+                msgspec.json.encode(update).decode(),
+            ),
+        )
+
+    def receipt(self, update_id: str, device_id: str) -> Receipt | None:
+        """The verdict on an update of this device, if there is one."""
+        row = self._db.execute(
+            "SELECT verdict, reason FROM updates WHERE update_id = ? AND device_id = ?",
+            (update_id, device_id),
+        ).fetchone()
+        return None if row is None else Receipt(update_id, row[0], row[1])
+
+    def updates(self, round_id: int) -> list[Update]:
+        """Accepted updates of a round, in order of device id: the order of aggregation."""
+        rows = self._db.execute(
+            "SELECT update_json FROM updates WHERE round_id = ? AND verdict = 'accepted'"
+            " ORDER BY device_id",
+            (round_id,),
+        )
+        return [msgspec.json.decode(raw, type=Update) for (raw,) in rows]
+
+    def add_model(self, version: int, ref: BlobRef, round_id: int, at_ms: int) -> None:
+        """Record a new global model, whose blob is already on disk."""
+        self._db.execute(
+            "INSERT INTO models (version, digest, size_bytes, round_id, made_at_ms)"
+            " VALUES (?, ?, ?, ?, ?)",
+            (version, ref.digest, ref.size_bytes, round_id, at_ms),
+        )
+
+    def set_metrics(self, version: int, metrics: Metrics, *, held_out: bool) -> None:
+        """Record how a model did: on the coordinator's test set, or on held-out data of devices."""
+        if metrics.examples == 0:
+            return
+        loss = metrics.loss_sum / metrics.examples
+        accuracy = None if metrics.correct is None else metrics.correct / metrics.examples
+        if held_out:
+            self._db.execute(
+                "UPDATE models SET held_out_loss = ?, held_out_accuracy = ?, held_out_examples = ?"
+                " WHERE version = ?",
+                (loss, accuracy, metrics.examples, version),
+            )
+        else:
+            self._db.execute(
+                "UPDATE models SET loss = ?, accuracy = ? WHERE version = ?",
+                (loss, accuracy, version),
+            )
+
+    def model(self, version: int) -> Model | None:
+        """One model version."""
+        row = self._db.execute("SELECT * FROM models WHERE version = ?", (version,)).fetchone()
+        return None if row is None else _model(row)
+
+    def models(self) -> list[Model]:
+        """All model versions, oldest first."""
+        return [_model(row) for row in self._db.execute("SELECT * FROM models ORDER BY version")]
+
+    def heard(self, device_id: str, hello_json: str, at_ms: int) -> None:
+        """Record a device's hello."""
+        self._db.execute(
+            "INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", (device_id, at_ms, hello_json)
+        )
+
+    def count(self, name: str) -> None:
+        """Add one to a named counter, such as a reason for refusing a message."""
+        self._db.execute(
+            "INSERT INTO counts VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1",
+            (name,),
+        )
+
+    def counts(self) -> dict[str, int]:
+        """All counters."""
+        return dict(self._db.execute("SELECT name, value FROM counts ORDER BY name"))
+
+
+def _model(row: tuple[object, ...]) -> Model:
+    version, digest, size_bytes, *rest = row
+    return Model(version, BlobRef(digest, size_bytes), *rest)  # type: ignore[arg-type]
+
+
+@contextmanager
+def _database_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError) as exc:
+        raise StateError(
+            f"the coordinator's state in {str(folder)!r} cannot be used: {exc}",
+            hint="free space or repair the disk, then start again: the last commit is intact",
+        ) from exc
