@@ -96,5 +96,5 @@ def load_session(
         return ort.InferenceSession(
             raw, session_options(threads), providers=["CPUExecutionProvider"]
         )
-    except Exception as exc:  # noqa: BLE001 - onnxruntime's errors share no base class
+    except Exception as exc:  # its errors share no base class
         raise BundleError(f"onnxruntime {ort.__version__} refuses the model: {exc}") from exc

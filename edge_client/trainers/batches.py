@@ -1,0 +1,42 @@
+"""Checks that local data fit the model, before a runtime sees them."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedtide.errors import DataError
+from fedtide.manifest import Array, Manifest
+
+AnyArray = NDArray[np.generic]
+
+
+def check_batch(manifest: Manifest, x: AnyArray, y: AnyArray) -> tuple[AnyArray, AnyArray]:
+    """x[b, ...] and y[b, ...] as contiguous arrays of the manifest's shapes and dtypes, b >= 1.
+
+    Values are never converted: a silent cast of labels or pixels would train another model.
+
+    Raises:
+        DataError: another shape, dtype or length, no example, or a label outside the classes.
+    """
+    x, y = _check("inputs", manifest.inputs, x), _check("labels", manifest.labels, y)
+    if len(x) != len(y):
+        raise DataError(f"there are {len(x):,} inputs but {len(y):,} labels")
+    if not len(x):
+        raise DataError("there are no examples")
+    if manifest.classes is not None:
+        low, high = int(y.min()), int(y.max())
+        if low < 0 or high >= manifest.classes:
+            raise DataError(
+                f"labels are in [{low}, {high}], the model has classes 0 to {manifest.classes - 1}"
+            )
+    return x, y
+
+
+def _check(what: str, expected: Array, actual: AnyArray) -> AnyArray:
+    if actual.dtype.name != expected.dtype or actual.shape[1:] != expected.shape:
+        raise DataError(
+            f"{what} have shape {actual.shape} and dtype {actual.dtype}, the model expects "
+            f"{('n', *expected.shape)} and {expected.dtype}"
+        )
+    return np.ascontiguousarray(actual)
