@@ -15,7 +15,7 @@ from itertools import count
 
 import msgspec
 
-from coordinator.aggregate_job import AggregateJob, Aggregated
+from coordinator.aggregate_job import Aggregated, AggregateJob
 from coordinator.config import CoordinatorConfig
 from coordinator.publishing import Publisher
 from coordinator.round_machine import (
@@ -39,8 +39,8 @@ from coordinator.store import Model, Store
 from coordinator.uploads import Uploads
 from coordinator.vetting import admit, defect, misfit
 from fedtide.bundle import Bundle
-from fedtide.errors import BrokerError
-from fedtide.manifest import encode_manifest, runtime_files
+from fedtide.errors import BrokerError, BundleError
+from fedtide.manifest import MANIFEST_NAME, runtime_files
 from fedtide.messages import (
     BlobRef,
     Chunk,
@@ -105,10 +105,12 @@ class Service:
     def _adopt_bundle(self) -> None:
         """Put the bundle's files and the initial model where devices can fetch them."""
         manifest = self._bundle.manifest
-        self._bundle_ref = self._store.blobs.put(encode_manifest(manifest))
-        self._bundle_blobs = [self._bundle_ref]
-        for path in runtime_files(manifest):
-            self._bundle_blobs.append(self._store.blobs.put(self._bundle.read(path)))
+        put, read = self._store.blobs.put, self._bundle.read
+        self._bundle_ref = put(self._bundle.fetch(MANIFEST_NAME))
+        if self._bundle_ref.digest != self._bundle.digest:
+            raise BundleError("the bundle's manifest changed while it was being read")
+        self._bundle_blobs = [self._bundle_ref, *(put(read(p)) for p in runtime_files(manifest))]
+        put(read(manifest.inference))  # for `fedtide models export`
 
     def start(self, at_ms: int) -> None:
         """Go on where the last life of this store ended."""
@@ -212,7 +214,7 @@ class Service:
         """A bad message is data: counted, logged, answered."""
         _log.warning("message from %s refused: %s", device_id, reason)
         with self._store.transaction():
-            self._store.count(f"refused: {reason.split(':')[0][:60]}")
+            self._store.count(f"refused: {reason.split(':', maxsplit=1)[0][:60]}")
         self._say(device_id, Problem(regarding, reason[:1000]))
 
     # ---- what devices say ----
@@ -426,16 +428,22 @@ class Service:
         payload = encode(message, f"{self._session}.{next(self._message_ids)}")
         self._link.publish(self._topics.down(device_id), payload)
 
-    def goodbye(self) -> None:
-        """Tell everybody that the coordinator goes away."""
-        payload = encode(Status(online=False, session=self._session), "bye")
-        self._link.publish(self._topics.status, payload, retain=True)
+    def goodbye(self, at_ms: int) -> int | None:
+        """Tell everybody that the coordinator goes away; the token of that message."""
+        payload = encode(self._status(at_ms, online=False), "bye")
+        return self._link.publish(self._topics.status, payload, retain=True)
 
     def _publish_status(self, at_ms: int) -> None:
+        payload = encode(
+            self._status(at_ms, online=True), f"{self._session}.{next(self._message_ids)}"
+        )
+        self._link.publish(self._topics.status, payload, retain=True)
+
+    def _status(self, at_ms: int, *, online: bool) -> Status:
         state, model = self._state, self._model()
         left_ms = 0 if state.deadline_at_ms is None else max(0, state.deadline_at_ms - at_ms)
-        status = Status(
-            online=True,
+        return Status(
+            online=online,
             session=self._session,
             phase=state.phase,
             round_id=state.round_id,
@@ -448,8 +456,6 @@ class Service:
             loss=model.loss if model.loss is not None else model.held_out_loss,
             accuracy=model.accuracy if model.accuracy is not None else model.held_out_accuracy,
         )
-        payload = encode(status, f"{self._session}.{next(self._message_ids)}")
-        self._link.publish(self._topics.status, payload, retain=True)
 
     def _log_model(self, version: int) -> None:
         model = self._store.model(version)
@@ -462,11 +468,12 @@ class Service:
             _log.info("model %d is made", version)
 
 
-def begin_run(store: Store, bundle: Bundle, initial: BlobRef, at_ms: int) -> None:
+def begin_run(store: Store, bundle: Bundle, federation: str, initial: BlobRef, at_ms: int) -> None:
     """First start of a store: bind it to a bundle and record the initial model as version 0."""
     if store.fact("bundle") is not None:
         return
     with store.transaction():
         store.set_fact("run_id", uuid.uuid4().hex[:16])
         store.set_fact("bundle", bundle.digest)
+        store.set_fact("federation", federation)
         store.add_model(0, initial, 0, at_ms)

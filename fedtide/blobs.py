@@ -149,6 +149,11 @@ class PartialBlob:
         edges = np.flatnonzero(np.diff(absent))
         return [(int(a), int(b - a)) for a, b in edges.reshape(-1, 2)]
 
+    @property
+    def blocks(self) -> int:
+        """How many blocks there are."""
+        return len(self._marks)
+
     def arrived_blocks(self) -> int:
         """How many blocks are here."""
         return int(np.count_nonzero(self._marks))

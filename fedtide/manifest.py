@@ -22,6 +22,10 @@ from fedtide.errors import BundleError
 
 FORMAT_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+INPUT_PREFIX = "tensor."
+"""A graph's input for a tensor is this and the tensor's name (docs/bundle.md)."""
+OUTPUT_PREFIX = "new."
+"""The training step's output for the tensor after the step."""
 
 Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 Dimension = Annotated[int, Meta(ge=1, le=limits.ELEMENTS_MAX)]

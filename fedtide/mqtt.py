@@ -14,7 +14,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -34,6 +34,9 @@ WILL_DELAY_S = 3
 """A link that comes back within this time is not reported as lost (MQTT 5 only)."""
 STABLE_S = 10.0
 """A link that lived this long resets the back-off."""
+ANSWER_S = 5.0
+"""A broker that takes the connection and stays silent for this long is given up. Some brokers of
+MQTT 3.1.1 (amqtt) do not refuse MQTT 5, they misread it and wait for more."""
 INFLIGHT_MAX = 20
 """Unconfirmed publications; Mosquitto's own default."""
 _UNSUPPORTED_VERSION = 132
@@ -55,6 +58,7 @@ class MqttTransport:
         self._will = will
         self._protocol = 4 if config.protocol == "3.1.1" else 5
         self._packet_bytes_max = 0
+        self._inflight_max = INFLIGHT_MAX
         self._client: paho.Client | None = None
         self._stopped = threading.Event()
         self._connected_at_s: float | None = None
@@ -114,8 +118,9 @@ class MqttTransport:
             self._connected_at_s = None
             if self._stopped.is_set():
                 return
-            if reason is not None:
-                self._deliver(Disconnected(reason))
+            if reason is None:
+                continue
+            self._deliver(Disconnected(reason))
             delay_s = 0.5 if lived else min(delay_s * 2, self._config.reconnect_ms_max / 1000)
             self._stopped.wait(random.uniform(0.5, 1.0) * delay_s)  # noqa: S311
 
@@ -136,13 +141,25 @@ class MqttTransport:
                 **arguments,
             )
             self._client = client
-            client.loop_forever(retry_first_connection=False)
+            self._serve(client)
         except (OSError, ssl.SSLError, ValueError) as exc:
             where = f"{self._config.host}:{self._config.port}"
             return f"no broker at {where}: {exc}"
         finally:
             self._client = None
         return self._reason
+
+    def _serve(self, client: paho.Client) -> None:
+        """Run the network loop until the link is gone, or was never answered."""
+        deadline_s = time.monotonic() + ANSWER_S
+        while client.loop(timeout=1.0) == MQTTErrorCode.MQTT_ERR_SUCCESS:
+            if self._connected_at_s is None and time.monotonic() > deadline_s:
+                where = f"{self._config.host}:{self._config.port}"
+                self._reason = f"the broker at {where} does not answer"
+                if self._config.protocol == "auto":
+                    self._protocol = 4 if self._protocol == 5 else 5
+                    self._reason += f"; trying MQTT {'5' if self._protocol == 5 else '3.1.1'}"
+                client.disconnect()
 
     def _new_client(self) -> paho.Client:
         client = paho.Client(
@@ -152,7 +169,6 @@ class MqttTransport:
             clean_session=None if self._protocol == 5 else True,
             reconnect_on_failure=False,
         )
-        client.suppress_exceptions = True
         client.connect_timeout = 10
         if self._config.username is not None:
             client.username_pw_set(self._config.username, self._config.password())
@@ -166,13 +182,13 @@ class MqttTransport:
             client.will_set(
                 self._will.topic, self._will.payload, qos=1, retain=True, properties=properties
             )
-        client.max_inflight_messages_set(INFLIGHT_MAX)
+        client.max_inflight_messages_set(self._inflight_max)
         client.on_socket_open = _without_nagle
-        client.on_connect = self._on_connect
-        client.on_disconnect = self._on_disconnect
-        client.on_message = self._on_message
-        client.on_publish = self._on_publish
-        client.on_subscribe = self._on_subscribe
+        client.on_connect = _guarded(self._on_connect)
+        client.on_disconnect = _guarded(self._on_disconnect)
+        client.on_message = _guarded(self._on_message)
+        client.on_publish = _guarded(self._on_publish)
+        client.on_subscribe = _guarded(self._on_subscribe)
         return client
 
     def _on_connect(
@@ -181,10 +197,15 @@ class MqttTransport:
         if code.is_failure:
             self._connection_refused(client, code)
             return
+        receive_max = getattr(properties, "ReceiveMaximum", None) if properties else None
+        if receive_max is not None and receive_max < self._inflight_max:
+            # paho takes this limit only before it connects, and would overrun the broker's.
+            self._inflight_max = receive_max
+            self._reason = None
+            client.disconnect()
+            return
         limit = getattr(properties, "MaximumPacketSize", None) if properties else None
         self._packet_bytes_max = limit or MESSAGE_BYTES_MAX + _PACKET_OVERHEAD_BYTES
-        receive_max = getattr(properties, "ReceiveMaximum", None) if properties else None
-        client.max_inflight_messages_set(min(INFLIGHT_MAX, receive_max or INFLIGHT_MAX))
         self._connected_at_s = time.monotonic()
         name = "MQTT 5" if self._protocol == 5 else "MQTT 3.1.1"
         self._deliver(Connected(name, self._packet_bytes_max))
@@ -224,6 +245,18 @@ class MqttTransport:
         for code in codes:
             if code.is_failure:
                 _log.warning("the broker refuses a subscription: %s", code)
+
+
+def _guarded(callback: Callable[..., None]) -> Callable[..., None]:
+    """An exception in a callback would end the network loop: it is logged and survived."""
+
+    def guarded(*arguments: Any) -> None:
+        try:
+            callback(*arguments)
+        except Exception:
+            _log.exception("the link's callback failed")
+
+    return guarded
 
 
 def _without_nagle(_client: paho.Client, _data: object, sock: Any) -> None:

@@ -9,11 +9,20 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedtide.manifest import Manifest
 from fedtide.messages import Encoding
 
 Vector = NDArray[np.float32]
 
 ENCODINGS: dict[Encoding, np.dtype[np.generic]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
+
+
+def split_vector(vector: Vector, manifest: Manifest) -> dict[str, Vector]:
+    """Views of `vector`, float32[elements_count], by tensor name, in the tensors' shapes."""
+    return {
+        tensor.name: vector[tensor.offset : tensor.offset + tensor.size].reshape(tensor.shape)
+        for tensor in manifest.tensors
+    }
 
 
 def encoded_bytes(elements_count: int, encoding: Encoding) -> int:

@@ -1,0 +1,117 @@
+"""`fedtide models list|export`: every version of the global model is kept, and can be deployed."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from coordinator.store import Model, Store
+from fedtide.bundle import open_bundle
+from fedtide.errors import BundleError, ConfigError, StateError
+from fedtide.files import write_atomically
+from fedtide.manifest import Manifest
+from fedtide.vectors import Vector, decode_vector, split_vector
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare flags."""
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    listing = actions.add_parser("list", help="every version, its metrics and its round")
+    exporting = actions.add_parser("export", help="write one version for deployment")
+    for action in (listing, exporting):
+        action.add_argument(
+            "--state-dir", type=Path, required=True, metavar="DIR", help="of the coordinator"
+        )
+    exporting.add_argument(
+        "--version", type=int, metavar="N", help="which model (default: the newest)"
+    )
+    exporting.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=".onnx for inference, or .safetensors for the flat vector",
+    )
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """List or export."""
+    store = Store(parsed.state_dir, read_only=True)
+    try:
+        models = store.models()
+        if parsed.action == "list":
+            _print_models(models)
+        else:
+            _export(store, _chosen(models, parsed.version), parsed.out)
+    finally:
+        store.close()
+    return 0
+
+
+def _chosen(models: list[Model], version: int | None) -> Model:
+    wanted = models[-1].version if version is None and models else version
+    for model in models:
+        if model.version == wanted:
+            return model
+    there = f"versions 0 to {models[-1].version}" if models else "no model yet"
+    raise ConfigError(f"there is no model version {wanted}; the state holds {there}")
+
+
+def _print_models(models: list[Model]) -> None:
+    """A table of plain columns; "-" where nothing was measured."""
+    print(
+        f"{'version':>7}  {'round':>5}  {'made at':19}  {'loss':>8}  {'accuracy':>8}  "
+        f"{'held-out':>8}  digest"
+    )
+    for model in models:
+        made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(model.made_at_ms / 1000))
+        numbers = "  ".join(
+            f"{'-' if value is None else format(value, '.4f'):>8}"
+            for value in (model.loss, model.accuracy, model.held_out_accuracy)
+        )
+        print(
+            f"{model.version:>7}  {model.round_id:>5}  {made}  {numbers}  {model.ref.digest[:12]}"
+        )
+
+
+def _export(store: Store, model: Model, out: Path) -> None:
+    if out.suffix not in (".onnx", ".safetensors"):
+        raise ConfigError(f"--out {str(out)!r} ends in neither .onnx nor .safetensors")
+    digest = store.fact("bundle")
+    if digest is None:
+        raise StateError("the state names no bundle: this coordinator has never started")
+    try:
+        blobs = store.blobs
+        listed = open_bundle(blobs.read(digest), lambda path: b"").manifest.files
+        bundle = open_bundle(blobs.read(digest), lambda path: blobs.read(listed[path].sha256))
+        vector = decode_vector(blobs.read(model.ref.digest), "f32", bundle.manifest.elements_count)
+    except FileNotFoundError as exc:
+        raise StateError(f"model {model.version} cannot be read: {exc}") from exc
+    if out.suffix == ".onnx":
+        content = _with_weights(bundle.read(bundle.manifest.inference), bundle.manifest, vector)
+    else:
+        from safetensors.numpy import save
+
+        content = save({"vector": vector})
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(out, content)
+    print(f"{out}: model {model.version}, {len(content):,} bytes")
+
+
+def _with_weights(inference: bytes, manifest: Manifest, vector: Vector) -> bytes:
+    """The inference graph with every tensor of the manifest replaced by this model's."""
+    import onnx
+
+    graph = onnx.load_model_from_string(inference)
+    tensors = split_vector(vector, manifest)
+    replaced = set()
+    for initializer in graph.graph.initializer:
+        if initializer.name in tensors:
+            value = onnx.numpy_helper.from_array(tensors[initializer.name], initializer.name)
+            initializer.CopyFrom(value)
+            replaced.add(initializer.name)
+    unused = sorted(set(tensors) - replaced)
+    if unused:
+        raise BundleError(f"the bundle's inference graph has no initializer {unused[0]!r}")
+    return bytes(graph.SerializeToString())

@@ -1,0 +1,217 @@
+"""The only place on the server where service, clock, threads and signals meet."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+from queue import Empty, SimpleQueue
+
+from safetensors.numpy import load as load_safetensors
+
+from coordinator.aggregate_job import Aggregated, AggregateJob, Evaluate, run_aggregate_job
+from coordinator.config import CoordinatorConfig
+from coordinator.evaluation import TestSet
+from coordinator.service import Service, begin_run
+from coordinator.store import Store
+from fedtide.bundle import Bundle, open_bundle_dir
+from fedtide.errors import BrokerError, BundleError, FedtideError, StateError
+from fedtide.files import locked
+from fedtide.messages import Status, encode
+from fedtide.mqtt import MqttTransport
+from fedtide.topics import Topics
+from fedtide.transport import Connected, Delivered, LinkEvent, Refused, Will
+from fedtide.vectors import Vector, encode_vector
+
+_log = logging.getLogger(__name__)
+
+_IDLE_S = 3600.0
+_GOODBYE_S = 3.0
+
+
+class _Stop:
+    """A signal asked us to stop."""
+
+
+class _Failed:
+    """The worker thread failed."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+Item = LinkEvent | Aggregated | _Stop | _Failed
+
+
+class Clock:
+    """Milliseconds since the epoch that never go back while the process lives.
+
+    Deadlines are stored, so they must mean something after a restart; within one life a clock
+    that is set must not end a round.
+    """
+
+    def __init__(self) -> None:
+        self._offset_ns = time.time_ns() - time.monotonic_ns()
+
+    def now_ms(self) -> int:
+        """The time."""
+        return (time.monotonic_ns() + self._offset_ns) // 1_000_000
+
+
+def run_coordinator(config: CoordinatorConfig) -> int:
+    """Run until the federation is finished, or SIGTERM or SIGINT; the exit code.
+
+    Raises:
+        BundleError, DataError, StateError, BrokerError: see `docs/configuration.md`.
+    """
+    bundle = open_bundle_dir(config.bundle)
+    with locked(config.state_dir, "coordinator"):
+        store = Store(config.state_dir)
+        try:
+            return _run(config, bundle, store)
+        finally:
+            store.close()
+
+
+def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
+    inbox: SimpleQueue[Item] = SimpleQueue()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: inbox.put(_Stop()))
+    clock = Clock()
+    evaluate = _open_store(config, bundle, store, clock)
+    session = f"{os.getpid():x}-{time.time_ns() // 1_000_000:x}"
+    topics = Topics(config.federation)
+    gone = encode(Status(online=False, session=session), "will")
+    link = MqttTransport(
+        config.broker, f"{config.federation}.coordinator", inbox.put, Will(topics.status, gone)
+    )
+    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregation")
+
+    def start_job(job: AggregateJob) -> None:
+        future = executor.submit(run_aggregate_job, job, store.blobs, evaluate)
+        future.add_done_callback(_report)
+
+    def _report(future: Future[Aggregated]) -> None:
+        error = future.exception()
+        inbox.put(future.result() if error is None else _Failed(error))
+
+    service = Service(config, bundle, store, link, start_job, session)
+    try:
+        service.start(clock.now_ms())
+        link.start()
+        return _serve(config, service, inbox, clock)
+    finally:
+        link.stop()
+        executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _open_store(
+    config: CoordinatorConfig, bundle: Bundle, store: Store, clock: Clock
+) -> Evaluate | None:
+    """Bind the store to the bundle, and open the test set if there is one."""
+    known = store.fact("bundle")
+    if known is not None and known != bundle.digest:
+        raise StateError(
+            f"the state in {str(config.state_dir)!r} belongs to bundle {known[:12]}, "
+            f"not to {bundle.digest[:12]}",
+            hint="give this bundle a state_dir of its own",
+        )
+    federation = store.fact("federation")
+    if federation is not None and federation != config.federation:
+        raise StateError(
+            f"the state in {str(config.state_dir)!r} belongs to federation {federation!r}",
+            hint="give this federation a state_dir of its own",
+        )
+    initial = store.blobs.put(encode_vector(_initial_model(bundle), "f32"))
+    evaluate = None if config.evaluation.data is None else TestSet(config.evaluation, bundle)
+    begin_run(store, bundle, config.federation, initial, clock.now_ms())
+    first = store.model(0)
+    if evaluate is not None and first is not None and first.loss is None:
+        with store.transaction():
+            metrics = evaluate.evaluate(_initial_model(bundle))
+            store.set_metrics(0, metrics, held_out=False)
+    return None if evaluate is None else evaluate.evaluate
+
+
+def _initial_model(bundle: Bundle) -> Vector:
+    """The bundle's initial model, float32[elements_count]."""
+    raw = bundle.read(bundle.manifest.initial_model)
+    try:
+        tensors = load_safetensors(raw)
+    except Exception as exc:  # safetensors' errors share no base class
+        raise BundleError(f"the initial model cannot be read: {exc}") from exc
+    vector = tensors.get("vector")
+    expected = (bundle.manifest.elements_count,)
+    if vector is None or vector.shape != expected or vector.dtype.name != "float32":
+        raise BundleError(f"the initial model is not one float32 tensor 'vector' of {expected}")
+    return vector
+
+
+def _serve(
+    config: CoordinatorConfig, service: Service, inbox: SimpleQueue[Item], clock: Clock
+) -> int:
+    give_up_at_ms: int | None = None
+    if config.broker.give_up_ms:
+        give_up_at_ms = clock.now_ms() + config.broker.give_up_ms
+    while service.finished is None:
+        deadlines = [service.next_deadline_at_ms(), give_up_at_ms]
+        soonest = min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
+        wait_s = _IDLE_S if soonest is None else max(0.0, (soonest - clock.now_ms()) / 1000)
+        try:
+            item = inbox.get(timeout=wait_s)
+        except Empty:
+            if give_up_at_ms is not None and clock.now_ms() >= give_up_at_ms:
+                raise _never_connected(config) from None
+            service.time_reached(clock.now_ms())
+            continue
+        match item:
+            case _Stop():
+                _log.info("stopping; start again to go on with the same round")
+                break
+            case _Failed():
+                raise _as_fedtide(item.error)
+            case Refused(reason):
+                raise BrokerError(reason, hint="check broker.username and broker.password_file")
+            case Aggregated():
+                service.job_done(item, clock.now_ms())
+            case _:
+                if isinstance(item, Connected):
+                    give_up_at_ms = None
+                service.link_event(item, clock.now_ms())
+        service.time_reached(clock.now_ms())
+    _say_goodbye(service, inbox, clock)
+    if service.finished is None:
+        return 0
+    _log.info("finished: %s", service.finished.reason)
+    return 0 if service.finished.succeeded else 1
+
+
+def _say_goodbye(service: Service, inbox: SimpleQueue[Item], clock: Clock) -> None:
+    """Until the broker has taken our last word, or a moment has passed."""
+    token = service.goodbye(clock.now_ms())
+    deadline_s = time.monotonic() + _GOODBYE_S
+    while token is not None and (left_s := deadline_s - time.monotonic()) > 0:
+        try:
+            item = inbox.get(timeout=left_s)
+        except Empty:
+            return
+        if isinstance(item, Delivered) and item.token == token:
+            return
+
+
+def _as_fedtide(error: BaseException) -> BaseException:
+    if isinstance(error, FedtideError):
+        return error
+    if isinstance(error, FileNotFoundError):
+        return StateError(f"a stored model or update is missing: {error}")
+    return error
+
+
+def _never_connected(config: CoordinatorConfig) -> BrokerError:
+    broker = config.broker
+    return BrokerError(
+        f"no broker answered at {broker.host}:{broker.port} within {broker.give_up_ms / 1000:g} s",
+        hint="start the broker or correct [broker]; give_up_ms = 0 waits for ever",
+    )

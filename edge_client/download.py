@@ -1,0 +1,108 @@
+"""One blob on its way to this device, fetched from the broker's retained chunks.
+
+The device pulls: it subscribes to a few chunk topics at a time and gets each chunk at once, at its
+own pace. Chunks that do not come are asked for again: first from the broker, then from the
+coordinator. What has arrived is on disk, so a reboot costs nothing.
+"""
+
+from __future__ import annotations
+
+from fedtide.blobs import BlobStore, split
+from fedtide.messages import BlobRef, Chunk, Want
+from fedtide.topics import Topics
+from fedtide.transport import Transport
+
+WINDOW = 8
+"""Chunks asked for at once."""
+STALL_MS = 2_000
+"""Without a chunk for this long, ask again; doubles up to `STALL_MS_MAX`."""
+STALL_MS_MAX = 30_000
+
+
+class Download:
+    """See the module. `done` once the blob is in the store."""
+
+    def __init__(
+        self, ref: BlobRef, chunk_blocks: int, store: BlobStore, link: Transport, topics: Topics
+    ) -> None:
+        self.ref = ref
+        self.done = store.has(ref.digest)
+        self._grid = chunk_blocks
+        self._link = link
+        self._topics = topics
+        self._asked: set[int] = set()
+        self._stalls = 0
+        self._progress_at_ms = 0
+        if not self.done:
+            self._partial = store.open_partial(ref)
+
+    def start(self, at_ms: int) -> None:
+        """Ask for what is missing; also after a new link."""
+        if self.done:
+            return
+        self._asked.clear()
+        self._progress_at_ms = at_ms
+        self._ask()
+
+    def chunk(self, chunk: Chunk, at_ms: int) -> str | None:
+        """A chunk of this blob came; why it is refused, or None.
+
+        Raises:
+            StateError: the disk is full or failing.
+        """
+        if self.done:
+            return None
+        reason = self._partial.accept(chunk)
+        if reason is not None:
+            return reason
+        self._progress_at_ms = at_ms
+        self._stalls = 0
+        self._asked.discard(chunk.first_block // self._grid * self._grid)
+        self._link.unsubscribe([self._topics.chunk(self.ref.digest, chunk.first_block)])
+        if self._partial.missing():
+            self._ask()
+        elif self._partial.finish():
+            self.done = True
+        else:
+            reason = "the blob fails its digest; fetching all of it again"
+            self._asked.clear()
+            self._ask()
+        return reason
+
+    def deadline_at_ms(self) -> int:
+        """When to call `stalled`."""
+        return self._progress_at_ms + min(STALL_MS << self._stalls, STALL_MS_MAX)
+
+    def stalled(self, at_ms: int) -> Want:
+        """Nothing came for too long: subscribe again, and ask the coordinator."""
+        self._stalls = min(self._stalls + 1, 8)
+        self._progress_at_ms = at_ms
+        self._asked.clear()
+        self._ask()
+        return Want(self.ref.digest, tuple(self._partial.missing()[:WINDOW]))
+
+    def progress(self) -> str:
+        """How far it is, for a person to read."""
+        here, total = self._partial.arrived_blocks(), self._partial.blocks
+        waited = f", asked {self._stalls + 1} times" if self._stalls else ""
+        return f"fetching {self.ref.digest[:12]}: {here} of {total} blocks{waited}"
+
+    def abandon(self) -> None:
+        """No longer needed."""
+        self._link.unsubscribe(self._names(sorted(self._asked)))
+        self._asked.clear()
+
+    def _ask(self) -> None:
+        """Keep up to `WINDOW` chunk topics subscribed."""
+        fresh: list[int] = []
+        for first, _ in split(self._partial.missing(), self._grid):
+            start = first // self._grid * self._grid
+            if len(self._asked) >= WINDOW:
+                break
+            if start not in self._asked:
+                self._asked.add(start)
+                fresh.append(start)
+        self._link.subscribe(self._names(fresh))
+
+    def _names(self, starts: list[int]) -> list[str]:
+        return [self._topics.chunk(self.ref.digest, start) for start in starts]

@@ -1,0 +1,402 @@
+"""The client without threads, clock or sockets: the session machine and its ports.
+
+Ports are the transport, the state folder and `trainer` (which does a task anywhere and feeds the
+result back through `task_event`). The runner drives it in real time, the simulator in virtual
+time. The machine's durable state is written before any command of the same step runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from itertools import count
+from pathlib import Path
+from typing import Protocol
+
+import msgspec
+
+from edge_client.download import Download
+from edge_client.session_machine import (
+    Command,
+    DropTask,
+    Durable,
+    Event,
+    ForgetUpdate,
+    Heard,
+    Linked,
+    Note,
+    Prefetch,
+    PrepareTask,
+    Say,
+    SayHello,
+    SendBlocks,
+    StartTask,
+    State,
+    TaskFailed,
+    TaskPrepared,
+    TimeReached,
+    Unlinked,
+    next_deadline_at_ms,
+    presence,
+    resume,
+    step,
+)
+from fedtide import __version__
+from fedtide.blobs import BlobStore
+from fedtide.bundle import Bundle, open_bundle
+from fedtide.errors import BundleError, FedtideError, StateError
+from fedtide.files import write_atomically
+from fedtide.manifest import File, runtime_files
+from fedtide.messages import (
+    BlobRef,
+    Chunk,
+    Envelope,
+    FromDevice,
+    Hello,
+    Presence,
+    Problem,
+    Receipt,
+    Status,
+    Task,
+    Want,
+    Welcome,
+    decode,
+    encode,
+)
+from fedtide.sending import ChunkSender, chunk_blocks_for
+from fedtide.topics import Topics
+from fedtide.transport import (
+    Connected,
+    Delivered,
+    Disconnected,
+    LinkEvent,
+    Received,
+    Transport,
+    Will,
+)
+from fedtide.vectors import ENCODINGS
+
+_log = logging.getLogger(__name__)
+
+STATE_NAME = "session.json"
+
+
+class TaskRunner(Protocol):
+    """Does tasks, one at a time, and reports through `Session.task_event`."""
+
+    runtimes: tuple[str, ...]
+    """What is installed here, best first."""
+    examples_count: int
+
+    def start(self, task: Task, bundle: Bundle, model: bytes) -> None:
+        """Begin; a task that is being done is dropped."""
+
+    def drop(self) -> None:
+        """Stop what is being done."""
+
+
+def will_of(topics: Topics, device_id: str) -> Will:
+    """What the broker says when this device vanishes."""
+    return Will(topics.presence(device_id), encode(Presence(False, "offline"), "will"))
+
+
+class Session:
+    """See the module."""
+
+    def __init__(
+        self, device_id: str, topics: Topics, folder: Path, link: Transport, runner: TaskRunner
+    ) -> None:
+        self._device_id = device_id
+        self._topics = topics
+        self._link = link
+        self._runner = runner
+        self._path = folder / STATE_NAME
+        self.blobs = BlobStore(folder)
+        self._message_ids = count(1)
+        self._sender = ChunkSender(self._publish)
+        self._downloads: list[Download] = []
+        self._prefetched: tuple[BlobRef, ...] = ()
+        self._presence: Presence | None = None
+        self._state = State()
+
+    # ---- start and time ----
+
+    def start(self, at_ms: int) -> None:
+        """Go on where the last life of this device ended.
+
+        Raises:
+            StateError: the saved state is damaged beyond its second generation.
+        """
+        commands, self._state = resume(self._load())
+        self._save()
+        self._perform(commands, at_ms)
+
+    def next_deadline_at_ms(self) -> int | None:
+        """When to call `time_reached`, whatever else happens."""
+        deadlines = [next_deadline_at_ms(self._state)]
+        if self._state.connected and self._downloads:
+            deadlines.append(self._downloads[0].deadline_at_ms())
+        return min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
+
+    def time_reached(self, at_ms: int) -> None:
+        """Let time pass."""
+        if self._state.connected and self._downloads:
+            download = self._downloads[0]
+            if download.deadline_at_ms() <= at_ms:
+                self._publish(download.stalled(at_ms))
+                _log.info("%s", download.progress())
+        deadline = next_deadline_at_ms(self._state)
+        if deadline is not None and deadline <= at_ms:
+            self._apply(TimeReached(), at_ms)
+
+    # ---- link ----
+
+    def link_event(self, event: LinkEvent, at_ms: int) -> None:
+        """Something happened on the link.
+
+        Raises:
+            StateError: the disk is full or failing.
+        """
+        match event:
+            case Connected(protocol, packet_bytes_max):
+                _log.info("connected over %s", protocol)
+                self._sender.chunk_blocks = max(1, chunk_blocks_for(packet_bytes_max))
+                self._link.subscribe([self._topics.down(self._device_id), self._topics.status])
+                self._presence = None
+                self._apply(Linked(), at_ms)
+                if self._downloads:
+                    self._downloads[0].start(at_ms)
+            case Disconnected(reason):
+                self._sender.link_lost()
+                self._apply(Unlinked(reason), at_ms)
+            case Delivered(token, refused):
+                if refused is not None:
+                    _log.warning("the broker refuses a message: %s", refused)
+                self._sender.delivered(token)
+                self._announce()
+            case Received(topic, payload):
+                self._received(topic, payload, at_ms)
+            case _:
+                pass
+
+    def task_event(self, event: Event, at_ms: int) -> None:
+        """The runner is done with a task."""
+        self._apply(event, at_ms)
+
+    def _received(self, topic: str, payload: bytes, at_ms: int) -> None:
+        envelope = decode(payload)
+        if not isinstance(envelope, Envelope):
+            _log.warning("a message on %s is refused: %s", topic, envelope.reason)
+            return
+        body = envelope.body
+        if isinstance(body, Chunk):
+            self._chunk(body, at_ms)
+        elif isinstance(body, Welcome | Task | Want | Receipt | Problem | Status):
+            self._apply(Heard(body), at_ms)
+
+    # ---- downloads: one at a time, in the order they are needed ----
+
+    def _chunk(self, chunk: Chunk, at_ms: int) -> None:
+        download = self._downloads[0] if self._downloads else None
+        if download is None or download.ref.digest != chunk.digest:
+            return
+        reason = download.chunk(chunk, at_ms)
+        if reason is not None:
+            _log.warning("%s", reason)
+        if download.done:
+            self._pursue(at_ms)
+
+    def _fetch(self, refs: list[BlobRef], chunk_blocks: int, at_ms: int) -> None:
+        """Fetch these blobs; downloads that are no longer needed end."""
+        current = self._downloads[0].ref if self._downloads else None
+        if self._downloads and current not in refs:
+            self._downloads[0].abandon()
+        kept = [d for d in self._downloads if d.ref == current and current in refs]
+        self._downloads = kept + [
+            Download(ref, chunk_blocks, self.blobs, self._link, self._topics)
+            for ref in refs
+            if ref != current and not self.blobs.has(ref.digest)
+        ]
+        if self._downloads and not kept and self._state.connected:
+            self._downloads[0].start(at_ms)
+
+    def _pursue(self, at_ms: int) -> None:
+        """Go on with what is being fetched; a bundle's manifest names what comes after it."""
+        had = len(self._downloads)
+        self._downloads = [download for download in self._downloads if not download.done]
+        task = self._state.durable.task
+        if task is not None and self._state.phase == "fetching":
+            self._prepare(task, at_ms)
+        elif not self._downloads and self._prefetched:
+            bundle, model = self._prefetched
+            self._fetch(self._missing(bundle, model), self._chunk_grid, at_ms)
+        elif self._downloads and len(self._downloads) < had and self._state.connected:
+            self._downloads[0].start(at_ms)
+
+    def _missing(self, bundle: BlobRef, model: BlobRef) -> list[BlobRef]:
+        """Blobs that are not here yet: manifest first, for it names the files.
+
+        Raises:
+            BundleError: the manifest is unusable, or offers no runtime that is installed here.
+        """
+        refs = [bundle]
+        if self.blobs.has(bundle.digest):
+            manifest = self._bundle(bundle).manifest
+            refs = [
+                BlobRef(manifest.files[path].sha256, manifest.files[path].size_bytes)
+                for path in runtime_files(manifest, self._runtime(manifest.runtimes))
+            ]
+        return [ref for ref in (*refs, model) if not self.blobs.has(ref.digest)]
+
+    def _runtime(self, offered: object) -> str:
+        usable = [name for name in self._runner.runtimes if getattr(offered, name, None)]
+        if not usable:
+            raise BundleError(
+                f"the bundle offers no runtime that is installed here "
+                f"({', '.join(self._runner.runtimes) or 'none'})"
+            )
+        return usable[0]
+
+    def _bundle(self, ref: BlobRef) -> Bundle:
+        files: dict[str, File] = {}
+        raw = self.blobs.read(ref.digest)
+        bundle = open_bundle(raw, lambda path: self.blobs.read(files[path].sha256))
+        files.update(bundle.manifest.files)
+        return bundle
+
+    # ---- the machine ----
+
+    def _apply(self, event: Event, at_ms: int) -> None:
+        before = self._state.durable
+        commands, self._state = step(self._state, event, at_ms)
+        if self._state.durable != before:
+            self._save()
+        self._perform(commands, at_ms)
+        self._announce()
+
+    def _perform(self, commands: tuple[Command, ...], at_ms: int) -> None:
+        for command in commands:
+            match command:
+                case SayHello():
+                    self._publish(self._hello())
+                case Say(message):
+                    self._publish(message)
+                case Prefetch(welcome):
+                    self._prefetch(welcome, at_ms)
+                case PrepareTask(task):
+                    self._prepare(task, at_ms)
+                case StartTask(task):
+                    self._start_task(task, at_ms)
+                case DropTask(round_id):
+                    _log.info("round %d is overtaken by a newer one", round_id)
+                    self._runner.drop()
+                case SendBlocks(update, missing):
+                    if update.blob is not None:
+                        path = self.blobs.path(update.blob.digest)
+                        self._sender.send(update.blob, path, missing)
+                case ForgetUpdate(update, receipt):
+                    self._forget(update.blob, update.round_id, receipt)
+                case Note(text):
+                    _log.info("%s", text)
+
+    def _prefetch(self, welcome: Welcome, at_ms: int) -> None:
+        self._prefetched = (welcome.bundle, welcome.model)
+        self._chunk_grid = welcome.chunk_blocks
+        try:
+            self._fetch(self._missing(welcome.bundle, welcome.model), welcome.chunk_blocks, at_ms)
+        except (FedtideError, FileNotFoundError) as exc:
+            _log.warning("the bundle cannot be used: %s", exc)
+
+    def _prepare(self, task: Task, at_ms: int) -> None:
+        self._prefetched = (task.bundle, task.model)
+        self._chunk_grid = task.chunk_blocks
+        try:
+            missing = self._missing(task.bundle, task.model)
+        except BundleError as exc:
+            self._apply(TaskFailed(task.round_id, str(exc)), at_ms)
+            return
+        if not missing:
+            self._apply(TaskPrepared(task.round_id), at_ms)
+            return
+        self._fetch(missing, task.chunk_blocks, at_ms)
+
+    def _start_task(self, task: Task, at_ms: int) -> None:
+        try:
+            bundle = self._bundle(task.bundle)
+            model = self.blobs.read(task.model.digest)
+        except (FedtideError, FileNotFoundError) as exc:
+            self._apply(TaskFailed(task.round_id, str(exc)), at_ms)
+            return
+        self._discard_unneeded(task, bundle)
+        _log.info("round %d: %s from model %d", task.round_id, task.kind, task.model_version)
+        self._runner.start(task, bundle, model)
+
+    def _discard_unneeded(self, task: Task, bundle: Bundle) -> None:
+        """Bounded disk: keep this bundle, this model and the outbox."""
+        kept = {task.bundle.digest, task.model.digest}
+        kept |= {entry.sha256 for entry in bundle.manifest.files.values()}
+        kept |= {u.blob.digest for u in self._state.durable.outbox if u.blob is not None}
+        self.blobs.keep_only(kept)
+
+    def _forget(self, blob: BlobRef | None, round_id: int, receipt: Receipt | None) -> None:
+        if receipt is None:
+            _log.warning("round %d: the update is given up", round_id)
+        else:
+            because = f": {receipt.reason}" if receipt.reason else ""
+            _log.info("round %d: the update is %s%s", round_id, receipt.verdict, because)
+        if blob is not None:
+            self._sender.forget(blob.digest)
+            self.blobs.discard(blob.digest)
+
+    # ---- speaking ----
+
+    def _hello(self) -> Hello:
+        return Hello(
+            version=__version__,
+            runtimes=self._runner.runtimes,
+            examples=self._runner.examples_count,
+            encodings=tuple(ENCODINGS),
+            holds=tuple(ref.digest for ref in self._prefetched if self.blobs.has(ref.digest)),
+            owes=tuple(update.update_id for update in self._state.durable.outbox),
+        )
+
+    def _publish(self, message: FromDevice) -> int | None:
+        payload = encode(message, f"{next(self._message_ids)}")
+        return self._link.publish(self._topics.up(self._device_id), payload)
+
+    def _announce(self) -> None:
+        """Publish what this device is doing, if it changed."""
+        now = presence(self._state, sending=self._sender.busy())
+        if self._state.connected and now != self._presence:
+            self._presence = now
+            payload = encode(now, f"{next(self._message_ids)}")
+            self._link.publish(self._topics.presence(self._device_id), payload, retain=True)
+
+    def goodbye(self) -> None:
+        """Say that this device goes away in good order."""
+        payload = encode(Presence(False, "offline", reason="stopped"), "bye")
+        self._link.publish(self._topics.presence(self._device_id), payload, retain=True)
+
+    # ---- durable state: two generations ----
+
+    def _save(self) -> None:
+        if self._path.exists():
+            write_atomically(self._path.with_suffix(".previous.json"), self._path.read_bytes())
+        write_atomically(self._path, msgspec.json.encode(self._state.durable))
+
+    def _load(self) -> Durable:
+        previous = self._path.with_suffix(".previous.json")
+        damaged: Exception | None = None
+        for path in (self._path, previous):
+            try:
+                return msgspec.json.decode(path.read_bytes(), type=Durable)
+            except FileNotFoundError:
+                continue
+            except (OSError, msgspec.DecodeError) as exc:
+                _log.warning("%s is damaged: %s", path, exc)
+                damaged = exc
+        if damaged is not None:
+            raise StateError(
+                f"the saved state in {str(self._path.parent)!r} is damaged: {damaged}",
+                hint="remove the state folder to start afresh; local data are not in it",
+            )
+        return Durable()

@@ -1,0 +1,390 @@
+"""The session machine: what this device does about what it hears. Pure, like the coordinator's.
+
+    idle -> fetching -> training -> (outbox) -> idle
+
+Fetching, training and the outbox go on whatever the link does. `Durable` is what must survive a
+power cut; the shell writes it before it runs any command of the same step. A task is identified by
+its run and round; hearing it twice is normal. An update leaves the outbox on the coordinator's
+receipt and on nothing else.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from fedtide.messages import (
+    Decline,
+    Offer,
+    Presence,
+    Problem,
+    Range,
+    Receipt,
+    Status,
+    Task,
+    ToDevice,
+    Update,
+    Want,
+    Welcome,
+)
+
+ATTEMPTS_MAX = 3
+"""A task that brings the client down this often is declined: the loop must end."""
+OUTBOX_MAX = 16
+"""Updates that wait for a receipt; beyond it the oldest is given up."""
+HELLO_RETRY_MS = 3_000
+OFFER_RETRY_MS = 3_000
+RETRY_MS_MAX = 60_000
+HELLO_MS = 30_000
+"""Until the coordinator says otherwise."""
+
+
+class Durable(Struct, frozen=True, forbid_unknown_fields=True):
+    """On disk before anything that follows from it."""
+
+    version: Literal[1] = 1
+    task: Task | None = None
+    attempts: int = 0
+    """How often this task was started to be trained."""
+    outbox: tuple[Update, ...] = ()
+    run_id: str = ""
+    answered_round: int = 0
+    """Newest round of this run that was trained or declined."""
+    declined_because: str = ""
+    """Non-empty: that round was declined."""
+
+
+class Wait(Struct, frozen=True):
+    """Something said to the coordinator, to be said again at `at_ms` if nothing comes."""
+
+    at_ms: int
+    tries: int = 0
+
+    def later(self, now_ms: int, first_ms: int) -> Wait:
+        """The next, longer wait."""
+        return Wait(now_ms + min(first_ms * 2**self.tries, RETRY_MS_MAX), self.tries + 1)
+
+
+class State(Struct, frozen=True):
+    """Everything the machine knows."""
+
+    durable: Durable = Durable()
+    phase: Literal["idle", "fetching", "training"] = "idle"
+    reason: str = ""
+    connected: bool = False
+    welcomed: bool = False
+    coordinator_session: str = ""
+    hello: Wait | None = None
+    hello_ms: int = HELLO_MS
+    offers: dict[str, Wait] = {}
+    """Updates of the outbox by id, and when to offer them again."""
+
+
+class Linked(Struct, frozen=True):
+    """The link is up."""
+
+
+class Unlinked(Struct, frozen=True):
+    """The link is down."""
+
+    reason: str
+
+
+class Heard(Struct, frozen=True):
+    """The coordinator said something, to us or to all."""
+
+    message: ToDevice | Status
+
+
+class TaskPrepared(Struct, frozen=True):
+    """Bundle and model of the task are on disk."""
+
+    round_id: int
+
+
+class TaskDone(Struct, frozen=True):
+    """The update is on disk."""
+
+    update: Update
+
+
+class TaskFailed(Struct, frozen=True):
+    """The task cannot be done on this device."""
+
+    round_id: int
+    reason: str
+
+
+class TimeReached(Struct, frozen=True):
+    """The clock has passed `next_deadline_at_ms`."""
+
+
+Event = Linked | Unlinked | Heard | TaskPrepared | TaskDone | TaskFailed | TimeReached
+
+
+class SayHello(Struct, frozen=True):
+    """Say what this device holds and owes."""
+
+
+class Say(Struct, frozen=True):
+    """Say this to the coordinator."""
+
+    message: Offer | Decline
+
+
+class Prefetch(Struct, frozen=True):
+    """Fetch what the next task will need."""
+
+    welcome: Welcome
+
+
+class PrepareTask(Struct, frozen=True):
+    """Fetch what this task needs, then `TaskPrepared`."""
+
+    task: Task
+
+
+class StartTask(Struct, frozen=True):
+    """Train or evaluate, then `TaskDone` or `TaskFailed`."""
+
+    task: Task
+
+
+class DropTask(Struct, frozen=True):
+    """Stop whatever is being done for this round."""
+
+    round_id: int
+
+
+class SendBlocks(Struct, frozen=True):
+    """Send these blocks of an update's blob."""
+
+    update: Update
+    missing: tuple[Range, ...]
+
+
+class ForgetUpdate(Struct, frozen=True):
+    """The coordinator has spoken; the blob may go."""
+
+    update: Update
+    receipt: Receipt | None
+
+
+class Note(Struct, frozen=True):
+    """Tell the log."""
+
+    text: str
+
+
+Command = (
+    SayHello
+    | Say
+    | Prefetch
+    | PrepareTask
+    | StartTask
+    | DropTask
+    | SendBlocks
+    | ForgetUpdate
+    | Note
+)
+
+
+class Step(NamedTuple):
+    """What `step` returns."""
+
+    commands: tuple[Command, ...]
+    state: State
+
+
+def next_deadline_at_ms(state: State) -> int | None:
+    """When to send `TimeReached`, whatever else happens."""
+    if not state.connected:
+        return None
+    waits = [wait.at_ms for wait in (state.hello, *state.offers.values()) if wait is not None]
+    return min(waits, default=None)
+
+
+def presence(state: State, *, sending: bool) -> Presence:
+    """What the world may know about this device."""
+    round_id = state.durable.task.round_id if state.durable.task else state.durable.answered_round
+    phase = state.phase
+    if phase == "idle" and (sending or state.durable.outbox):
+        return Presence(True, "uploading", round_id, f"{len(state.durable.outbox)} in the outbox")
+    reason = state.reason
+    if phase == "idle" and not reason:
+        reason = "waiting for a task" if state.welcomed else "waiting for the coordinator"
+    return Presence(True, phase, round_id, reason)
+
+
+def step(state: State, event: Event, at_ms: int) -> Step:
+    """One transition."""
+    match event:
+        case Linked():
+            offers = {update.update_id: Wait(at_ms) for update in state.durable.outbox}
+            state = _with(state, connected=True, welcomed=False, offers=offers)
+            return _say_hello(_with(state, hello=Wait(at_ms)), at_ms)
+        case Unlinked(reason):
+            return Step((Note(reason),), _with(state, connected=False, welcomed=False, hello=None))
+        case Heard(message):
+            return _heard(state, message, at_ms)
+        case TaskPrepared(round_id):
+            return _start(state, round_id)
+        case TaskDone(update):
+            return _done(state, update, at_ms)
+        case TaskFailed(round_id, reason):
+            return _failed(state, round_id, reason)
+        case TimeReached():
+            return _time(state, at_ms)
+
+
+def resume(durable: Durable) -> Step:
+    """The first step after a start: go on with the task that was accepted."""
+    state = State(durable=durable)
+    if durable.task is None:
+        return Step((), state)
+    if durable.attempts >= ATTEMPTS_MAX:
+        reason = f"the client went down {durable.attempts} times while working on it"
+        return _failed(state, durable.task.round_id, reason)
+    return Step((PrepareTask(durable.task),), _with(state, phase="fetching"))
+
+
+def _heard(state: State, message: ToDevice | Status, at_ms: int) -> Step:
+    match message:
+        case Status(online=online, session=session):
+            if online and session != state.coordinator_session and state.connected:
+                state = _with(state, coordinator_session=session, hello=Wait(at_ms))
+                return _say_hello(state, at_ms)
+            return Step((), state)
+        case Welcome() as welcome:
+            hello = Wait(at_ms + welcome.hello_ms)
+            state = _with(state, welcomed=True, hello=hello, hello_ms=welcome.hello_ms)
+            commands, state = _offer_due(state, at_ms)
+            prefetch = () if state.durable.task else (Prefetch(welcome),)
+            return Step((*commands, *prefetch), state)
+        case Task() as task:
+            return _task(state, task, at_ms)
+        case Want(digest, missing):
+            update = next((u for u in state.durable.outbox if _digest(u) == digest), None)
+            if update is None:
+                return Step((), state)
+            # The answer came: the next offer is due only if the chunks lead to nothing.
+            offers = {**state.offers, update.update_id: Wait(at_ms + OFFER_RETRY_MS)}
+            return Step((SendBlocks(update, missing),), _with(state, offers=offers))
+        case Receipt() as receipt:
+            return _receipt(state, receipt)
+        case Problem(regarding, reason):
+            return Step(
+                (Note(f"the coordinator could not use message {regarding}: {reason}"),), state
+            )
+
+
+def _task(state: State, task: Task, at_ms: int) -> Step:
+    durable = state.durable
+    same_run = task.run_id == durable.run_id
+    if same_run and task.round_id <= durable.answered_round:
+        if durable.declined_because and task.round_id == durable.answered_round:
+            return Step((Say(Decline(task.round_id, durable.declined_because)),), state)
+        return _offer_due(state, at_ms)
+    current = durable.task
+    if current is not None and same_run and task.round_id <= current.round_id:
+        return Step((), state)
+    dropped = () if current is None else (DropTask(current.round_id),)
+    durable = msgspec.structs.replace(
+        durable,
+        task=task,
+        attempts=0,
+        run_id=task.run_id,
+        answered_round=durable.answered_round if same_run else 0,
+        declined_because="",
+    )
+    state = _with(state, durable=durable, phase="fetching", reason="fetching model and bundle")
+    return Step((*dropped, PrepareTask(task)), state)
+
+
+def _start(state: State, round_id: int) -> Step:
+    task = state.durable.task
+    if task is None or task.round_id != round_id or state.phase != "fetching":
+        return Step((), state)
+    durable = msgspec.structs.replace(state.durable, attempts=state.durable.attempts + 1)
+    return Step((StartTask(task),), _with(state, durable=durable, phase="training", reason=""))
+
+
+def _done(state: State, update: Update, at_ms: int) -> Step:
+    task = state.durable.task
+    if task is None or (task.run_id, task.round_id) != (update.run_id, update.round_id):
+        return Step((ForgetUpdate(update, None),), state)
+    outbox = (*state.durable.outbox, update)
+    given_up = outbox[:-OUTBOX_MAX]
+    durable = msgspec.structs.replace(
+        state.durable,
+        task=None,
+        attempts=0,
+        outbox=outbox[-OUTBOX_MAX:],
+        answered_round=update.round_id,
+    )
+    offers = {**state.offers, update.update_id: Wait(at_ms)}
+    state = _with(state, durable=durable, phase="idle", reason="", offers=offers)
+    commands, state = _offer_due(state, at_ms)
+    forgotten = tuple(ForgetUpdate(old, None) for old in given_up)
+    return Step((*forgotten, *commands), state)
+
+
+def _failed(state: State, round_id: int, reason: str) -> Step:
+    task = state.durable.task
+    if task is None or task.round_id != round_id:
+        return Step((), state)
+    durable = msgspec.structs.replace(
+        state.durable, task=None, attempts=0, answered_round=round_id, declined_because=reason
+    )
+    commands = (Note(f"round {round_id}: {reason}"), Say(Decline(round_id, reason[:1000])))
+    return Step(commands, _with(state, durable=durable, phase="idle", reason=reason[:1000]))
+
+
+def _receipt(state: State, receipt: Receipt) -> Step:
+    update = next((u for u in state.durable.outbox if u.update_id == receipt.update_id), None)
+    if update is None:
+        return Step((), state)
+    outbox = tuple(u for u in state.durable.outbox if u.update_id != receipt.update_id)
+    offers = {name: wait for name, wait in state.offers.items() if name != receipt.update_id}
+    durable = msgspec.structs.replace(state.durable, outbox=outbox)
+    state = _with(state, durable=durable, offers=offers)
+    return Step((ForgetUpdate(update, receipt),), state)
+
+
+def _time(state: State, at_ms: int) -> Step:
+    commands: tuple[Command, ...] = ()
+    if state.connected and state.hello is not None and state.hello.at_ms <= at_ms:
+        # One hello without an answer may be a lost message; two say that nobody listens.
+        answered = state.hello.tries == 0
+        commands, state = _say_hello(_with(state, welcomed=state.welcomed and answered), at_ms)
+    offers, state = _offer_due(state, at_ms)
+    return Step((*commands, *offers), state)
+
+
+def _say_hello(state: State, at_ms: int) -> Step:
+    wait = (state.hello or Wait(at_ms)).later(at_ms, HELLO_RETRY_MS)
+    return Step((SayHello(),), _with(state, hello=wait))
+
+
+def _offer_due(state: State, at_ms: int) -> Step:
+    """Offer every update of the outbox whose time has come, if anybody listens."""
+    if not state.connected or not state.welcomed:
+        return Step((), state)
+    commands: list[Command] = []
+    offers = dict(state.offers)
+    for update in state.durable.outbox:
+        wait = offers.get(update.update_id, Wait(at_ms))
+        if wait.at_ms <= at_ms:
+            commands.append(Say(Offer(update)))
+            offers[update.update_id] = wait.later(at_ms, OFFER_RETRY_MS)
+    return Step(tuple(commands), _with(state, offers=offers))
+
+
+def _digest(update: Update) -> str | None:
+    return None if update.blob is None else update.blob.digest
+
+
+def _with(state: State, **changes: object) -> State:
+    return msgspec.structs.replace(state, **changes)

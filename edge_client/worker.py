@@ -1,0 +1,186 @@
+"""Does tasks in a thread of its own, so that training never starves the network.
+
+onnxruntime releases Python's global lock while it computes. A thread, not a process: starting one
+costs half a second and 30 MB on a small device (docs/adr/0005-training-thread.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, NamedTuple
+
+from edge_client.config import ClientConfig
+from edge_client.session_machine import Event, TaskDone, TaskFailed
+from edge_client.trainers.opening import available_runtimes
+from fedtide.blobs import BlobStore
+from fedtide.bundle import Bundle
+from fedtide.dataset import Dataset, load_dataset
+from fedtide.errors import FedtideError, StateError
+from fedtide.messages import Metrics, Task, Update
+from fedtide.vectors import decode_vector, encode_vector
+
+if TYPE_CHECKING:
+    from edge_client.trainers import Trainer
+
+_log = logging.getLogger(__name__)
+
+
+class _Job(NamedTuple):
+    task: Task
+    bundle: Bundle
+    model: bytes
+    dropped: threading.Event
+
+
+class Worker:
+    """One training thread; results go to `report`, which only enqueues."""
+
+    def __init__(
+        self,
+        config: ClientConfig,
+        blobs: BlobStore,
+        report: Callable[[Event | StateError], None],
+    ) -> None:
+        available = available_runtimes()
+        wanted = config.training.runtime
+        self.runtimes: tuple[str, ...] = available if wanted == "auto" else (wanted,)
+        self.examples_count = 0
+        self._config = config
+        self._blobs = blobs
+        self._report = report
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._dropped = threading.Event()
+        self._opened: tuple[str, Trainer] | None = None
+        self._dataset: tuple[tuple[object, ...], Dataset] | None = None
+        self._thread = threading.Thread(target=self._run, name="training", daemon=True)
+        self._thread.start()
+
+    def start(self, task: Task, bundle: Bundle, model: bytes) -> None:
+        """Begin; a task that is being done is dropped."""
+        self.drop()
+        self._dropped = threading.Event()
+        self._jobs.put(_Job(task, bundle, model, self._dropped))
+
+    def drop(self) -> None:
+        """Stop what is being done."""
+        self._dropped.set()
+
+    def stop(self) -> None:
+        """Stop for good."""
+        self.drop()
+        self._jobs.put(None)
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            from edge_client.training import TrainingInterruptedError
+
+            try:
+                self._report(TaskDone(self._do(job)))
+            except TrainingInterruptedError:
+                _log.info("round %d: training was stopped", job.task.round_id)
+            except StateError as exc:
+                self._report(exc)
+            except FedtideError as exc:
+                self._report(TaskFailed(job.task.round_id, str(exc)))
+            except Exception as exc:  # noqa: BLE001 - the session must hear of every end
+                _log.exception("round %d: unexpected failure", job.task.round_id)
+                self._report(TaskFailed(job.task.round_id, f"{type(exc).__name__}: {exc}"))
+
+    def _do(self, job: _Job) -> Update:
+        from edge_client.training import evaluate, train
+
+        task, manifest = job.task, job.bundle.manifest
+        started_s = time.monotonic()
+        dataset = self._data(job.bundle)
+        trainer = self._trainer(job.bundle)
+        trainer.set_parameters(decode_vector(job.model, "f32", manifest.elements_count))
+        held_out = None
+        if dataset.held_out is not None:
+            result = evaluate(trainer, *dataset.held_out)
+            held_out = Metrics(result.examples, result.loss_sum, result.correct)
+        blob, steps = None, 0
+        losses: tuple[float, ...] = ()
+        if task.kind == "train":
+            learned = train(trainer, *dataset.training, task.plan, on_step=self._pace(job.dropped))
+            blob = self._blobs.put(self._encoded(learned.delta, task))
+            steps, losses = learned.steps, learned.losses
+        return Update(
+            update_id=update_id(task, self._config.device),
+            run_id=task.run_id,
+            round_id=task.round_id,
+            kind=task.kind,
+            model=task.model.digest,
+            examples=len(dataset.training.x),
+            blob=blob,
+            encoding=task.encoding,
+            steps=steps,
+            training_ms=round((time.monotonic() - started_s) * 1000),
+            losses=losses,
+            held_out=held_out,
+        )
+
+    def _data(self, bundle: Bundle) -> Dataset:
+        """The local data, read again when the file has changed."""
+        path = self._config.data.path
+        key = (bundle.digest, *_stamp(path))
+        if self._dataset is None or self._dataset[0] != key:
+            dataset = load_dataset(path, bundle.manifest, self._config.data.held_out_fraction)
+            self._dataset = (key, dataset)
+            self.examples_count = len(dataset.training.x)
+        return self._dataset[1]
+
+    def _trainer(self, bundle: Bundle) -> Trainer:
+        """The trainer of this bundle, kept open between rounds."""
+        if self._opened is not None and self._opened[0] == bundle.digest:
+            return self._opened[1]
+        from edge_client.trainers.opening import open_trainer
+
+        if self._opened is not None:
+            self._opened[1].close()
+            self._opened = None
+        training = self._config.training
+        trainer = open_trainer(bundle, training.runtime, training.threads)
+        self._opened = (bundle.digest, trainer)
+        return trainer
+
+    def _pace(self, dropped: threading.Event) -> Callable[[int, float], bool]:
+        """After each step: rest, so that training takes its share of the time; False to stop."""
+        rest_ratio = 1 / self._config.training.cpu_share - 1
+        ended_s = time.monotonic()
+
+        def on_step(_steps: int, _loss: float) -> bool:
+            nonlocal ended_s
+            if rest_ratio > 0:
+                dropped.wait((time.monotonic() - ended_s) * rest_ratio)
+            ended_s = time.monotonic()
+            return not dropped.is_set()
+
+        return on_step
+
+    def _encoded(self, delta: object, task: Task) -> bytes:
+        try:
+            return encode_vector(delta, task.encoding)  # type: ignore[arg-type]
+        except OverflowError as exc:
+            raise FedtideError(f"training diverged: {exc}") from exc
+
+
+def update_id(task: Task, device_id: str) -> str:
+    """The same task gives the same id, so that doing it twice can never count twice."""
+    text = f"{task.run_id}/{task.round_id}/{device_id}"
+    return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Changes when the file does."""
+    try:
+        status = path.stat()
+    except OSError:
+        return (0, 0)
+    return (status.st_mtime_ns, status.st_size)

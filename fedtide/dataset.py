@@ -1,0 +1,114 @@
+"""Labelled examples from a file, checked against what the model expects.
+
+The same for a device's local data and for the coordinator's test set. Data are refused whole, with
+the first thing that is wrong; nothing is trained on data that do not fit.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedtide.errors import DataError
+from fedtide.manifest import Array, Manifest
+
+AnyArray = NDArray[np.generic]
+
+
+class Examples(NamedTuple):
+    """x[n, ...] and y[n, ...] in the shapes and dtypes of the manifest's `inputs` and `labels`."""
+
+    x: AnyArray
+    y: AnyArray
+
+
+class Dataset(NamedTuple):
+    """Examples to train on, and examples kept apart for evaluation (None: there are none)."""
+
+    training: Examples
+    held_out: Examples | None
+
+
+def load_dataset(path: Path, manifest: Manifest, held_out_fraction: float = 0.0) -> Dataset:
+    """Read an .npz with `x` and `y`, and optionally `x_held_out` and `y_held_out`.
+
+    Without those two, the last `held_out_fraction` of the examples are kept apart: always the
+    same ones, so that no example is ever trained on in one round and judged by in another.
+
+    Raises:
+        DataError: the file is missing, unreadable, empty, or does not fit the manifest.
+    """
+    arrays = _read(path)
+    training = _examples(arrays, "x", "y", path, manifest)
+    if "x_held_out" in arrays or "y_held_out" in arrays:
+        held_out = _examples(arrays, "x_held_out", "y_held_out", path, manifest)
+        return Dataset(training, held_out)
+    count = len(training.x)
+    kept = min(round(held_out_fraction * count), count - 1)
+    if kept < 1:
+        return Dataset(training, None)
+    cut = count - kept
+    return Dataset(
+        Examples(training.x[:cut], training.y[:cut]), Examples(training.x[cut:], training.y[cut:])
+    )
+
+
+def _read(path: Path) -> dict[str, AnyArray]:
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise DataError(f"{str(path)!r} is not an .npz archive")
+            return {name: archive[name] for name in archive.files}
+    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as exc:
+        raise DataError(
+            f"data file {str(path)!r} cannot be read: {exc}",
+            hint="numpy.savez(path, x=inputs, y=labels) writes what is expected",
+        ) from exc
+
+
+def _examples(
+    arrays: dict[str, AnyArray], x_name: str, y_name: str, path: Path, manifest: Manifest
+) -> Examples:
+    for name in (x_name, y_name):
+        if name not in arrays:
+            raise DataError(
+                f"{str(path)!r} has no array {name!r}, only: {', '.join(sorted(arrays)) or 'none'}"
+            )
+    x = _fit(arrays[x_name], manifest.inputs, x_name, path)
+    y = _fit(arrays[y_name], manifest.labels, y_name, path)
+    if len(x) != len(y):
+        raise DataError(f"{str(path)!r} has {len(x):,} {x_name} but {len(y):,} {y_name}")
+    if not len(x):
+        raise DataError(f"{str(path)!r} has no examples: {x_name} is empty")
+    if manifest.classes is not None:
+        outside = np.flatnonzero((y < 0) | (y >= manifest.classes))  # type: ignore[operator]
+        if len(outside):
+            raise DataError(
+                f"label {y.flat[outside[0]]} in {y_name!r} of {str(path)!r} is out of range: "
+                f"the model has classes 0 to {manifest.classes - 1}"
+            )
+    return Examples(x, y)
+
+
+def _fit(array: AnyArray, expected: Array, name: str, path: Path) -> AnyArray:
+    wanted = np.dtype(expected.dtype)
+    # Integers of another width hold the same labels; anything else would change the data.
+    if wanted.kind == "i" and array.dtype.kind in "iu" and array.dtype != np.uint64:
+        array = array.astype(wanted)
+    if array.dtype != wanted:
+        raise DataError(
+            f"{name!r} of {str(path)!r} has dtype {array.dtype}, the model expects {wanted}",
+            hint=f"convert it: {name}.astype('{wanted}')",
+        )
+    if array.shape[1:] != expected.shape or array.ndim == 0:
+        raise DataError(
+            f"{name!r} of {str(path)!r} has shape {list(array.shape)}, the model expects "
+            f"[examples, {', '.join(map(str, expected.shape))}]".replace(", ]", "]")
+        )
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{name!r} of {str(path)!r} has values that are not finite")
+    return np.ascontiguousarray(array)
