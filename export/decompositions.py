@@ -1,0 +1,139 @@
+"""Backward operators of PyTorch in terms of operators that ONNX has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch._decomp import core_aten_decompositions
+
+aten = torch.ops.aten
+
+
+def decomposition_table() -> dict[Any, Callable[..., Any]]:
+    """Core ATen decompositions and ours."""
+    table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
+    table[aten.convolution_backward.default] = convolution_backward
+    table[aten.max_pool2d_with_indices_backward.default] = max_pool2d_backward
+    return table
+
+
+def convolution_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias_sizes: list[int] | None,  # noqa: ARG001 - the signature of the operator
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    transposed: bool,
+    output_padding: list[int],  # noqa: ARG001
+    groups: int,
+    output_mask: list[bool],
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+    """Gradients of x[b,ci,...], weight[co,ci/groups,...] and bias[co], any spatial rank."""
+    if transposed:
+        raise NotImplementedError("aten.convolution_backward of a transposed convolution")
+    rank = x.dim() - 2
+    grad_x = grad_weight = grad_bias = None
+    if output_mask[0]:
+        extra = [
+            x.shape[2 + i]
+            - (grad.shape[2 + i] - 1) * stride[i]
+            + 2 * padding[i]
+            - dilation[i] * (weight.shape[2 + i] - 1)
+            - 1
+            for i in range(rank)
+        ]
+        grad_x = aten.convolution(
+            grad, weight, None, stride, padding, dilation, True, extra, groups
+        )
+    if output_mask[1]:
+        grad_weight = _weight_gradient(grad, x, weight, stride, padding, dilation, groups)
+    if output_mask[2]:
+        grad_bias = grad.sum([0, *range(2, 2 + rank)])
+    return grad_x, grad_weight, grad_bias
+
+
+def _weight_gradient(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """A convolution with the batch as channels, and stride and dilation exchanged."""
+    rank = x.dim() - 2
+    if groups > 1:
+        # [b, g*ci, ...] -> [ci, g*b, ...]: one group of b channels for each group of the weight.
+        x = x.reshape(-1, groups, x.shape[1] // groups, *x.shape[2:])
+        x = x.permute(2, 1, 0, *range(3, 3 + rank)).reshape(weight.shape[1], -1, *x.shape[3:])
+    else:
+        x = x.transpose(0, 1)
+    result = aten.convolution(
+        x, grad.transpose(0, 1), None, dilation, padding, stride, False, [0] * rank, groups
+    ).transpose(0, 1)
+    for i in range(rank):
+        # Inputs that the stride skipped at the border make the result longer than the kernel.
+        if result.shape[2 + i] != weight.shape[2 + i]:
+            result = result.narrow(2 + i, 0, weight.shape[2 + i])
+    return result  # type: ignore[no-any-return]
+
+
+def max_pool2d_backward(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    kernel_size: list[int],
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    ceil_mode: bool,
+    indices: torch.Tensor,
+) -> torch.Tensor:
+    """Gradient of x[b,c,h,w]: each window's goes to the first of its largest elements."""
+    stride = stride or kernel_size
+    plain = list(stride) == list(kernel_size) and not any(padding) and not ceil_mode
+    if plain and all(d == 1 for d in dilation) and x.dim() == 4:
+        return _tiled_max_pool2d_backward(grad, x, kernel_size)
+    flat = x.new_zeros((*x.shape[:-2], x.shape[-2] * x.shape[-1]))
+    rows = [*grad.shape[:-2], grad.shape[-2] * grad.shape[-1]]
+    return flat.scatter_add(-1, indices.reshape(rows), grad.reshape(rows)).reshape(x.shape)
+
+
+def _tiled_max_pool2d_backward(
+    grad: torch.Tensor, x: torch.Tensor, kernel_size: list[int]
+) -> torch.Tensor:
+    """The same without indices, which cost onnxruntime's MaxPool twenty times its own time.
+
+    With windows that tile x, the elements at one place of every window are a strided slice.
+    """
+    kernel_h, kernel_w = kernel_size
+    channels, height, width = x.shape[1:]
+    # The forward pass computed this; common subexpressions are merged later.
+    y = aten.max_pool2d_with_indices(x, kernel_size, kernel_size)[0]
+    out_h, out_w = y.shape[2:]
+    rest, places = grad, []
+    for place in range(math.prod(kernel_size) - 1):
+        row, column = divmod(place, kernel_w)
+        hit = x[:, :, row : out_h * kernel_h : kernel_h, column : out_w * kernel_w : kernel_w] == y
+        places.append(torch.where(hit, rest, 0.0))
+        rest = torch.where(hit, 0.0, rest)
+    places.append(rest)
+    rows = [
+        torch.stack(places[i * kernel_w : (i + 1) * kernel_w], -1).reshape(
+            -1, channels, out_h, 1, out_w * kernel_w
+        )
+        for i in range(kernel_h)
+    ]
+    tiled = torch.cat(rows, 3).reshape(-1, channels, out_h * kernel_h, out_w * kernel_w)
+    return (
+        aten.constant_pad_nd(
+            tiled, [0, width - out_w * kernel_w, 0, height - out_h * kernel_h], 0.0
+        )
+        if (height, width) != tuple(tiled.shape[2:])
+        else tiled
+    )

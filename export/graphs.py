@@ -1,0 +1,232 @@
+"""A Python function of tensors -> one clean ONNX graph of standard operators."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import torch
+from torch import fx, nn
+from torch._dynamo.source import ConstantSource
+from torch._functorch.compile_utils import fx_graph_cse
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
+
+from export.decompositions import aten, decomposition_table
+from export.quiet import quiet
+from fedtide.errors import BundleError, ExportError
+from fedtide.onnx_scan import scan_model
+
+IR_VERSION_MAX = 10
+"""What onnxruntime 1.19 reads."""
+_EXAMPLES = 5
+"""Batch while tracing; not 1, which torch treats as a constant."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One input of a graph: an example, and whether its first dimension is the batch."""
+
+    name: str
+    example: torch.Tensor
+    batched: bool = False
+
+
+class UnsupportedOperatorError(Exception):
+    """An ATen operator has no ONNX form; `operator` is its name without the overload."""
+
+    def __init__(self, operator: str, reason: str) -> None:
+        super().__init__(f"{operator}: {reason}")
+        self.operator = operator
+
+
+def build_graph(
+    function: Callable[..., tuple[torch.Tensor, ...]],
+    inputs: Sequence[Port],
+    outputs: Sequence[str],
+    opset: int,
+) -> onnx.ModelProto:
+    """Trace `function(*inputs)` and translate it; a batch of any size is one graph's matter.
+
+    Raises:
+        UnsupportedOperatorError: an operator cannot be translated.
+        ExportError: anything else went wrong.
+    """
+    try:
+        with quiet():
+            traced = _trace(function, inputs)
+            _check_operators(traced)
+            model = _translate(traced, inputs, outputs, opset)
+    except (UnsupportedOperatorError, ExportError):
+        raise
+    except Exception as exc:
+        operator = _blamed_operator(exc)
+        if operator is not None:
+            raise UnsupportedOperatorError(operator, "torch.onnx cannot translate it") from exc
+        raise ExportError(
+            f"torch could not trace the model: {_first_line(exc)}",
+            hint="control flow that depends on values, and batches of fixed size, cannot be traced",
+        ) from exc
+    _clean(model)
+    try:
+        scan_model(model.SerializeToString())
+    except BundleError as exc:
+        raise ExportError(f"the exported graph would be refused by devices: {exc}") from exc
+    return model
+
+
+def example_batch_size() -> int:
+    """Examples in the batches that ports should carry."""
+    return _EXAMPLES
+
+
+def _trace(function: Callable[..., Any], inputs: Sequence[Port]) -> fx.GraphModule:
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes = [
+        mode.from_tensor(
+            port.example,
+            symbolic_context=StatelessSymbolicContext(
+                dynamic_sizes=[
+                    DimDynamic.DYNAMIC if port.batched and axis == 0 else DimDynamic.STATIC
+                    for axis in range(port.example.dim())
+                ]
+            ),
+            source=ConstantSource(f"input_{index}"),
+        )
+        for index, port in enumerate(inputs)
+    ]
+    # oneDNN and fused attention kernels have backward operators of their own: keep to plain ones.
+    with (
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH),
+        mode,
+    ):
+        traced = make_fx(function, decomposition_table=decomposition_table())(*fakes)
+    graph = fx_graph_cse(traced.graph)
+    _merge_transposes(graph)
+    graph.eliminate_dead_code()
+    _merge_updates(graph)
+    graph.eliminate_dead_code()
+    return fx.GraphModule(traced, graph)
+
+
+def _merge_transposes(graph: fx.Graph) -> None:
+    """permute(permute(x)) that changes nothing -> x."""
+    for node in graph.nodes:
+        if node.target is not aten.permute.default:
+            continue
+        inner, order = node.args
+        if inner.target is not aten.permute.default:
+            continue
+        if [inner.args[1][axis] for axis in order] == list(range(len(order))):
+            node.replace_all_uses_with(inner.args[0])
+
+
+def _merge_updates(graph: fx.Graph) -> None:
+    """weight + mm(a, b) -> addmm(weight, a, b): no gradient the size of the weight is stored."""
+    for node in graph.nodes:
+        if node.target is not aten.add.Tensor or node.kwargs or len(node.args) != 2:
+            continue
+        weight, product = node.args
+        if getattr(product, "target", None) is not aten.mm.default or len(product.users) > 1:
+            continue
+        if getattr(weight, "op", None) != "placeholder":
+            continue
+        with graph.inserting_before(node):
+            merged = graph.call_function(aten.addmm.default, (weight, *product.args))
+        node.replace_all_uses_with(merged)
+
+
+def _check_operators(traced: fx.GraphModule) -> None:
+    for node in traced.graph.nodes:
+        if isinstance(node.target, torch._ops.OpOverload):
+            name = node.target._schema.name.removeprefix("aten::")
+            if torch.Tag.nondeterministic_seeded in node.target.tags:
+                raise UnsupportedOperatorError(name, "it is random, which is not supported yet")
+
+
+class _Traced(nn.Module):
+    """`torch.export` wants a module in evaluation mode with positional tensors."""
+
+    def __init__(self, traced: fx.GraphModule) -> None:
+        super().__init__()
+        self.traced = traced
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        return self.traced(*tensors)
+
+
+def _translate(
+    traced: fx.GraphModule, inputs: Sequence[Port], outputs: Sequence[str], opset: int
+) -> onnx.ModelProto:
+    batch = torch.export.Dim("batch")
+    shapes = tuple({0: batch} if port.batched else None for port in inputs)
+    program = torch.onnx.export(
+        _Traced(traced).eval(),
+        tuple(port.example for port in inputs),
+        dynamo=True,
+        opset_version=opset,
+        external_data=False,
+        verbose=False,
+        input_names=[port.name for port in inputs],
+        output_names=list(outputs),
+        dynamic_shapes=(shapes,),
+    )
+    if program is None:
+        raise ExportError("torch.onnx returned no program")
+    model: onnx.ModelProto = program.model_proto
+    return model
+
+
+def _clean(model: onnx.ModelProto) -> None:
+    """Drop what no device needs; what stays depends on the model only."""
+    graph = model.graph
+    model.ir_version = min(model.ir_version, IR_VERSION_MAX)
+    model.producer_name, model.producer_version = "fedtide", ""
+    graph.name = "graph"
+    for message in (model, graph):
+        message.ClearField("metadata_props")
+        message.ClearField("doc_string")
+    graph.ClearField("value_info")
+    for node in graph.node:
+        for name in ("metadata_props", "doc_string", "name"):
+            node.ClearField(name)
+    for value in (*graph.input, *graph.output):
+        value.ClearField("metadata_props")
+    for tensor in graph.initializer:
+        tensor.ClearField("metadata_props")
+        tensor.ClearField("doc_string")
+    used = {node.domain for node in graph.node} | {""}
+    kept = [entry for entry in model.opset_import if entry.domain in used]
+    del model.opset_import[:]
+    model.opset_import.extend(kept)
+    _drop_unused_outputs(graph)
+
+
+def _drop_unused_outputs(graph: onnx.GraphProto) -> None:
+    """MaxPool with an unused second output would compute it nevertheless."""
+    used = {name for node in graph.node for name in node.input}
+    used |= {value.name for value in graph.output}
+    for node in graph.node:
+        while len(node.output) > 1 and node.output[-1] not in used:
+            del node.output[-1]
+
+
+def _blamed_operator(exc: BaseException) -> str | None:
+    """The ATen operator that an exception, or a cause of it, names."""
+    cause: BaseException | None = exc
+    while cause is not None:
+        found = re.search(r"(?:op='|\b)aten[.:]+(\w+)", str(cause))
+        if found:
+            return found.group(1)
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _first_line(exc: BaseException) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return f"{type(exc).__name__}: {lines[0] if lines else ''}"
