@@ -253,7 +253,7 @@ def _guarded(callback: Callable[..., None]) -> Callable[..., None]:
     def guarded(*arguments: Any) -> None:
         try:
             callback(*arguments)
-        except Exception:
+        except Exception:  # noqa: BLE001
             _log.exception("the link's callback failed")
 
     return guarded

@@ -1,0 +1,1 @@
+"""A whole federation on one machine: broker, coordinator, ten devices, and what goes wrong."""
