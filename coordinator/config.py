@@ -33,7 +33,7 @@ class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Pause after an abandoned round; doubles with each in a row, up to a minute."""
     abandoned_max: Positive = 20
     """Stop, with a reason, after this many abandoned rounds in a row."""
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     """Seeds the lottery of devices and the order of their examples."""
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from coordinator.store import Model, Store
-from fedtide.bundle import open_bundle
+from fedtide.bundle import open_stored_bundle
 from fedtide.errors import BundleError, ConfigError, StateError
 from fedtide.files import write_atomically
 from fedtide.manifest import Manifest
@@ -83,8 +83,7 @@ def _export(store: Store, model: Model, out: Path) -> None:
         raise StateError("the state names no bundle: this coordinator has never started")
     try:
         blobs = store.blobs
-        listed = open_bundle(blobs.read(digest), lambda path: b"").manifest.files
-        bundle = open_bundle(blobs.read(digest), lambda path: blobs.read(listed[path].sha256))
+        bundle = open_stored_bundle(digest, blobs.read)
         vector = decode_vector(blobs.read(model.ref.digest), "f32", bundle.manifest.elements_count)
     except FileNotFoundError as exc:
         raise StateError(f"model {model.version} cannot be read: {exc}") from exc

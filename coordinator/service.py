@@ -419,7 +419,7 @@ class Service:
 
     def _plan(self, round_id: int) -> Plan:
         """The round's plan: each round shuffles anew, from the configured seeds."""
-        seed = (self._config.plan.seed + self._config.rounds.seed + round_id) % 2**63
+        seed = (self._config.plan.seed + self._config.rounds.seed + round_id) % 2**53
         return msgspec.structs.replace(self._config.plan, seed=seed)
 
     # ---- speaking ----

@@ -42,10 +42,10 @@ from edge_client.session_machine import (
 )
 from fedtide import __version__
 from fedtide.blobs import BlobStore
-from fedtide.bundle import Bundle, open_bundle
+from fedtide.bundle import Bundle, open_stored_bundle
 from fedtide.errors import BundleError, FedtideError, StateError
 from fedtide.files import write_atomically
-from fedtide.manifest import File, runtime_files
+from fedtide.manifest import runtime_files
 from fedtide.messages import (
     BlobRef,
     Chunk,
@@ -257,11 +257,7 @@ class Session:
         return usable[0]
 
     def _bundle(self, ref: BlobRef) -> Bundle:
-        files: dict[str, File] = {}
-        raw = self.blobs.read(ref.digest)
-        bundle = open_bundle(raw, lambda path: self.blobs.read(files[path].sha256))
-        files.update(bundle.manifest.files)
-        return bundle
+        return open_stored_bundle(ref.digest, self.blobs.read)
 
     # ---- the machine ----
 

@@ -63,6 +63,17 @@ def open_bundle(manifest_bytes: bytes, fetch: Callable[[str], bytes]) -> Bundle:
     return Bundle(parse_manifest(manifest_bytes), sha256_hex(manifest_bytes), fetch)
 
 
+def open_stored_bundle(digest: str, read: Callable[[str], bytes]) -> Bundle:
+    """A bundle whose files are blobs; `read` returns a blob by its digest.
+
+    Raises:
+        BundleError: see `parse_manifest`.
+    """
+    raw = read(digest)
+    files = parse_manifest(raw).files
+    return open_bundle(raw, lambda name: raw if name == MANIFEST_NAME else read(files[name].sha256))
+
+
 def open_bundle_dir(directory: Path) -> Bundle:
     """Open the directory that `fedtide export` wrote. Files are checked when they are read.
 

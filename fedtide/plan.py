@@ -16,7 +16,7 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True):
     """B, examples in a local minibatch; None is the whole local set as one batch (B = infinity)."""
     learning_rate: Annotated[float, Meta(gt=0, le=1_000)] = 0.1
     optimizer: Literal["sgd"] = "sgd"
-    seed: Annotated[int, Meta(ge=0, lt=2**63)] = 0
+    seed: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     """Seeds the order of the examples."""
     steps_max: Annotated[int, Meta(ge=1)] | None = None
     """At most this many optimizer steps in all, whatever the epochs."""

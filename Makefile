@@ -1,0 +1,61 @@
+# fedtide. `make demo` and `make test` install what they need, in .venv/, and run.
+#
+#   .venv/export   torch, onnxruntime-training where it exists: export, coordinator, demo, tools
+#   .venv/device   what a device has: stock onnxruntime, no torch (and pytest)
+#
+# onnxruntime-training and onnxruntime share one import name, hence two environments.
+
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+# The CPU build, where this index is reachable; any other source of that version does as well.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+
+EXPORT := .venv/export
+DEVICE := .venv/device
+PIP := -m pip --disable-pip-version-check install --quiet
+export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
+export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
+
+.PHONY: demo test test-slow check bench bundles clean
+.DELETE_ON_ERROR:
+
+demo: $(EXPORT)/.ready $(DEVICE)/.ready
+	$(EXPORT)/bin/fedtide demo $(DEMO_FLAGS)
+
+# Each test runs in the environment that it is about.
+test: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
+	$(DEVICE)/bin/python -m pytest -q -m "not slow" --ignore tests/end_to_end --ignore tests/export
+	$(EXPORT)/bin/python -m pytest -q -m "not slow" tests/contract tests/export tests/end_to_end
+
+test-slow: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
+	$(EXPORT)/bin/python -m pytest -q -m slow tests
+
+check: $(EXPORT)/.ready
+	$(EXPORT)/bin/ruff format --check .
+	$(EXPORT)/bin/ruff check .
+	$(EXPORT)/bin/mypy
+
+bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
+	$(EXPORT)/bin/python -m benchmarks.round_overhead
+	$(EXPORT)/bin/python -m benchmarks.client_footprint
+	$(EXPORT)/bin/python -m benchmarks.model_fan_out
+
+.PHONY: mosquitto
+mosquitto:
+	@deploy/system_packages mosquitto
+
+$(EXPORT)/.ready: pyproject.toml Makefile
+	@deploy/system_packages venv $(PYTHON)
+	$(PYTHON) -m venv $(EXPORT)
+	$(EXPORT)/bin/python $(PIP) '$(TORCH)' --extra-index-url $(TORCH_INDEX) --timeout 20 --retries 1
+	$(EXPORT)/bin/python $(PIP) --editable '.[export,demo,test,dev]'
+	@touch $@
+
+$(DEVICE)/.ready: pyproject.toml Makefile
+	@deploy/system_packages venv $(PYTHON)
+	$(PYTHON) -m venv $(DEVICE)
+	$(DEVICE)/bin/python $(PIP) --editable '.[client,test]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

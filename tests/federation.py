@@ -1,0 +1,274 @@
+"""A federation in memory under virtual time: the production service and sessions, a memory broker.
+
+Devices "train" by a fixed function of the model, so that results can be computed by hand. Nothing
+sleeps: `run` moves the clock to the next deadline.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from coordinator.aggregate_job import AggregateJob, run_aggregate_job
+from coordinator.config import CoordinatorConfig
+from coordinator.service import Service, begin_run
+from coordinator.store import Store
+from edge_client.session import Session, will_of
+from edge_client.session_machine import TaskDone
+from edge_client.worker import update_id
+from fedtide.bundle import Bundle, open_bundle, sha256_hex
+from fedtide.manifest import (
+    MANIFEST_NAME,
+    Array,
+    File,
+    Manifest,
+    PortableRuntime,
+    Runtimes,
+    Tensor,
+    encode_manifest,
+)
+from fedtide.memory import MemoryBroker, MemoryTransport
+from fedtide.messages import Metrics, Task, Update
+from fedtide.topics import Topics
+from fedtide.transport import LinkEvent
+from fedtide.vectors import Vector, decode_vector, encode_vector
+
+ELEMENTS = 50_000
+"""Three chunks of float32."""
+
+
+def fake_bundle(elements: int = ELEMENTS) -> Bundle:
+    """A bundle whose graphs are never run."""
+    contents = {name: name.encode() for name in ("train", "evaluate", "initial", "inference")}
+    manifest = Manifest(
+        format_version=1,
+        name="fake",
+        tensors=(Tensor("w", (elements,), 0, trainable=True),),
+        inputs=Array((2,), "float32"),
+        labels=Array((), "int64"),
+        classes=2,
+        loss="cross_entropy",
+        optimizers=("sgd",),
+        opset=18,
+        runtimes=Runtimes(PortableRuntime("train", "evaluate")),
+        initial_model="initial",
+        inference="inference",
+        files={name: File(len(raw), sha256_hex(raw)) for name, raw in contents.items()},
+    )
+    raw = encode_manifest(manifest)
+    contents[MANIFEST_NAME] = raw
+    return open_bundle(raw, contents.__getitem__)
+
+
+def learn(device_id: str, model: Vector) -> Vector:
+    """What a device "learns": its delta depends on its name and the model."""
+    rng = np.random.default_rng(sum(device_id.encode()))
+    return (rng.standard_normal(len(model)) * 0.01 - 0.1 * model).astype(np.float32)
+
+
+class FakeRunner:
+    """Does a task when the test says so (at once, unless `held`)."""
+
+    runtimes = ("portable",)
+    examples_count = 10
+
+    def __init__(self, device: Device) -> None:
+        self._device = device
+        self.held = False
+        self.pending: tuple[Task, bytes] | None = None
+
+    def start(self, task: Task, bundle: Bundle, model: bytes) -> None:
+        """Begin."""
+        self.pending = (task, model)
+        if not self.held:
+            self._device.federation.later(self.finish)
+
+    def drop(self) -> None:
+        """Stop."""
+        self.pending = None
+
+    def finish(self) -> None:
+        """The task is done."""
+        if self.pending is None or not self._device.alive:
+            return
+        (task, raw), self.pending = self.pending, None
+        device = self._device
+        blob = None
+        if task.kind == "train":
+            delta = learn(device.device_id, decode_vector(raw, "f32", ELEMENTS))
+            blob = device.session.blobs.put(encode_vector(delta, task.encoding))
+        update = Update(
+            update_id=update_id(task, device.device_id),
+            run_id=task.run_id,
+            round_id=task.round_id,
+            kind=task.kind,
+            model=task.model.digest,
+            examples=device.examples,
+            blob=blob,
+            encoding=task.encoding,
+            steps=1,
+            training_ms=5,
+            held_out=Metrics(4, 2.0, 3),
+        )
+        device.session.task_event(TaskDone(update), device.federation.now_ms)
+
+
+class Device:
+    """A device: its folder survives, its session does not."""
+
+    def __init__(self, federation: Federation, device_id: str, examples: int) -> None:
+        self.federation = federation
+        self.device_id = device_id
+        self.examples = examples
+        self.folder = federation.folder / device_id
+        self.alive = False
+        self.boot()
+
+    def boot(self) -> None:
+        """Start the client."""
+        topics = self.federation.topics
+        self.alive = True
+        self.link = MemoryTransport(
+            self.federation.broker, self._deliver, will_of(topics, self.device_id)
+        )
+        self.runner = FakeRunner(self)
+        self.session = Session(self.device_id, topics, self.folder, self.link, self.runner)
+        self.session.start(self.federation.now_ms)
+        self.link.start()
+
+    def kill(self) -> None:
+        """Power off: memory is gone, the broker sends the will."""
+        self.alive = False
+        self.link.cut()
+
+    def _deliver(self, event: LinkEvent) -> None:
+        session = self.session if hasattr(self, "session") else None
+
+        def handle() -> None:
+            if self.alive and session is self.session:
+                self.session.link_event(event, self.federation.now_ms)
+
+        self.federation.later(handle)
+
+
+class Federation:
+    """The whole, and the clock."""
+
+    def __init__(self, folder: Path, **rounds: object) -> None:
+        self.folder = folder
+        self.now_ms = 1_000_000
+        self.queue: deque[Callable[[], None]] = deque()
+        self.broker = MemoryBroker()
+        self.bundle = fake_bundle()
+        self.devices: dict[str, Device] = {}
+        self.jobs: list[AggregateJob] = []
+        self.crash_before_aggregation = False
+        self.config = msgspec.convert(
+            {
+                "federation": "test",
+                "bundle": "unused",
+                "state_dir": str(folder / "coordinator"),
+                "rounds": {"count": 2, "cohort_size": 3, "collect_ms": 10_000, **rounds},
+                "hello_ms": 30_000,
+            },
+            CoordinatorConfig,
+            dec_hook=lambda kind, value: kind(value),
+        )
+        self.topics = Topics("test")
+        self.boots = 0
+        self.boot_coordinator()
+
+    def boot_coordinator(self) -> None:
+        """Start the coordinator on its folder."""
+        self.boots += 1
+        store = Store(self.folder / "coordinator")
+        initial = np.linspace(-1, 1, ELEMENTS).astype(np.float32)
+        ref = store.blobs.put(encode_vector(initial, "f32"))
+        begin_run(store, self.bundle, "test", ref, self.now_ms)
+        self.store = store
+        self.coordinator_alive = True
+        self.coordinator_link = MemoryTransport(self.broker, self._deliver)
+        self.service = Service(
+            self.config, self.bundle, store, self.coordinator_link, self._job, str(self.boots)
+        )
+        self.service.start(self.now_ms)
+        self.coordinator_link.start()
+
+    def kill_coordinator(self) -> None:
+        """kill -9."""
+        self.coordinator_alive = False
+        self.coordinator_link.cut()
+        self.store.close()
+
+    def _deliver(self, event: LinkEvent) -> None:
+        boot = self.boots
+
+        def handle() -> None:
+            if self.coordinator_alive and boot == self.boots:
+                self.service.link_event(event, self.now_ms)
+
+        self.later(handle)
+
+    def _job(self, job: AggregateJob) -> None:
+        self.jobs.append(job)
+        if self.crash_before_aggregation:
+            self.later(self.kill_coordinator)
+            return
+        result = run_aggregate_job(job, self.store.blobs, None)
+        self.later(lambda: self.service.job_done(result, self.now_ms))
+
+    def add(self, *names: str, examples: int = 10) -> None:
+        """Add devices and switch them on."""
+        for name in names:
+            self.devices[name] = Device(self, name, examples)
+
+    def later(self, action: Callable[[], None]) -> None:
+        """Run an action after everything that is already queued."""
+        self.queue.append(action)
+
+    def settle(self, steps_max: int = 100_000) -> None:
+        """Handle everything that is due now."""
+        for _ in range(steps_max):
+            if not self.queue:
+                return
+            self.queue.popleft()()
+        raise AssertionError("the federation does not come to rest")
+
+    def run(self, until: Callable[[], bool], limit_ms: int = 600_000) -> None:
+        """Let time pass until a condition holds."""
+        end_ms = self.now_ms + limit_ms
+        self.settle()
+        while not until():
+            deadlines = [d.session.next_deadline_at_ms() for d in self.devices.values() if d.alive]
+            if self.coordinator_alive:
+                deadlines.append(self.service.next_deadline_at_ms())
+            soonest = min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
+            if soonest is None or soonest > end_ms:
+                raise AssertionError(f"not reached: {self.reason()}")
+            self.now_ms = max(self.now_ms, soonest)
+            if self.coordinator_alive:
+                self.service.time_reached(self.now_ms)
+            for device in self.devices.values():
+                if device.alive:
+                    device.session.time_reached(self.now_ms)
+            self.settle()
+
+    def finished(self) -> bool:
+        """Whether all rounds are done."""
+        return self.service.finished is not None
+
+    def reason(self) -> str:
+        """What the coordinator waits for."""
+        state = self.store.load_state()
+        return f"{state.phase}: {state.reason}"
+
+    def model(self, version: int) -> Vector:
+        """A stored global model."""
+        model = self.store.model(version)
+        assert model is not None, json.dumps([m.version for m in self.store.models()])
+        return decode_vector(self.store.blobs.read(model.ref.digest), "f32", ELEMENTS)
