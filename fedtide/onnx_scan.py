@@ -45,7 +45,7 @@ ORT_TRAINING_OPERATORS: Mapping[str, frozenset[str]] = {
         SoftmaxCrossEntropyLossInternalGrad SoftmaxGrad_13 SplitTraining TanhGrad YieldOp
         """.split()  # noqa: SIM905 - a table
     ),
-    "ai.onnx.training": frozenset(),
+    "": frozenset({"MaxPoolGrad", "AveragePoolGrad"}),  # onnxruntime's own, yet in ai.onnx
 }
 """Operators that artifacts of `onnxruntime.training` use besides those of ai.onnx."""
 
@@ -95,7 +95,7 @@ def scan_model(
 ) -> Scan:
     """Check the bytes of an ONNX file; see the module.
 
-    `extra_domains` lists the operators allowed in domains besides ai.onnx.
+    `extra_domains` lists the operators allowed besides `OPERATORS`, by domain.
 
     Raises:
         BundleError: the model is damaged or not acceptable; the message says what and where.
@@ -104,7 +104,8 @@ def scan_model(
         raise BundleError(
             f"the ONNX model has {len(raw):,} bytes, at most {bytes_max:,} are loaded"
         )
-    walk = _Walk({"": OPERATORS, **extra_domains}, elements_max)
+    allowed = {**extra_domains, "": OPERATORS | extra_domains.get("", frozenset())}
+    walk = _Walk(allowed, elements_max)
     graphs = 0
     for item in fields(memoryview(raw), "model", frozenset({1, 7})):
         if item.tag == 7:

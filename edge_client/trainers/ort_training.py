@@ -1,8 +1,9 @@
 """The trainer for `onnxruntime-training-cpu` 1.19.2, where that wheel exists.
 
-Two misuses of its API end the process with a segmentation fault: touching a parameter before a
-Module exists, and calling a Module in evaluation mode without an evaluation model. Here every
-Module has both models, and nothing else touches parameters.
+Three misuses of its API end the process with a segmentation fault: touching a parameter before a
+Module exists, calling a Module in evaluation mode without an evaluation model, and an Optimizer
+made while the Module's checkpoint is still nominal (without values). Here every Module has both
+models, has values before it has an Optimizer, and nothing else touches parameters.
 """
 
 from __future__ import annotations
@@ -58,9 +59,7 @@ class OrtTrainingTrainer:
         """Replace the model; see `Trainer`."""
         check_vector(self._manifest, vector)
         buffer = np.concatenate([vector[part] for part in self._slices])
-        value = import_onnxruntime().OrtValue.ortvalue_from_numpy(buffer)
-        # The inner value: the method rejects the Python wrapper that its signature names.
-        self._module.copy_buffer_to_parameters(value._ortvalue, trainable_only=False)
+        _set(self._module, buffer)
         self._ready = True
 
     def parameters(self) -> Vector:
@@ -109,6 +108,12 @@ class OrtTrainingTrainer:
             raise RuntimeError("the trainer has no model: call set_parameters first")
 
 
+def _set(module: Any, buffer: Vector) -> None:
+    value = import_onnxruntime().OrtValue.ortvalue_from_numpy(buffer)
+    # The inner value: the method rejects the Python wrapper that its signature names.
+    module.copy_buffer_to_parameters(value._ortvalue, trainable_only=False)
+
+
 def _first(outputs: Any) -> Any:
     return outputs[0] if isinstance(outputs, tuple) else outputs
 
@@ -136,6 +141,7 @@ def _load(bundle: Bundle, runtime: OrtTrainingRuntime, threads: int) -> tuple[An
             state = api.CheckpointState.load_checkpoint(checkpoint)
             options = session_options(threads)
             module = api.Module(train, state, evaluate, session_options=options)
+            _set(module, np.zeros(bundle.manifest.elements_count, np.float32))
             return module, api.Optimizer(optimizer, module)
         except Exception as exc:  # its errors share no base class
             raise BundleError(f"onnxruntime.training refuses the artifacts: {exc}") from exc

@@ -1,0 +1,123 @@
+"""The whole way from a ModelSpec to a verified bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import safetensors.numpy
+
+from export.inspection import Model, inspect_model
+from export.ort_artifacts import OrtArtifacts, make_ort_artifacts
+from export.portable_step import evaluation_graph, inference_graph, train_graph
+from export.verification import verify_bundle
+from export.writer import check_target, replacing, write_files
+from fedtide.bundle import Bundle, open_bundle_dir
+from fedtide.manifest import (
+    MANIFEST_NAME,
+    File,
+    Manifest,
+    OrtTrainingRuntime,
+    PortableRuntime,
+    Runtimes,
+    encode_manifest,
+)
+
+OPSET_MIN, OPSET_MAX = 18, 21
+DEFAULT_OPSET = 18
+Progress = Callable[[str], None]
+
+_PORTABLE = PortableRuntime("portable/train.onnx", "portable/evaluate.onnx")
+_ORT = {
+    "train": "ort_training/training_model.onnx",
+    "evaluate": "ort_training/eval_model.onnx",
+    "optimizer": "ort_training/optimizer_model.onnx",
+    "checkpoint": "ort_training/checkpoint",
+}
+_INITIAL, _INFERENCE = "initial.safetensors", "inference.onnx"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written."""
+
+    bundle: Bundle
+    verified: tuple[str, ...]
+    """Runtimes that computed what PyTorch does."""
+
+
+def export_bundle(
+    spec: object,
+    out: Path,
+    *,
+    name: str,
+    opset: int = DEFAULT_OPSET,
+    ort_training: bool = True,
+    progress: Progress = lambda _: None,
+) -> Exported:
+    """Export, verify, and write `spec` to the directory `out`; `progress` names each stage.
+
+    Raises:
+        ExportError: the model cannot be exported, or a runtime computes something else.
+        ConfigError: `out` holds something else, or cannot be written.
+    """
+    check_target(out)
+    progress("inspecting the model")
+    model = inspect_model(spec, name)
+    progress("tracing the training step")
+    train = train_graph(model, opset)
+    progress("tracing evaluation and inference")
+    evaluate = evaluation_graph(model, opset)
+    inference = inference_graph(model, opset)
+    artifacts: OrtArtifacts | str = "it was not asked for"
+    if ort_training:
+        progress("making artifacts for onnxruntime.training")
+        artifacts = make_ort_artifacts(model, inference)
+    contents = {
+        _PORTABLE.train: train.SerializeToString(deterministic=True),
+        _PORTABLE.evaluate: evaluate.SerializeToString(deterministic=True),
+        _INFERENCE: inference.SerializeToString(deterministic=True),
+        _INITIAL: _initial_model(model),
+    }
+    if isinstance(artifacts, OrtArtifacts):
+        contents |= {path: getattr(artifacts, key) for key, path in _ORT.items()}
+    with replacing(out) as staging:
+        files = write_files(staging, contents)
+        manifest = encode_manifest(_manifest(model, opset, artifacts, files))
+        write_files(staging, {MANIFEST_NAME: manifest})
+        progress("verifying against PyTorch")
+        verified = verify_bundle(model, open_bundle_dir(staging))
+    return Exported(open_bundle_dir(out), verified)
+
+
+def _initial_model(model: Model) -> bytes:
+    vector = np.concatenate([value.numpy().reshape(-1) for value in model.values()])
+    content: bytes = safetensors.numpy.save({"vector": vector.astype("<f4")})
+    return content
+
+
+def _manifest(
+    model: Model, opset: int, artifacts: OrtArtifacts | str, files: dict[str, File]
+) -> Manifest:
+    if isinstance(artifacts, OrtArtifacts):
+        ort = OrtTrainingRuntime(**_ORT, order=artifacts.order)
+        runtimes = Runtimes(_PORTABLE, ort)
+    else:
+        runtimes = Runtimes(_PORTABLE, ort_training_absent_because=artifacts)
+    return Manifest(
+        format_version=1,
+        name=model.name,
+        tensors=model.tensors,
+        inputs=model.inputs,
+        labels=model.labels,
+        classes=model.classes,
+        loss=model.loss,
+        optimizers=("sgd",),
+        opset=opset,
+        runtimes=runtimes,
+        initial_model=_INITIAL,
+        inference=_INFERENCE,
+        files=files,
+    )
