@@ -1,0 +1,263 @@
+"""One suite over every trainer of this environment; PyTorch's results were stored."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edge_client.trainers import Trainer
+from edge_client.trainers.opening import available_runtimes, open_trainer
+from edge_client.training import (
+    TrainingInterruptedError,
+    epoch_order,
+    evaluate,
+    steps_per_epoch,
+    train,
+)
+from fedtide.bundle import Bundle, open_bundle_dir
+from fedtide.errors import BundleError, ConfigError, DataError
+from fedtide.plan import Plan
+from tests.bundles import build, export_python
+
+pytestmark = pytest.mark.skipif(
+    not available_runtimes(), reason="no onnxruntime in this environment"
+)
+
+LEARNING_RATE = 0.05
+
+
+def bundle_and_expected(name: str) -> tuple[Bundle, dict[str, Any]]:
+    try:
+        folder = build(name)
+    except RuntimeError as exc:
+        if export_python() is None:
+            pytest.skip(str(exc))
+        raise
+    with np.load(folder.parent / "expected.npz", allow_pickle=False) as stored:
+        return open_bundle_dir(folder), dict(stored)
+
+
+@pytest.fixture(params=available_runtimes())
+def runtime(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def mlp(runtime: Any) -> Iterator[tuple[Trainer, dict[str, Any]]]:
+    bundle, expected = bundle_and_expected("tiny_mlp")
+    trainer = open_trainer(bundle, runtime)
+    yield trainer, expected
+    trainer.close()
+
+
+@pytest.mark.parametrize("name", ["tiny_mlp", "tiny_cnn", "tiny_regression"])
+def test_steps_and_evaluation_are_those_of_pytorch(name: str, runtime: Any) -> None:
+    bundle, expected = bundle_and_expected(name)
+    trainer = open_trainer(bundle, runtime)
+    trainer.set_parameters(expected["start"])
+    for index, loss in enumerate(expected["losses"]):
+        x, y = expected[f"x{index}"], expected[f"y{index}"]
+        assert trainer.step(x, y, LEARNING_RATE) == pytest.approx(loss, rel=1e-5)
+        vector = expected[f"vector{index}"]
+        np.testing.assert_allclose(trainer.parameters(), vector, rtol=0, atol=1e-6)
+    result = trainer.evaluate(expected["x0"], expected["y0"])
+    examples = len(expected["x0"])
+    assert result.examples == examples
+    assert result.loss_sum / examples == pytest.approx(float(expected["evaluation_loss"]), rel=1e-5)
+    correct = int(expected["correct"])
+    assert result.correct == (None if correct < 0 else correct)
+    trainer.close()
+
+
+def test_parameters_survive_a_round_trip(mlp: tuple[Trainer, dict[str, Any]]) -> None:
+    trainer, expected = mlp
+    vector = np.arange(len(expected["start"]), dtype=np.float32)
+    given = vector.copy()
+    trainer.set_parameters(given)
+    given[:] = 0
+    np.testing.assert_array_equal(trainer.parameters(), vector)
+    trainer.parameters()[:] = 0
+    np.testing.assert_array_equal(trainer.parameters(), vector)
+
+
+def test_model_can_be_replaced_between_steps(mlp: tuple[Trainer, dict[str, Any]]) -> None:
+    trainer, expected = mlp
+    for _ in range(3):
+        trainer.set_parameters(expected["start"])
+        trainer.step(expected["x0"], expected["y0"], LEARNING_RATE)
+        np.testing.assert_allclose(trainer.parameters(), expected["vector0"], rtol=0, atol=1e-6)
+
+
+def test_parameters_are_kept_while_the_trainer_goes_on(mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    trainer.set_parameters(expected["start"])
+    before = trainer.parameters()
+    kept = before.copy()
+    trainer.step(expected["x0"], expected["y0"], LEARNING_RATE)
+    trainer.step(expected["x0"], expected["y0"], LEARNING_RATE)
+    np.testing.assert_array_equal(before, kept)
+
+
+def test_learning_rate_may_change_between_steps(mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    changes = []
+    for rate in (0.05, 0.1):
+        trainer.set_parameters(expected["start"])
+        trainer.step(expected["x0"], expected["y0"], rate)
+        changes.append(trainer.parameters() - expected["start"])
+    np.testing.assert_allclose(changes[1], 2 * changes[0], rtol=1e-2, atol=1e-6)
+
+
+@pytest.mark.parametrize("call", ["step", "evaluate", "parameters"])
+def test_use_before_set_parameters_is_an_error(call: str, mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    batch = (expected["x0"], expected["y0"])
+    arguments = {"step": (*batch, 0.1), "evaluate": batch, "parameters": ()}[call]
+    with pytest.raises(RuntimeError, match="set_parameters"):
+        getattr(trainer, call)(*arguments)
+
+
+def test_wrong_vectors_are_refused(mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    for wrong in (expected["start"][:-1], expected["start"].astype(np.float64)):
+        with pytest.raises(ValueError, match="float32"):
+            trainer.set_parameters(wrong)
+
+
+def test_wrong_batches_are_refused(mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    trainer.set_parameters(expected["start"])
+    x, y = expected["x0"], expected["y0"]
+    wrong = [
+        (x[:, :-1], y),
+        (x.astype(np.float64), y),
+        (x, y.astype(np.int32)),
+        (x, y[:-1]),
+        (x[:0], y[:0]),
+        (x, y + 3),
+        (x, y - 3),
+    ]
+    for bad_x, bad_y in wrong:
+        with pytest.raises(DataError):
+            trainer.step(bad_x, bad_y, 0.1)
+        with pytest.raises(DataError):
+            trainer.evaluate(bad_x, bad_y)
+    np.testing.assert_array_equal(trainer.parameters(), expected["start"])
+
+
+def test_views_and_read_only_batches_work(mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    trainer.set_parameters(expected["start"])
+    x = np.asfortranarray(expected["x0"])
+    x.flags.writeable = False
+    trainer.step(x, expected["y0"], LEARNING_RATE)
+    np.testing.assert_allclose(trainer.parameters(), expected["vector0"], rtol=0, atol=1e-6)
+
+
+def data(examples: int) -> tuple[Any, Any]:
+    generator = np.random.Generator(np.random.PCG64(7))
+    x = generator.standard_normal((examples, 8)).astype(np.float32)
+    return x, (x[:, 0] > 0).astype(np.int64) + (x[:, 1] > 1)
+
+
+def test_training_learns(mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    trainer.set_parameters(expected["start"])
+    x, y = data(203)
+    before = evaluate(trainer, x, y, batch_size=50)
+    result = train(trainer, x, y, Plan(epochs=5, batch_size=10, learning_rate=0.1, seed=1))
+    after = evaluate(trainer, x, y, batch_size=50)
+    assert result.examples == before.examples == 203
+    assert result.steps == 5 * 21
+    assert len(result.losses) == 5
+    assert after.loss_sum < 0.7 * before.loss_sum
+    assert result.delta.dtype == np.float32
+    np.testing.assert_array_equal(result.delta, trainer.parameters() - expected["start"])
+
+
+def test_training_resumes_to_the_same_bits(mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    x, y = data(33)
+    plan = Plan(epochs=4, batch_size=10, learning_rate=0.1, seed=5)
+    trainer.set_parameters(expected["start"])
+    saved = []
+    whole = train(trainer, x, y, plan, on_epoch=lambda *_: saved.append(trainer.parameters()))
+    trainer.set_parameters(saved[1])
+    rest = train(trainer, x, y, plan, start_epoch=2, reference=expected["start"])
+    np.testing.assert_array_equal(rest.delta, whole.delta)
+    assert rest.losses == whole.losses[2:]
+    assert rest.steps == whole.steps
+
+
+def test_fedsgd_is_one_step_on_everything(mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    trainer.set_parameters(expected["start"])
+    x, y = expected["x0"], expected["y0"]
+    result = train(trainer, x, y, Plan(epochs=1, batch_size=None, learning_rate=LEARNING_RATE))
+    assert result.steps == 1
+    np.testing.assert_allclose(trainer.parameters(), expected["vector0"], rtol=0, atol=1e-6)
+
+
+def test_steps_max_and_interruption(mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    trainer.set_parameters(expected["start"])
+    x, y = data(30)
+    result = train(trainer, x, y, Plan(epochs=9, batch_size=10, steps_max=4))
+    assert (result.steps, len(result.losses)) == (4, 2)
+    with pytest.raises(TrainingInterruptedError):
+        train(trainer, x, y, Plan(epochs=9), on_step=lambda steps, _: steps < 2)
+    with pytest.raises(DataError):
+        train(trainer, x[:0], y[:0], Plan())
+
+
+def test_order_is_a_stable_function_of_seed_and_epoch() -> None:
+    assert epoch_order(0, 0, 8).tolist() == epoch_order(0, 0, 8).tolist()
+    assert sorted(epoch_order(3, 1, 100).tolist()) == list(range(100))
+    assert epoch_order(3, 1, 100).tolist() != epoch_order(3, 2, 100).tolist()
+    assert epoch_order(3, 1, 100).tolist() != epoch_order(4, 1, 100).tolist()
+    assert steps_per_epoch(Plan(batch_size=10), 21) == 3
+
+
+def test_unknown_runtimes_and_damaged_files_are_refused(runtime: Any) -> None:
+    bundle, _ = bundle_and_expected("tiny_mlp")
+    broken = Bundle(bundle.manifest, bundle.digest, lambda path: bundle.fetch(path)[:-1])
+    with pytest.raises(BundleError, match="damaged"):
+        open_trainer(broken, runtime)
+    missing = {"portable", "ort_training"} - set(available_runtimes())
+    for name in missing:
+        with pytest.raises(ConfigError):
+            open_trainer(bundle, name)  # type: ignore[arg-type]
+
+
+def test_training_never_imports_torch_or_onnx() -> None:
+    """The training build of onnxruntime would import both where they are installed."""
+    bundle, _ = bundle_and_expected("tiny_mlp")
+    del bundle
+    code = """
+import sys
+from pathlib import Path
+from edge_client.trainers.opening import available_runtimes, open_trainer
+assert "onnxruntime" not in sys.modules
+runtimes = available_runtimes()
+assert "onnxruntime" not in sys.modules
+from fedtide.bundle import open_bundle_dir
+for runtime in runtimes:
+    open_trainer(open_bundle_dir(Path(sys.argv[1])), runtime)
+heavy = {"torch", "onnx", "sympy", "h5py"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    root = Path(__file__).resolve().parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(build("tiny_mlp"))],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

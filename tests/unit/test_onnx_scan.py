@@ -1,0 +1,236 @@
+"""The scan of ONNX files, and hostile ones. Files are encoded by hand: a device has no onnx."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedtide.errors import BundleError
+from fedtide.onnx_scan import ORT_TRAINING_OPERATORS, scan_model
+from fedtide.runtime import load_session
+
+
+def varint(value: int) -> bytes:
+    value &= (1 << 64) - 1
+    out = bytearray()
+    while True:
+        out.append((value & 0x7F) | (0x80 if value > 0x7F else 0))
+        value >>= 7
+        if not value:
+            return bytes(out)
+
+
+def number(tag: int, value: int) -> bytes:
+    return varint(tag << 3) + varint(value)
+
+
+def block(tag: int, content: bytes | str) -> bytes:
+    content = content.encode() if isinstance(content, str) else content
+    return varint(tag << 3 | 2) + varint(len(content)) + content
+
+
+def node(
+    op_type: str, inputs: str = "x", output: str = "y", domain: str = "", more: bytes = b""
+) -> bytes:
+    names = b"".join(block(1, name) for name in inputs.split())
+    return (
+        names + block(2, output) + block(4, op_type) + (block(7, domain) if domain else b"") + more
+    )
+
+
+def value(name: str, elem_type: int = 1, extents: tuple[int, ...] = (1,)) -> bytes:
+    shape = b"".join(block(1, number(1, extent)) for extent in extents)
+    return block(1, name) + block(2, block(1, number(1, elem_type) + block(2, shape)))
+
+
+def int64_tensor(name: str, *values: int) -> bytes:
+    raw = b"".join(v.to_bytes(8, "little", signed=True) for v in values)
+    return number(1, len(values)) + number(2, 7) + block(8, name) + block(9, raw)
+
+
+EXTERNAL = number(1, 1) + number(2, 1) + block(8, "w") + number(14, 1)
+EXTERNAL += block(13, block(1, "location") + block(2, "../../etc/shadow"))
+
+
+def model(graph: bytes, more: bytes = b"") -> bytes:
+    return number(1, 8) + block(7, graph) + block(8, number(2, 18)) + more
+
+
+def graph(*nodes: bytes, more: bytes = b"") -> bytes:
+    content = b"".join(block(1, item) for item in nodes) + block(2, "g")
+    return content + block(11, value("x")) + block(12, value("y")) + more
+
+
+GOOD = model(
+    graph(
+        node("Relu", output="r"),
+        node("Add", "r w"),
+        more=block(5, number(1, 1) + number(2, 1) + block(8, "w") + block(9, b"\0\0\x80?")),
+    )
+)
+
+
+def test_good_model_is_described() -> None:
+    scan = scan_model(GOOD)
+    assert scan.nodes == 2
+    assert scan.initializer_elements == 1
+    assert scan.operators == {("", "Relu"), ("", "Add")}
+
+
+def test_good_model_loads() -> None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        pytest.skip("no onnxruntime in this environment")
+    session = load_session(GOOD)
+    assert [item.name for item in session.get_outputs()] == ["y"]
+
+
+def attribute(tag: int, content: bytes) -> bytes:
+    return block(5, block(1, "value") + block(tag, content))
+
+
+SPARSE = block(1, EXTERNAL) + block(2, int64_tensor("i", 0)) + number(3, 1)
+WITH_EXTERNAL = {
+    "initializer": graph(node("Relu"), more=block(5, EXTERNAL)),
+    "initializer before the nodes": block(5, EXTERNAL) + graph(node("Relu")),
+    "sparse initializer": graph(node("Relu"), more=block(15, SPARSE)),
+    "sparse indices": graph(node("Relu"), more=block(15, block(2, EXTERNAL))),
+    "attribute tensor": graph(node("Constant", more=attribute(5, EXTERNAL))),
+    "attribute tensors": graph(node("Constant", more=attribute(10, EXTERNAL))),
+    "attribute sparse tensor": graph(node("Constant", more=attribute(22, SPARSE))),
+    "attribute sparse tensors": graph(node("Constant", more=attribute(23, SPARSE))),
+    "subgraph": graph(node("Relu", more=attribute(6, graph(more=block(5, EXTERNAL))))),
+    "subgraphs": graph(node("Relu", more=attribute(11, graph(more=block(5, EXTERNAL))))),
+    "location only": graph(node("Relu"), more=block(5, block(13, block(1, "location")))),
+    "flag only": graph(node("Relu"), more=block(5, number(14, 1))),
+}
+
+
+@pytest.mark.parametrize("place", WITH_EXTERNAL)
+def test_external_data_is_refused_everywhere(place: str) -> None:
+    with pytest.raises(BundleError, match="outside the file"):
+        scan_model(model(WITH_EXTERNAL[place]))
+
+
+def test_external_data_in_functions_is_refused() -> None:
+    nodes = block(7, node("Constant", more=attribute(5, EXTERNAL)))
+    for function in (nodes, block(11, block(5, EXTERNAL))):
+        with pytest.raises(BundleError, match="outside the file"):
+            scan_model(model(graph(node("Relu")), block(25, function)))
+
+
+def test_foreign_operators_are_refused_by_name() -> None:
+    for op_type in ("If", "Loop", "Scan", "RandomNormal", "StringNormalizer", "NoSuchOperator"):
+        with pytest.raises(BundleError, match=op_type):
+            scan_model(model(graph(node(op_type))))
+    with pytest.raises(BundleError, match="evil"):
+        scan_model(model(graph(node("Relu", domain="evil"))))
+    gradient = model(graph(node("ReluGrad", domain="com.microsoft")))
+    with pytest.raises(BundleError, match=r"com\.microsoft"):
+        scan_model(gradient)
+    scan_model(gradient, extra_domains=ORT_TRAINING_OPERATORS)
+    with pytest.raises(BundleError, match="PyOp"):
+        scan_model(
+            model(graph(node("PyOp", domain="com.microsoft"))),
+            extra_domains=ORT_TRAINING_OPERATORS,
+        )
+    with pytest.raises(BundleError, match="Scan"):
+        scan_model(model(graph(node("Relu", more=attribute(6, graph(node("Scan")))))))
+
+
+def test_default_domain_has_two_names() -> None:
+    scan_model(model(graph(node("Relu", domain="ai.onnx"))))
+
+
+HUGE = (1000, 1000, 3000)
+
+
+def test_huge_results_are_refused() -> None:
+    """128 bytes that ask for 12 GB; the session builds, and fails only when it is run."""
+    bomb = model(graph(node("ConstantOfShape", "s"), more=block(5, int64_tensor("s", *HUGE))))
+    assert len(bomb) < 160
+    with pytest.raises(BundleError, match="3,000,000,000 elements"):
+        scan_model(bomb)
+    shape = node("Constant", "", "s", more=attribute(5, int64_tensor("", *HUGE)))
+    ints = node("Constant", "", "s", more=block(5, block(8, b"".join(map(varint, HUGE)))))
+    typed = number(1, 3) + number(2, 7) + block(8, "s") + block(7, b"".join(map(varint, HUGE)))
+    for nodes, more in (
+        ((shape, node("ConstantOfShape", "s")), b""),
+        ((ints, node("ConstantOfShape", "s")), b""),
+        ((shape, node("Expand", "x s")), b""),
+        ((shape, node("Tile", "x s")), b""),
+        ((shape, node("Tile", "x s")), block(5, int64_tensor("unused", 1))),
+        ((node("ConstantOfShape", "s"),), block(5, typed)),
+    ):
+        with pytest.raises(BundleError, match="elements"):
+            scan_model(model(graph(*nodes, more=more)))
+    with pytest.raises(BundleError, match="elements"):
+        scan_model(model(graph(node("Pad", "x p"), more=block(5, int64_tensor("p", 0, 1 << 40)))))
+    scan_model(model(graph(node("ConstantOfShape", "s"), more=block(5, int64_tensor("s", 10, 10)))))
+
+
+def test_limits_hold() -> None:
+    with pytest.raises(BundleError, match="bytes"):
+        scan_model(GOOD, bytes_max=len(GOOD) - 1)
+    with pytest.raises(BundleError, match="elements"):
+        scan_model(GOOD, elements_max=0)
+    tensor = number(1, 1 << 20) + number(1, 1 << 20) + block(8, "w")
+    with pytest.raises(BundleError, match="elements"):
+        scan_model(model(graph(node("Relu"), more=block(5, tensor))))
+    sparse = block(1, number(1, 1)) + number(3, 1 << 40)
+    with pytest.raises(BundleError, match="elements"):
+        scan_model(model(graph(node("Relu"), more=block(15, sparse))))
+    with pytest.raises(BundleError, match="impossible"):
+        scan_model(model(graph(node("Relu"), more=block(5, number(1, -4)))))
+
+
+def test_nesting_is_bounded() -> None:
+    inner = graph(node("Relu"))
+    for _ in range(200):
+        inner = graph(node("Relu", more=attribute(6, inner)))
+    with pytest.raises(BundleError, match="nested"):
+        scan_model(model(inner))
+
+
+def test_fields_that_two_parsers_would_read_differently_are_refused() -> None:
+    with pytest.raises(BundleError, match="twice"):
+        scan_model(GOOD + block(7, graph(node("Loop"))))
+    with pytest.raises(BundleError, match="twice"):
+        scan_model(model(graph(node("Relu") + block(4, "Loop"))))
+    with pytest.raises(BundleError, match="wire type"):
+        scan_model(model(graph(node("Relu"))) + varint(7 << 3 | 3))
+
+
+def test_truncation_anywhere_is_an_error_of_ours_or_a_smaller_model() -> None:
+    for end in range(len(GOOD)):
+        try:
+            scan_model(GOOD[:end])
+        except BundleError:
+            continue
+        # A cut between two fields of the model leaves a whole graph without what follows it.
+        assert end >= len(GOOD) - len(block(8, number(2, 18)))
+
+
+def test_nothing_is_no_model() -> None:
+    for raw in (b"", number(1, 8), b"not a model", b"\xff" * 64):
+        with pytest.raises(BundleError):
+            scan_model(raw)
+
+
+@given(st.binary(max_size=200))
+@settings(max_examples=300, deadline=None)
+def test_random_bytes_raise_nothing_else(raw: bytes) -> None:
+    with contextlib.suppress(BundleError):
+        scan_model(raw)
+
+
+@given(st.integers(0, len(GOOD) - 1), st.integers(0, 255))
+@settings(max_examples=300, deadline=None)
+def test_one_changed_byte_raises_nothing_else(at: int, byte: int) -> None:
+    changed = bytearray(GOOD)
+    changed[at] = byte
+    with contextlib.suppress(BundleError):
+        scan_model(bytes(changed))
