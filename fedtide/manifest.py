@@ -27,7 +27,7 @@ INPUT_PREFIX = "tensor."
 OUTPUT_PREFIX = "new."
 """The training step's output for the tensor after the step."""
 
-Sha256 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Dimension = Annotated[int, Meta(ge=1, le=limits.ELEMENTS_MAX)]
 Shape = Annotated[tuple[Dimension, ...], Meta(max_length=8)]
 Count = Annotated[int, Meta(ge=0)]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from fedtide.limits import IDENTIFIER_CHARS_MAX
 
-IDENTIFIER_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{IDENTIFIER_CHARS_MAX - 1}}}$"
+IDENTIFIER_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{IDENTIFIER_CHARS_MAX - 1}}}\Z"
 """Federation and device names: safe as a topic level, a file name and a certificate's name."""
 
 
