@@ -69,7 +69,7 @@ def load_config(path: Path, kind: type[T]) -> T:
     def decode(wanted: type, value: Any) -> Any:
         if wanted is Path and isinstance(value, str) and value:
             return (path.parent / Path(value).expanduser()).resolve()
-        raise NotImplementedError
+        raise ValueError(f"Expected a path, got {value!r}")
 
     try:
         return msgspec.convert(raw, kind, dec_hook=decode)
