@@ -61,6 +61,9 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How often a device says what it holds and what it owes."""
 
     def __post_init__(self) -> None:
-        """Exactly one of the two ways to size a cohort."""
-        if (self.rounds.cohort_size is None) == (self.rounds.cohort_fraction is None):
+        """Exactly one of the two ways to size a cohort, and a quorum that it can reach."""
+        size = self.rounds.cohort_size
+        if (size is None) == (self.rounds.cohort_fraction is None):
             raise ValueError("give either rounds.cohort_size or rounds.cohort_fraction")
+        if size is not None and self.rounds.quorum > size:
+            raise ValueError(f"rounds.quorum {self.rounds.quorum} exceeds rounds.cohort_size {size}")
