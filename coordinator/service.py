@@ -280,14 +280,14 @@ class Service:
     def _complete(self, device_id: str, update: Update, at_ms: int) -> None:
         """All blocks of an update are here: check it, and say so."""
         assert update.blob is not None
-        reason = self._uploads.finish(device_id)
-        if reason is None:
-            if not self._store.blobs.has(update.blob.digest):
-                # Damaged on the way: ask for all of it again.
-                missing = self._uploads.expect(device_id, update)
-                self._say(device_id, Want(update.blob.digest, tuple(missing)))
-                return
-            content = self._store.blobs.read(update.blob.digest)
+        content = self._uploads.finish(device_id, update)
+        if content is None:
+            # Damaged on the way: ask for all of it again.
+            missing = self._uploads.expect(device_id, update)
+            self._say(device_id, Want(update.blob.digest, tuple(missing)))
+            return
+        reason = content if isinstance(content, str) else None
+        if isinstance(content, bytes):
             reason = defect(content, update, self._bundle.manifest.elements_count)
         verdict = Receipt(update.update_id, "accepted")
         if reason is not None:

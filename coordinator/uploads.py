@@ -49,19 +49,21 @@ class Uploads:
         reason = upload.partial.accept(chunk)
         if reason is not None:
             return reason
-        return None if upload.partial.missing() else upload.update
+        return upload.update if upload.partial.complete else None
 
-    def finish(self, device_id: str) -> str | None:
-        """Move the complete blob to the finished ones; why it is refused for good, or None.
+    def finish(self, device_id: str, update: Update) -> bytes | str | None:
+        """The content of a complete update, now on disk; or why it is refused for good.
 
-        A blob that fails its digest is expected anew, up to `FETCHES_MAX` times.
+        None: it failed its digest, and is expected anew (up to `FETCHES_MAX` times).
         """
         upload = self._by_device.get(device_id)
         if upload is None:
-            return None
-        if upload.partial.finish():
+            assert update.blob is not None
+            return self._blobs.read(update.blob.digest)
+        content = upload.partial.finish(durable=True)
+        if content is not None:
             del self._by_device[device_id]
-            return None
+            return content
         upload.failures += 1
         if upload.failures >= FETCHES_MAX:
             self._by_device.pop(device_id)

@@ -31,6 +31,7 @@ class Download:
         self._link = link
         self._topics = topics
         self._asked: set[int] = set()
+        self._arrived: list[int] = []
         self._stalls = 0
         self._progress_at_ms = 0
         if not self.done:
@@ -41,6 +42,7 @@ class Download:
         if self.done:
             return
         self._asked.clear()
+        self._arrived.clear()
         self._progress_at_ms = at_ms
         self._ask()
 
@@ -57,15 +59,18 @@ class Download:
             return reason
         self._progress_at_ms = at_ms
         self._stalls = 0
-        self._asked.discard(chunk.first_block // self._grid * self._grid)
-        self._link.unsubscribe([self._topics.chunk(self.ref.digest, chunk.first_block)])
-        if self._partial.missing():
-            self._ask()
-        elif self._partial.finish():
-            self.done = True
-        else:
+        start = chunk.first_block // self._grid * self._grid
+        if start in self._asked:
+            self._asked.remove(start)
+            self._arrived.append(start)
+        if not self._partial.complete:
+            if len(self._asked) <= WINDOW // 2:
+                self._ask()
+            return None
+        self.abandon()
+        self.done = self._partial.finish(durable=False) is not None
+        if not self.done:
             reason = "the blob fails its digest; fetching all of it again"
-            self._asked.clear()
             self._ask()
         return reason
 
@@ -89,11 +94,14 @@ class Download:
 
     def abandon(self) -> None:
         """No longer needed."""
-        self._link.unsubscribe(self._names(sorted(self._asked)))
+        self._link.unsubscribe(self._names([*self._arrived, *sorted(self._asked)]))
         self._asked.clear()
+        self._arrived.clear()
 
     def _ask(self) -> None:
-        """Keep up to `WINDOW` chunk topics subscribed."""
+        """Subscribe to the next chunk topics, `WINDOW` at once; leave those that have arrived."""
+        self._link.unsubscribe(self._names(self._arrived))
+        self._arrived.clear()
         fresh: list[int] = []
         for first, _ in split(self._partial.missing(), self._grid):
             start = first // self._grid * self._grid

@@ -44,7 +44,7 @@ from fedtide import __version__
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle, open_stored_bundle
 from fedtide.errors import BundleError, FedtideError, StateError
-from fedtide.files import write_atomically
+from fedtide.generations import Generations
 from fedtide.manifest import runtime_files
 from fedtide.messages import (
     BlobRef,
@@ -77,7 +77,7 @@ from fedtide.vectors import ENCODINGS
 
 _log = logging.getLogger(__name__)
 
-STATE_NAME = "session.json"
+STATE_NAME = "session"
 
 
 class TaskRunner(Protocol):
@@ -109,7 +109,7 @@ class Session:
         self._topics = topics
         self._link = link
         self._runner = runner
-        self._path = folder / STATE_NAME
+        self._generations = Generations(folder / STATE_NAME)
         self.blobs = BlobStore(folder)
         self._message_ids = count(1)
         self._sender = ChunkSender(self._publish)
@@ -124,10 +124,11 @@ class Session:
         """Go on where the last life of this device ended.
 
         Raises:
-            StateError: the saved state is damaged beyond its second generation.
+            StateError: both generations of the saved state are damaged.
         """
         commands, self._state = resume(self._load())
-        self._save()
+        if self._state.durable.task is not None:
+            self._save()
         self._perform(commands, at_ms)
 
     def next_deadline_at_ms(self) -> int | None:
@@ -372,27 +373,19 @@ class Session:
         payload = encode(Presence(False, "offline", reason="stopped"), "bye")
         self._link.publish(self._topics.presence(self._device_id), payload, retain=True)
 
-    # ---- durable state: two generations ----
+    # ---- durable state ----
 
     def _save(self) -> None:
-        if self._path.exists():
-            write_atomically(self._path.with_suffix(".previous.json"), self._path.read_bytes())
-        write_atomically(self._path, msgspec.json.encode(self._state.durable))
+        self._generations.save(msgspec.json.encode(self._state.durable))
 
     def _load(self) -> Durable:
-        previous = self._path.with_suffix(".previous.json")
-        damaged: Exception | None = None
-        for path in (self._path, previous):
-            try:
-                return msgspec.json.decode(path.read_bytes(), type=Durable)
-            except FileNotFoundError:
-                continue
-            except (OSError, msgspec.DecodeError) as exc:
-                _log.warning("%s is damaged: %s", path, exc)
-                damaged = exc
-        if damaged is not None:
+        raw = self._generations.load()
+        if raw is None:
+            return Durable()
+        try:
+            return msgspec.json.decode(raw, type=Durable)
+        except msgspec.DecodeError as exc:
             raise StateError(
-                f"the saved state in {str(self._path.parent)!r} is damaged: {damaged}",
-                hint="remove the state folder to start afresh; local data are not in it",
-            )
-        return Durable()
+                f"the saved session is not of this version of fedtide: {exc}",
+                hint="use the version that wrote it, or remove the state folder to start afresh",
+            ) from exc

@@ -30,8 +30,8 @@ from fedtide.messages import (
     Welcome,
 )
 
-ATTEMPTS_MAX = 3
-"""A task that brings the client down this often is declined: the loop must end."""
+RESTARTS_MAX = 3
+"""A task that brings the client down more often is declined: the loop must end."""
 OUTBOX_MAX = 16
 """Updates that wait for a receipt; beyond it the oldest is given up."""
 HELLO_RETRY_MS = 3_000
@@ -46,8 +46,8 @@ class Durable(Struct, frozen=True, forbid_unknown_fields=True):
 
     version: Literal[1] = 1
     task: Task | None = None
-    attempts: int = 0
-    """How often this task was started to be trained."""
+    restarts: int = 0
+    """How often the client started anew while it had this task."""
     outbox: tuple[Update, ...] = ()
     run_id: str = ""
     answered_round: int = 0
@@ -244,10 +244,11 @@ def resume(durable: Durable) -> Step:
     state = State(durable=durable)
     if durable.task is None:
         return Step((), state)
-    if durable.attempts >= ATTEMPTS_MAX:
-        reason = f"the client went down {durable.attempts} times while working on it"
+    if durable.restarts >= RESTARTS_MAX:
+        reason = f"the client went down {durable.restarts + 1} times while working on it"
         return _failed(state, durable.task.round_id, reason)
-    return Step((PrepareTask(durable.task),), _with(state, phase="fetching"))
+    durable = msgspec.structs.replace(durable, restarts=durable.restarts + 1)
+    return Step((PrepareTask(durable.task),), _with(state, durable=durable, phase="fetching"))
 
 
 def _heard(state: State, message: ToDevice | Status, at_ms: int) -> Step:
@@ -294,7 +295,7 @@ def _task(state: State, task: Task, at_ms: int) -> Step:
     durable = msgspec.structs.replace(
         durable,
         task=task,
-        attempts=0,
+        restarts=0,
         run_id=task.run_id,
         answered_round=durable.answered_round if same_run else 0,
         declined_because="",
@@ -307,8 +308,7 @@ def _start(state: State, round_id: int) -> Step:
     task = state.durable.task
     if task is None or task.round_id != round_id or state.phase != "fetching":
         return Step((), state)
-    durable = msgspec.structs.replace(state.durable, attempts=state.durable.attempts + 1)
-    return Step((StartTask(task),), _with(state, durable=durable, phase="training", reason=""))
+    return Step((StartTask(task),), _with(state, phase="training", reason=""))
 
 
 def _done(state: State, update: Update, at_ms: int) -> Step:
@@ -320,7 +320,7 @@ def _done(state: State, update: Update, at_ms: int) -> Step:
     durable = msgspec.structs.replace(
         state.durable,
         task=None,
-        attempts=0,
+        restarts=0,
         outbox=outbox[-OUTBOX_MAX:],
         answered_round=update.round_id,
     )
@@ -336,7 +336,7 @@ def _failed(state: State, round_id: int, reason: str) -> Step:
     if task is None or task.round_id != round_id:
         return Step((), state)
     durable = msgspec.structs.replace(
-        state.durable, task=None, attempts=0, answered_round=round_id, declined_because=reason
+        state.durable, task=None, restarts=0, answered_round=round_id, declined_because=reason
     )
     commands = (Note(f"round {round_id}: {reason}"), Say(Decline(round_id, reason[:1000])))
     return Step(commands, _with(state, durable=durable, phase="idle", reason=reason[:1000]))

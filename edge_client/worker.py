@@ -105,12 +105,12 @@ class Worker:
         if dataset.held_out is not None:
             result = evaluate(trainer, *dataset.held_out)
             held_out = Metrics(result.examples, result.loss_sum, result.correct)
-        blob, steps = None, 0
-        losses: tuple[float, ...] = ()
+        learned, blob = None, None
         if task.kind == "train":
             learned = train(trainer, *dataset.training, task.plan, on_step=self._pace(job.dropped))
+        training_ms = round((time.monotonic() - started_s) * 1000)
+        if learned is not None:
             blob = self._blobs.put(self._encoded(learned.delta, task))
-            steps, losses = learned.steps, learned.losses
         return Update(
             update_id=update_id(task, self._config.device),
             run_id=task.run_id,
@@ -120,9 +120,9 @@ class Worker:
             examples=len(dataset.training.x),
             blob=blob,
             encoding=task.encoding,
-            steps=steps,
-            training_ms=round((time.monotonic() - started_s) * 1000),
-            losses=losses,
+            steps=0 if learned is None else learned.steps,
+            training_ms=training_ms,
+            losses=() if learned is None else learned.losses,
             held_out=held_out,
         )
 

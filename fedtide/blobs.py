@@ -1,13 +1,15 @@
 """Blobs on disk, addressed by SHA-256, and blobs on their way in, which survive a restart.
 
 A blob arrives in blocks of 16 KiB in any order, with duplicates. What has arrived is in
-`partial/DIGEST`, and the CRC of each block in `partial/DIGEST.blocks`; neither is fsynced block by
-block, because on reopening every block is checked against its CRC and a bad one is simply missing
-again. The finished blob is checked by its digest, fsynced and renamed to `blobs/DIGEST`.
+`partial/DIGEST`, with the CRC of each block behind it; it is not fsynced block by block, because
+on reopening every block is checked against its CRC and a bad one is simply missing again. The
+finished blob is checked by its digest and renamed to `blobs/DIGEST`.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import zlib
 from collections.abc import Iterable
@@ -99,12 +101,11 @@ class BlobStore:
     def discard(self, digest: str) -> None:
         """Forget a blob, finished or arriving."""
         self.path(digest).unlink(missing_ok=True)
-        for path in (self._partial / digest, self._partial / f"{digest}.blocks"):
-            path.unlink(missing_ok=True)
+        (self._partial / digest).unlink(missing_ok=True)
 
     def keep_only(self, digests: set[str]) -> None:
         """Forget every blob, finished or arriving, that is not in `digests`."""
-        here = {path.name.removesuffix(".blocks") for path in self._partial.iterdir()}
+        here = {path.name for path in self._partial.iterdir()}
         for digest in sorted((here | set(self.digests())) - digests):
             self.discard(digest)
 
@@ -114,33 +115,31 @@ class BlobStore:
 
 
 class PartialBlob:
-    """A blob on its way in."""
+    """A blob on its way in: its content, and after it 8 bytes of mark for each block."""
 
     def __init__(self, ref: BlobRef, partial: Path, blobs: Path) -> None:
         self.ref = ref
-        self._content_path = partial / ref.digest
-        self._blocks_path = partial / f"{ref.digest}.blocks"
+        self._path = partial / ref.digest
         self._blob_path = blobs / ref.digest
-        count = blocks_count(ref.size_bytes)
         # Per block: CRC32 + 1 of what is there, or 0 for missing.
-        self._marks = np.zeros(count, dtype="<u8")
+        self._marks = np.zeros(blocks_count(ref.size_bytes), dtype="<u8")
         with disk_errors_of(partial):
             self._restore()
 
     def _restore(self) -> None:
-        if not self._content_path.exists() or not self._blocks_path.exists():
-            self._content_path.write_bytes(b"")
-            os.truncate(self._content_path, self.ref.size_bytes)
-            self._blocks_path.write_bytes(self._marks.tobytes())
+        size = self.ref.size_bytes + self._marks.nbytes
+        if not self._path.exists() or self._path.stat().st_size != size:
+            self._path.write_bytes(b"")
+            os.truncate(self._path, size)
             return
-        raw = self._blocks_path.read_bytes()
-        if len(raw) != self._marks.nbytes:
-            return
-        marks = np.frombuffer(raw, dtype="<u8")
-        with self._content_path.open("rb") as file:
+        with self._path.open("rb") as file:
+            file.seek(self.ref.size_bytes)
+            marks = np.frombuffer(file.read(), dtype="<u8")
             for block in np.flatnonzero(marks):
-                file.seek(int(block) * BLOCK_BYTES)
-                if zlib.crc32(file.read(BLOCK_BYTES)) + 1 == marks[block]:
+                start = int(block) * BLOCK_BYTES
+                file.seek(start)
+                content = file.read(min(BLOCK_BYTES, self.ref.size_bytes - start))
+                if zlib.crc32(content) + 1 == marks[block]:
                     self._marks[block] = marks[block]
 
     def missing(self) -> list[Range]:
@@ -148,6 +147,11 @@ class PartialBlob:
         absent = np.concatenate(([0], (self._marks == 0).astype(np.int8), [0]))
         edges = np.flatnonzero(np.diff(absent))
         return [(int(a), int(b - a)) for a, b in edges.reshape(-1, 2)]
+
+    @property
+    def complete(self) -> bool:
+        """Whether every block is here."""
+        return bool(self._marks.all())
 
     @property
     def blocks(self) -> int:
@@ -168,17 +172,20 @@ class PartialBlob:
         if reason is not None:
             return reason
         first, content = chunk.first_block, chunk.content
-        count = blocks_count(len(content))
-        if (self._marks[first : first + count] != 0).all():
+        fresh = self._marks[first : first + blocks_count(len(content))]
+        if fresh.all():
             return None
         marks = [
             zlib.crc32(content[at : at + BLOCK_BYTES]) + 1
             for at in range(0, len(content), BLOCK_BYTES)
         ]
-        with disk_errors_of(self._content_path.parent):
-            _write_at(self._content_path, first * BLOCK_BYTES, content)
-            self._marks[first : first + count] = marks
-            _write_at(self._blocks_path, 8 * first, self._marks[first : first + count].tobytes())
+        with (
+            disk_errors_of(self._path.parent),
+            self._path.open("rb+", buffering=0) as file,
+        ):
+            _write_at(file, first * BLOCK_BYTES, content)
+            fresh[:] = marks
+            _write_at(file, self.ref.size_bytes + 8 * first, fresh.tobytes())
         return None
 
     def _misfit(self, chunk: Chunk) -> str | None:
@@ -194,28 +201,33 @@ class PartialBlob:
             return "chunk is not a whole number of blocks"
         return None
 
-    def finish(self) -> bool:
-        """Check the digest and move to the finished blobs; False: damaged, all is missing again.
+    def finish(self, *, durable: bool) -> bytes | None:
+        """Check the digest and move to the finished blobs: the content, or None: damaged.
+
+        A damaged blob is missing again, all of it. `durable`: survive a power cut; a blob that
+        can be fetched again need not.
 
         Raises:
             StateError: the disk is full or failing.
         """
-        with disk_errors_of(self._content_path.parent):
-            content = self._content_path.read_bytes()
+        with disk_errors_of(self._path.parent), self._path.open("rb+") as file:
+            content = file.read(self.ref.size_bytes)
             if sha256_hex(content) != self.ref.digest:
                 self._marks[:] = 0
-                self._blocks_path.write_bytes(self._marks.tobytes())
-                return False
-            with self._content_path.open("rb+") as file:
+                file.seek(self.ref.size_bytes)
+                file.write(self._marks.tobytes())
+                return None
+            file.truncate(self.ref.size_bytes)
+            if durable:
+                file.flush()
                 os.fsync(file.fileno())
-            self._content_path.replace(self._blob_path)
-            self._blocks_path.unlink(missing_ok=True)
-            sync_folder(self._blob_path.parent)
-        return True
+            self._path.replace(self._blob_path)
+            if durable:
+                sync_folder(self._blob_path.parent)
+        return content
 
 
-def _write_at(path: Path, offset: int, content: bytes) -> None:
-    with path.open("rb+", buffering=0) as file:
-        file.seek(offset)
-        if file.write(content) != len(content):
-            raise OSError(28, "No space left on device")
+def _write_at(file: io.FileIO, offset: int, content: bytes) -> None:
+    file.seek(offset)
+    if file.write(content) != len(content):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
