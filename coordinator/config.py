@@ -65,5 +65,6 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
         size = self.rounds.cohort_size
         if (size is None) == (self.rounds.cohort_fraction is None):
             raise ValueError("give either rounds.cohort_size or rounds.cohort_fraction")
-        if size is not None and self.rounds.quorum > size:
-            raise ValueError(f"rounds.quorum {self.rounds.quorum} exceeds rounds.cohort_size {size}")
+        quorum = self.rounds.quorum
+        if size is not None and quorum > size:
+            raise ValueError(f"rounds.quorum {quorum} exceeds rounds.cohort_size {size}")
