@@ -18,7 +18,7 @@ import numpy as np
 
 from benchmarks.measurement import save
 from demo.brokers import COORDINATOR, Broker
-from demo.processes import LocalFederation
+from demo.local import LocalFederation
 from fedtide.cli import main as main_of_fedtide
 
 DEVICES, ROUNDS = 10, 50

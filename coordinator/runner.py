@@ -19,7 +19,7 @@ from coordinator.store import Store
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import BrokerError, BundleError, FedtideError, StateError
 from fedtide.files import locked
-from fedtide.messages import Status, encode
+from fedtide.messages import Beacon, encode
 from fedtide.mqtt import MqttTransport
 from fedtide.topics import Topics
 from fedtide.transport import Connected, Delivered, LinkEvent, Refused, Will
@@ -83,9 +83,9 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
     evaluate = _open_store(config, bundle, store, clock)
     session = f"{os.getpid():x}-{time.time_ns() // 1_000_000:x}"
     topics = Topics(config.federation)
-    gone = encode(Status(online=False, session=session), "will")
+    gone = encode(Beacon(online=False, session=session), "will")
     link = MqttTransport(
-        config.broker, f"{config.federation}.coordinator", inbox.put, Will(topics.status, gone)
+        config.broker, f"{config.federation}.coordinator", inbox.put, Will(topics.beacon, gone)
     )
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregation")
 
@@ -181,16 +181,16 @@ def _serve(
                     give_up_at_ms = None
                 service.link_event(item, clock.now_ms())
         service.time_reached(clock.now_ms())
-    _say_goodbye(service, inbox, clock)
+    _say_goodbye(service, inbox)
     if service.finished is None:
         return 0
     _log.info("finished: %s", service.finished.reason)
     return 0 if service.finished.succeeded else 1
 
 
-def _say_goodbye(service: Service, inbox: SimpleQueue[Item], clock: Clock) -> None:
+def _say_goodbye(service: Service, inbox: SimpleQueue[Item]) -> None:
     """Until the broker has taken our last word, or a moment has passed."""
-    token = service.goodbye(clock.now_ms())
+    token = service.goodbye()
     deadline_s = time.monotonic() + _GOODBYE_S
     while token is not None and (left_s := deadline_s - time.monotonic()) > 0:
         try:

@@ -42,6 +42,7 @@ from fedtide.bundle import Bundle
 from fedtide.errors import BrokerError, BundleError
 from fedtide.manifest import MANIFEST_NAME, runtime_files
 from fedtide.messages import (
+    Beacon,
     BlobRef,
     Chunk,
     Decline,
@@ -166,6 +167,7 @@ class Service:
                         f"the broker takes packets of {packet_bytes_max} bytes at most",
                         hint="raise its limit (Mosquitto: max_packet_size) to 20,000 or more",
                     )
+                self._announce(self._topics.beacon, Beacon(online=True, session=self._session))
                 self._publish_status(at_ms)
             case Disconnected(reason):
                 _log.warning("%s; trying again", reason)
@@ -428,23 +430,18 @@ class Service:
         payload = encode(message, f"{self._session}.{next(self._message_ids)}")
         self._link.publish(self._topics.down(device_id), payload)
 
-    def goodbye(self, at_ms: int) -> int | None:
+    def goodbye(self) -> int | None:
         """Tell everybody that the coordinator goes away; the token of that message."""
-        payload = encode(self._status(at_ms, online=False), "bye")
-        return self._link.publish(self._topics.status, payload, retain=True)
+        return self._announce(self._topics.beacon, Beacon(online=False, session=self._session))
+
+    def _announce(self, topic: str, message: Beacon | Status) -> int | None:
+        payload = encode(message, f"{self._session}.{next(self._message_ids)}")
+        return self._link.publish(topic, payload, retain=True)
 
     def _publish_status(self, at_ms: int) -> None:
-        payload = encode(
-            self._status(at_ms, online=True), f"{self._session}.{next(self._message_ids)}"
-        )
-        self._link.publish(self._topics.status, payload, retain=True)
-
-    def _status(self, at_ms: int, *, online: bool) -> Status:
         state, model = self._state, self._model()
         left_ms = 0 if state.deadline_at_ms is None else max(0, state.deadline_at_ms - at_ms)
-        return Status(
-            online=online,
-            session=self._session,
+        status = Status(
             phase=state.phase,
             round_id=state.round_id,
             rounds_count=self._config.rounds.count,
@@ -456,6 +453,7 @@ class Service:
             loss=model.loss if model.loss is not None else model.held_out_loss,
             accuracy=model.accuracy if model.accuracy is not None else model.held_out_accuracy,
         )
+        self._announce(self._topics.status, status)
 
     def _log_model(self, version: int) -> None:
         model = self._store.model(version)

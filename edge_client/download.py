@@ -110,7 +110,7 @@ class Download:
             if start not in self._asked:
                 self._asked.add(start)
                 fresh.append(start)
-        self._link.subscribe(self._names(fresh))
+        self._link.subscribe(self._names(fresh), confirm=False)
 
     def _names(self, starts: list[int]) -> list[str]:
         return [self._topics.chunk(self.ref.digest, start) for start in starts]

@@ -47,6 +47,7 @@ from fedtide.errors import BundleError, FedtideError, StateError
 from fedtide.generations import Generations
 from fedtide.manifest import runtime_files
 from fedtide.messages import (
+    Beacon,
     BlobRef,
     Chunk,
     Envelope,
@@ -55,7 +56,6 @@ from fedtide.messages import (
     Presence,
     Problem,
     Receipt,
-    Status,
     Task,
     Want,
     Welcome,
@@ -78,6 +78,8 @@ from fedtide.vectors import ENCODINGS
 _log = logging.getLogger(__name__)
 
 STATE_NAME = "session"
+ANNOUNCE_MS_MIN = 200
+"""Presence changes faster than this are told as one: nobody could read them."""
 
 
 class TaskRunner(Protocol):
@@ -116,6 +118,8 @@ class Session:
         self._downloads: list[Download] = []
         self._prefetched: tuple[BlobRef, ...] = ()
         self._presence: Presence | None = None
+        self._announced_at_ms = 0
+        self._announce_due = False
         self._state = State()
 
     # ---- start and time ----
@@ -136,6 +140,8 @@ class Session:
         deadlines = [next_deadline_at_ms(self._state)]
         if self._state.connected and self._downloads:
             deadlines.append(self._downloads[0].deadline_at_ms())
+        if self._announce_due:
+            deadlines.append(self._announced_at_ms + ANNOUNCE_MS_MIN)
         return min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
 
     def time_reached(self, at_ms: int) -> None:
@@ -148,6 +154,8 @@ class Session:
         deadline = next_deadline_at_ms(self._state)
         if deadline is not None and deadline <= at_ms:
             self._apply(TimeReached(), at_ms)
+        elif self._announce_due:
+            self._announce(at_ms)
 
     # ---- link ----
 
@@ -161,8 +169,9 @@ class Session:
             case Connected(protocol, packet_bytes_max):
                 _log.info("connected over %s", protocol)
                 self._sender.chunk_blocks = max(1, chunk_blocks_for(packet_bytes_max))
-                self._link.subscribe([self._topics.down(self._device_id), self._topics.status])
+                self._link.subscribe([self._topics.down(self._device_id), self._topics.beacon])
                 self._presence = None
+                self._announced_at_ms = at_ms - ANNOUNCE_MS_MIN
                 self._apply(Linked(), at_ms)
                 if self._downloads:
                     self._downloads[0].start(at_ms)
@@ -173,7 +182,7 @@ class Session:
                 if refused is not None:
                     _log.warning("the broker refuses a message: %s", refused)
                 self._sender.delivered(token)
-                self._announce()
+                self._announce(at_ms)
             case Received(topic, payload):
                 self._received(topic, payload, at_ms)
             case _:
@@ -191,7 +200,7 @@ class Session:
         body = envelope.body
         if isinstance(body, Chunk):
             self._chunk(body, at_ms)
-        elif isinstance(body, Welcome | Task | Want | Receipt | Problem | Status):
+        elif isinstance(body, Welcome | Task | Want | Receipt | Problem | Beacon):
             self._apply(Heard(body), at_ms)
 
     # ---- downloads: one at a time, in the order they are needed ----
@@ -268,7 +277,7 @@ class Session:
         if self._state.durable != before:
             self._save()
         self._perform(commands, at_ms)
-        self._announce()
+        self._announce(at_ms)
 
     def _perform(self, commands: tuple[Command, ...], at_ms: int) -> None:
         for command in commands:
@@ -360,11 +369,12 @@ class Session:
         payload = encode(message, f"{next(self._message_ids)}")
         return self._link.publish(self._topics.up(self._device_id), payload)
 
-    def _announce(self) -> None:
-        """Publish what this device is doing, if it changed."""
+    def _announce(self, at_ms: int) -> None:
+        """Publish what this device is doing, if it changed, and not too often."""
         now = presence(self._state, sending=self._sender.busy())
-        if self._state.connected and now != self._presence:
-            self._presence = now
+        self._announce_due = self._state.connected and now != self._presence
+        if self._announce_due and at_ms >= self._announced_at_ms + ANNOUNCE_MS_MIN:
+            self._presence, self._announced_at_ms, self._announce_due = now, at_ms, False
             payload = encode(now, f"{next(self._message_ids)}")
             self._link.publish(self._topics.presence(self._device_id), payload, retain=True)
 

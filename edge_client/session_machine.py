@@ -16,13 +16,13 @@ import msgspec
 from msgspec import Struct
 
 from fedtide.messages import (
+    Beacon,
     Decline,
     Offer,
     Presence,
     Problem,
     Range,
     Receipt,
-    Status,
     Task,
     ToDevice,
     Update,
@@ -95,7 +95,7 @@ class Unlinked(Struct, frozen=True):
 class Heard(Struct, frozen=True):
     """The coordinator said something, to us or to all."""
 
-    message: ToDevice | Status
+    message: ToDevice
 
 
 class TaskPrepared(Struct, frozen=True):
@@ -244,16 +244,17 @@ def resume(durable: Durable) -> Step:
     state = State(durable=durable)
     if durable.task is None:
         return Step((), state)
+    task = durable.task
     if durable.restarts >= RESTARTS_MAX:
         reason = f"the client went down {durable.restarts + 1} times while working on it"
-        return _failed(state, durable.task.round_id, reason)
+        return _failed(state, task.round_id, reason)
     durable = msgspec.structs.replace(durable, restarts=durable.restarts + 1)
-    return Step((PrepareTask(durable.task),), _with(state, durable=durable, phase="fetching"))
+    return Step((PrepareTask(task),), _with(state, durable=durable, phase="fetching"))
 
 
-def _heard(state: State, message: ToDevice | Status, at_ms: int) -> Step:
+def _heard(state: State, message: ToDevice, at_ms: int) -> Step:
     match message:
-        case Status(online=online, session=session):
+        case Beacon(online=online, session=session):
             if online and session != state.coordinator_session and state.connected:
                 state = _with(state, coordinator_session=session, hello=Wait(at_ms))
                 return _say_hello(state, at_ms)

@@ -83,7 +83,7 @@ class MemoryTransport:
         self.deliver(Delivered(self._token))
         return self._token
 
-    def subscribe(self, filters: Sequence[str]) -> None:
+    def subscribe(self, filters: Sequence[str], *, confirm: bool = True) -> None:  # noqa: ARG002
         """Subscribe, and get what is retained."""
         self._filters.update(filters)
         for topic, payload in sorted(self._broker.retained.items()):

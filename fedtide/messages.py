@@ -171,11 +171,16 @@ class Presence(Message, frozen=True):
     """Why the device waits, for a person to read."""
 
 
-class Status(Message, frozen=True):
-    """Retained: what the coordinator is doing. A new `session` asks every device for a `Hello`."""
+class Beacon(Message, frozen=True):
+    """Retained: the coordinator is here, or (its will) gone. A new `session` asks for a `Hello`."""
 
     online: bool
     session: Text
+
+
+class Status(Message, frozen=True):
+    """Retained: what the coordinator is doing, for whoever watches; devices need not."""
+
     phase: Text = ""
     round_id: Natural = 0
     rounds_count: Natural = 0
@@ -191,10 +196,8 @@ class Status(Message, frozen=True):
 
 
 FromDevice = Hello | Offer | Decline | Want | Chunk
-ToDevice = Welcome | Task | Want | Receipt | Problem
-AnyMessage = (
-    Hello | Offer | Decline | Want | Chunk | Welcome | Task | Receipt | Problem | Presence | Status
-)
+ToDevice = Welcome | Task | Want | Receipt | Problem | Beacon
+AnyMessage = FromDevice | ToDevice | Presence | Status
 
 
 class Envelope(Struct, frozen=True):

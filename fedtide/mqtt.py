@@ -93,15 +93,16 @@ class MqttTransport:
         info = client.publish(topic, payload, qos=1, retain=retain)
         return info.mid if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
 
-    def subscribe(self, filters: Sequence[str]) -> None:
-        """Subscribe at QoS 1."""
+    def subscribe(self, filters: Sequence[str], *, confirm: bool = True) -> None:
+        """Subscribe at QoS 1, or 0 without confirmation."""
         client = self._client
         if client is None or not filters:
             return
+        qos = 1 if confirm else 0
         if self._protocol == 5:
-            client.subscribe([(name, SubscribeOptions(qos=1)) for name in filters])
+            client.subscribe([(name, SubscribeOptions(qos=qos)) for name in filters])
         else:
-            client.subscribe([(name, 1) for name in filters])
+            client.subscribe([(name, qos) for name in filters])
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Unsubscribe."""

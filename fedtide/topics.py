@@ -4,7 +4,8 @@
     fedtide/1/FEDERATION/down/DEVICE            coordinator -> device
     fedtide/1/FEDERATION/presence/DEVICE        device, retained, and its will
     fedtide/1/FEDERATION/blob/DIGEST/BLOCK      coordinator, retained chunks for everybody
-    fedtide/1/FEDERATION/status                 coordinator, retained, and its will
+    fedtide/1/FEDERATION/beacon                 coordinator, retained, and its will
+    fedtide/1/FEDERATION/status                 coordinator, retained, for people who watch
 
 A device's name is a whole topic level, so that a broker's ACL can confine it by pattern.
 """
@@ -35,6 +36,11 @@ class Topics:
     def root(self) -> str:
         """Prefix of every topic; the 1 is the protocol's version."""
         return f"fedtide/1/{self.federation}"
+
+    @property
+    def beacon(self) -> str:
+        """Retained `Beacon` of the coordinator."""
+        return f"{self.root}/beacon"
 
     @property
     def status(self) -> str:

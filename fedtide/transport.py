@@ -69,8 +69,12 @@ class Transport(Protocol):
         A message that finds no link is dropped: whoever sent it says it again when it matters.
         """
 
-    def subscribe(self, filters: Sequence[str]) -> None:
-        """Receive messages of these topics, retained ones at once. Forgotten at a disconnect."""
+    def subscribe(self, filters: Sequence[str], *, confirm: bool = True) -> None:
+        """Receive messages of these topics, retained ones at once. Forgotten at a disconnect.
+
+        `confirm=False` spares the broker and us a confirmation of each message (QoS 0), where the
+        receiver notices a loss by itself.
+        """
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Stop receiving."""
