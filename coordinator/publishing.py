@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from fedtide.blobs import BlobStore, blocks_count, split
+from fedtide.blobs import BlobStore, blocks_count, clip, split
 from fedtide.messages import BlobRef, Chunk, Want, encode
 from fedtide.sending import ChunkSender, chunk_blocks_for
 from fedtide.topics import Topics
@@ -68,11 +68,8 @@ class Publisher:
         if ref is None:
             return False
         last = blocks_count(ref.size_bytes)
-        inside = [
-            (first, min(count, last - first)) for first, count in want.missing if first < last
-        ]
         grid = self._sender.chunk_blocks
-        for first, _ in split(inside, grid):
+        for first, _ in split(clip(want.missing, last), grid):
             start = first // grid * grid
             key = (ref.digest, start)
             if at_ms - self._repeated_at_ms.get(key, -REPEAT_MS_MIN) >= REPEAT_MS_MIN:

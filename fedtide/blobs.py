@@ -53,6 +53,22 @@ def split(ranges: Iterable[Range], blocks_max: int = CHUNK_BLOCKS_MAX) -> list[R
     return pieces
 
 
+def clip(ranges: Iterable[Range], blocks: int) -> list[Range]:
+    """Ranges merged, in order, and cut to a blob of this many blocks.
+
+    What somebody asks for is bounded here by what there is, before anything is made of it.
+    """
+    merged: list[Range] = []
+    for first, count in sorted(ranges):
+        end = min(first + count, blocks)
+        if merged and first <= sum(merged[-1]):
+            start, length = merged[-1]
+            merged[-1] = (start, max(length, end - start))
+        elif first < end:
+            merged.append((first, end - first))
+    return merged
+
+
 class BlobStore:
     """Finished blobs under `folder/blobs`, arriving ones under `folder/partial`."""
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from fedtide.blobs import make_chunk, split
+from fedtide.blobs import blocks_count, clip, make_chunk, split
 from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX, CHUNK_HEADER_BYTES_MAX
 from fedtide.messages import BlobRef, Chunk, Range
 
@@ -41,7 +41,8 @@ class ChunkSender:
 
     def send(self, ref: BlobRef, path: Path, ranges: Iterable[Range]) -> None:
         """Queue these blocks of the blob at `path`; those already queued stay where they are."""
-        for piece in split(ranges, self.chunk_blocks):
+        inside = clip(ranges, blocks_count(ref.size_bytes))
+        for piece in split(inside, self.chunk_blocks):
             self._queue.setdefault((ref.digest, piece[0]), _Job(ref, path, piece))
         self._fill()
 
