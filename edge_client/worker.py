@@ -22,6 +22,7 @@ from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle
 from fedtide.dataset import Dataset, load_dataset
 from fedtide.errors import FedtideError, StateError
+from fedtide.limits import METRIC_MAX
 from fedtide.messages import Metrics, Task, Update
 from fedtide.vectors import decode_vector, encode_vector
 
@@ -104,12 +105,17 @@ class Worker:
         held_out = None
         if dataset.held_out is not None:
             result = evaluate(trainer, *dataset.held_out)
-            held_out = Metrics(result.examples, result.loss_sum, result.correct)
+            if _reportable(result.loss_sum):
+                held_out = Metrics(result.examples, result.loss_sum, result.correct)
+            else:
+                _log.warning("the global model's held-out loss is %s", result.loss_sum)
         learned, blob = None, None
         if task.kind == "train":
             learned = train(trainer, *dataset.training, task.plan, on_step=self._pace(job.dropped))
         training_ms = round((time.monotonic() - started_s) * 1000)
         if learned is not None:
+            if not all(map(_reportable, learned.losses)):
+                raise FedtideError("training diverged: its loss is not finite")
             blob = self._blobs.put(self._encoded(learned.delta, task))
         return Update(
             update_id=update_id(task, self._config.device),
@@ -175,6 +181,11 @@ def update_id(task: Task, device_id: str) -> str:
     """The same task gives the same id, so that doing it twice can never count twice."""
     text = f"{task.run_id}/{task.round_id}/{device_id}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
+
+
+def _reportable(loss: float) -> bool:
+    """Whether a message can hold this loss: neither NaN nor infinite."""
+    return abs(loss) <= METRIC_MAX
 
 
 def _stamp(path: Path) -> tuple[int, int]:

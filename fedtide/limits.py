@@ -31,5 +31,8 @@ PARAMETERS_MAX = 100_000
 ELEMENTS_MAX = 1 << 29
 """Most float32 values in a model: 2 GiB, the largest blob."""
 
+METRIC_MAX = 1e300
+"""Largest loss that is reported, so that sums of them stay finite, too."""
+
 IDENTIFIER_CHARS_MAX = 64
 """Longest federation, device or update name: they are MQTT topic levels and file names."""

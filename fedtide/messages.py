@@ -26,6 +26,8 @@ Natural = Annotated[int, Meta(ge=0, lt=2**53)]
 """Below 2^53, so that a JavaScript client holds it exactly."""
 DurationMs = Natural
 Text = Annotated[str, Meta(max_length=1000)]
+Finite = Annotated[float, Meta(ge=-limits.METRIC_MAX, le=limits.METRIC_MAX)]
+"""Neither infinite nor NaN, which JSON cannot hold."""
 Encoding = Literal["f32", "f16"]
 Kind = Literal["train", "evaluate"]
 Range = tuple[Natural, Annotated[int, Meta(ge=1, lt=2**53)]]
@@ -46,7 +48,7 @@ class Metrics(Struct, frozen=True):
     """Result of evaluating one model on held-out examples; sums, so that parts add up."""
 
     examples: Natural
-    loss_sum: float
+    loss_sum: Finite
     correct: Natural | None = None
 
 
@@ -83,7 +85,7 @@ class Update(Struct, frozen=True):
     encoding: Encoding
     steps: Natural
     training_ms: DurationMs
-    losses: Annotated[tuple[float, ...], Meta(max_length=10_000)] = ()
+    losses: Annotated[tuple[Finite, ...], Meta(max_length=10_000)] = ()
     """Mean training loss of each local epoch."""
     held_out: Metrics | None = None
     """The global model it started from, on this device's held-out data."""
