@@ -112,7 +112,7 @@ class Broker:
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self.folder,
-                env=_environment(),
+                env=child_environment(),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -249,8 +249,13 @@ def _base64(content: bytes) -> str:
     return base64.b64encode(content).decode()
 
 
-def _environment() -> dict[str, str]:
-    """Ours, with this package's folder on the path of a child that runs elsewhere."""
-    root = str(Path(__file__).resolve().parent.parent)
+def child_environment() -> dict[str, str]:
+    """Ours; in a source tree, with the tree on the path of a child that runs elsewhere.
+
+    Not where this package is installed: our site-packages would hide those of another Python.
+    """
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "pyproject.toml").exists():
+        return dict(os.environ)
     path = os.environ.get("PYTHONPATH")
-    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else root}
+    return {**os.environ, "PYTHONPATH": f"{root}{os.pathsep}{path}" if path else str(root)}
