@@ -253,7 +253,10 @@ class Service:
 
     def _offer(self, device_id: str, update: Update, at_ms: int) -> None:
         known = self._store.receipt(update.update_id, device_id)
-        receipt = admit(update, device_id, self._state, self._run_id, known)
+        if known is not None:
+            self._say(device_id, known)  # what followed from it was committed with it
+            return
+        receipt = admit(update, device_id, self._state, self._run_id)
         if receipt is not None:
             self._conclude(device_id, update, receipt, at_ms)
             return

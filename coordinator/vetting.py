@@ -10,15 +10,8 @@ from fedtide.messages import Encoding, Receipt, Update
 from fedtide.vectors import decode_vector, encoded_bytes
 
 
-def admit(
-    update: Update, device_id: str, state: RoundState, run_id: str, known: Receipt | None
-) -> Receipt | None:
-    """The verdict on an offered update that can be given before a byte of it arrives.
-
-    `known` is the receipt this update already has. None: it is welcome, send it.
-    """
-    if known is not None:
-        return known
+def admit(update: Update, device_id: str, state: RoundState, run_id: str) -> Receipt | None:
+    """The verdict on an update that can be given without its content. None: it is welcome."""
     if update.run_id != run_id:
         return _discard(update, "it belongs to another run of this federation")
     if update.round_id > state.round_id:
