@@ -280,7 +280,11 @@ class Service:
         if isinstance(result, str):
             self._refuse(device_id, message_id, result)
         elif result is not None:
-            self._complete(device_id, result, at_ms)
+            late = admit(result, device_id, self._state, self._run_id)
+            if late is None:
+                self._complete(device_id, result, at_ms)
+            else:
+                self._conclude(device_id, result, late, at_ms)
 
     def _complete(self, device_id: str, update: Update, at_ms: int) -> None:
         """All blocks of an update are here: check it, and say so."""
