@@ -30,10 +30,10 @@ CREATE TABLE rounds (
     closed_at_ms INTEGER, outcome TEXT NOT NULL DEFAULT 'open', reason TEXT NOT NULL DEFAULT '',
     cohort_json TEXT NOT NULL, base_version INTEGER NOT NULL);
 CREATE TABLE updates (
-    update_id TEXT PRIMARY KEY, round_id INTEGER NOT NULL, device_id TEXT NOT NULL,
+    update_id TEXT NOT NULL, round_id INTEGER NOT NULL, device_id TEXT NOT NULL,
     verdict TEXT NOT NULL, reason TEXT NOT NULL, at_ms INTEGER NOT NULL,
     examples INTEGER NOT NULL, training_ms INTEGER NOT NULL, payload_bytes INTEGER NOT NULL,
-    update_json TEXT NOT NULL);
+    update_json TEXT NOT NULL, PRIMARY KEY (device_id, update_id));
 CREATE INDEX updates_by_round ON updates (round_id);
 CREATE TABLE models (
     version INTEGER PRIMARY KEY, digest TEXT NOT NULL, size_bytes INTEGER NOT NULL,
