@@ -204,7 +204,7 @@ class Service:
                 self._chunk(device_id, envelope.id, chunk, at_ms)
             case Want() as want:
                 if not self._publisher.repeat(want, at_ms):
-                    self._refuse(device_id, envelope.id, f"no blob {want.digest[:12]} on offer")
+                    self._refuse(device_id, envelope.id, f"not on offer: blob {want.digest[:12]}")
             case Decline(round_id, reason):
                 _log.warning("%s declines round %d: %s", device_id, round_id, reason)
                 self._apply(TaskDeclined(round_id, device_id), at_ms)
@@ -213,7 +213,7 @@ class Service:
                 self._refuse(device_id, envelope.id, f"a device does not say {kind!r}")
 
     def _refuse(self, device_id: str, regarding: str, reason: str) -> None:
-        """A bad message is data: counted, logged, answered."""
+        """A bad message is data: counted (by what stands before the colon), logged, answered."""
         _log.warning("message from %s refused: %s", device_id, reason)
         with self._store.transaction():
             self._store.count(f"refused: {reason.split(':', maxsplit=1)[0][:60]}")
@@ -278,7 +278,7 @@ class Service:
     def _chunk(self, device_id: str, message_id: str, chunk: Chunk, at_ms: int) -> None:
         result = self._uploads.arrived(device_id, chunk)
         if isinstance(result, str):
-            self._refuse(device_id, message_id, result)
+            self._refuse(device_id, message_id, f"unusable: {result}")
         elif result is not None:
             late = admit(result, device_id, self._state, self._run_id)
             if late is None:
