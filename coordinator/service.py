@@ -384,7 +384,7 @@ class Service:
             match command:
                 case InviteDevices(device_ids):
                     _log.info("round %d: inviting %s", self._state.round_id, ", ".join(device_ids))
-                    self._uploads.clear()
+                    self._uploads.begin_round(self._state.round_id)
                     self._invite(device_ids, at_ms)
                 case AggregateRound(round_id, kind):
                     self._aggregate(round_id, kind == "train", at_ms)

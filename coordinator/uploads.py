@@ -20,25 +20,37 @@ class _Upload:
 
 
 class Uploads:
-    """The arriving update of each device."""
+    """The arriving update of each device; devices that send the same bytes share one blob."""
 
     def __init__(self, blobs: BlobStore) -> None:
         self._blobs = blobs
         self._by_device: dict[str, _Upload] = {}
+        self._round_id: int | None = None
+
+    def begin_round(self, round_id: int) -> None:
+        """Forget what was on its way in an earlier round; after a restart, go on with this one."""
+        if self._round_id not in (None, round_id):
+            self._by_device.clear()
+            self._blobs.discard_arriving()
+        self._round_id = round_id
 
     def expect(self, device_id: str, update: Update) -> list[Range]:
         """Start or resume; the blocks still missing (none: call `finish`).
 
         `update` must have a blob, and its size must have been checked.
         """
-        assert update.blob is not None
-        if self._blobs.has(update.blob.digest):
-            self._by_device.pop(device_id, None)
-            return []
+        ref = update.blob
+        assert ref is not None
         upload = self._by_device.get(device_id)
-        if upload is None or upload.ref != update.blob:
-            partial = self._blobs.open_partial(update.blob)
-            upload = self._by_device[device_id] = _Upload(update, update.blob, partial)
+        if upload is not None and upload.ref != ref:
+            self._drop(device_id)
+            upload = None
+        if self._blobs.has(ref.digest):
+            return []
+        if upload is None:
+            same = (other.partial for other in self._by_device.values() if other.ref == ref)
+            partial = next(same, None) or self._blobs.open_partial(ref)
+            upload = self._by_device[device_id] = _Upload(update, ref, partial)
         return upload.partial.missing()[:RANGES_MAX]
 
     def arrived(self, device_id: str, chunk: Chunk) -> str | Update | None:
@@ -46,6 +58,8 @@ class Uploads:
         upload = self._by_device.get(device_id)
         if upload is None or upload.ref.digest != chunk.digest:
             return None  # of an upload that has ended: late duplicates are normal
+        if self._blobs.has(upload.ref.digest):
+            return upload.update  # another device has sent the same bytes
         reason = upload.partial.accept(chunk)
         if reason is not None:
             return reason
@@ -54,25 +68,28 @@ class Uploads:
     def finish(self, device_id: str, update: Update) -> bytes | str | None:
         """The content of a complete update, now on disk; or why it is refused for good.
 
-        None: it failed its digest, and is expected anew (up to `FETCHES_MAX` times).
+        None: it is damaged, and is expected anew (up to `FETCHES_MAX` times).
         """
-        upload = self._by_device.get(device_id)
-        if upload is None:
-            assert update.blob is not None
-            return self._blobs.read(update.blob.digest)
+        assert update.blob is not None
+        if self._blobs.has(update.blob.digest):
+            self._by_device.pop(device_id, None)
+            try:
+                return self._blobs.read(update.blob.digest)
+            except FileNotFoundError:
+                return None
+        upload = self._by_device[device_id]
         content = upload.partial.finish(durable=True)
         if content is not None:
             del self._by_device[device_id]
             return content
         upload.failures += 1
         if upload.failures >= FETCHES_MAX:
-            self._by_device.pop(device_id)
-            self._blobs.discard(upload.ref.digest)
+            self._drop(device_id)
             return f"its content failed the digest {upload.failures} times"
         return None
 
-    def clear(self) -> None:
-        """The round has closed: forget what was on its way."""
-        for upload in self._by_device.values():
-            self._blobs.discard(upload.ref.digest)
-        self._by_device.clear()
+    def _drop(self, device_id: str) -> None:
+        """This device sends it no more; what has arrived stays if another one does."""
+        gone = self._by_device.pop(device_id)
+        if all(upload.ref != gone.ref for upload in self._by_device.values()):
+            self._blobs.discard_arriving(gone.ref.digest)

@@ -119,6 +119,12 @@ class BlobStore:
         self.path(digest).unlink(missing_ok=True)
         (self._partial / digest).unlink(missing_ok=True)
 
+    def discard_arriving(self, digest: str | None = None) -> None:
+        """Forget what has arrived of a blob (None: of every one) that is not finished."""
+        names = [path.name for path in self._partial.iterdir()] if digest is None else [digest]
+        for name in names:
+            (self._partial / name).unlink(missing_ok=True)
+
     def keep_only(self, digests: set[str]) -> None:
         """Forget every blob, finished or arriving, that is not in `digests`."""
         here = {path.name for path in self._partial.iterdir()}
