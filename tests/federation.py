@@ -7,9 +7,11 @@ sleeps: `run` moves the clock to the next deadline.
 from __future__ import annotations
 
 import json
+import zlib
 from collections import deque
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 import numpy as np
@@ -21,7 +23,9 @@ from coordinator.store import Store
 from edge_client.session import Session, will_of
 from edge_client.session_machine import TaskDone
 from edge_client.worker import update_id
+from fedtide.blobs import blocks_count, split
 from fedtide.bundle import Bundle, open_bundle, sha256_hex
+from fedtide.limits import BLOCK_BYTES
 from fedtide.manifest import (
     MANIFEST_NAME,
     Array,
@@ -33,9 +37,20 @@ from fedtide.manifest import (
     encode_manifest,
 )
 from fedtide.memory import MemoryBroker, MemoryTransport
-from fedtide.messages import Metrics, Task, Update
+from fedtide.messages import (
+    AnyMessage,
+    BlobRef,
+    Chunk,
+    Envelope,
+    Hello,
+    Metrics,
+    Task,
+    Update,
+    decode,
+    encode,
+)
 from fedtide.topics import Topics
-from fedtide.transport import LinkEvent
+from fedtide.transport import LinkEvent, Received
 from fedtide.vectors import Vector, decode_vector, encode_vector
 
 ELEMENTS = 50_000
@@ -154,6 +169,77 @@ class Device:
                 self.session.link_event(event, self.federation.now_ms)
 
         self.federation.later(handle)
+
+
+M = TypeVar("M", bound=AnyMessage)
+
+
+class Peer:
+    """A device that says exactly what the test makes it say."""
+
+    def __init__(self, federation: Federation, device_id: str) -> None:
+        self.federation = federation
+        self.device_id = device_id
+        self.heard: list[AnyMessage] = []
+        self.link = MemoryTransport(federation.broker, self._deliver)
+        self.link.start()
+        self.link.subscribe([federation.topics.down(device_id)])
+
+    def _deliver(self, event: LinkEvent) -> None:
+        if isinstance(event, Received):
+            envelope = decode(event.payload)
+            assert isinstance(envelope, Envelope), envelope
+            self.heard.append(envelope.body)
+
+    def say(self, *messages: AnyMessage) -> None:
+        """Say this to the coordinator, and let it answer."""
+        for message in messages:
+            self.say_bytes(encode(message, "peer.1"))
+
+    def say_bytes(self, payload: bytes) -> None:
+        """Say anything at all."""
+        self.federation.broker.route(
+            self.federation.topics.up(self.device_id), payload, retain=False
+        )
+        self.federation.settle()
+
+    def hello(self) -> None:
+        """Be online."""
+        self.say(Hello("0", ("portable",), 10, ("f32",)))
+
+    def last(self, kind: type[M]) -> M:
+        """The newest message of this kind that the coordinator sent."""
+        return next(body for body in reversed(self.heard) if isinstance(body, kind))
+
+    def update(self, content: bytes, **changes: object) -> Update:
+        """The update that answers the newest task with this content."""
+        task = self.last(Task)
+        update = Update(
+            update_id=update_id(task, self.device_id),
+            run_id=task.run_id,
+            round_id=task.round_id,
+            kind=task.kind,
+            model=task.model.digest,
+            examples=10,
+            blob=BlobRef(sha256_hex(content), len(content)),
+            encoding=task.encoding,
+            steps=1,
+            training_ms=5,
+        )
+        return msgspec.structs.replace(update, **changes)
+
+    def chunks(self, content: bytes) -> list[Chunk]:
+        """`content` in chunks as large as they may be."""
+        ref = BlobRef(sha256_hex(content), len(content))
+        pieces = split([(0, blocks_count(len(content)))])
+        parts = [
+            (first, content[first * BLOCK_BYTES : (first + count) * BLOCK_BYTES])
+            for first, count in pieces
+        ]
+        return [
+            Chunk(ref.digest, ref.size_bytes, first, zlib.crc32(part), part)
+            for first, part in parts
+        ]
 
 
 class Federation:
