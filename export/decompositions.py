@@ -15,6 +15,7 @@ aten = torch.ops.aten
 def decomposition_table() -> dict[Any, Callable[..., Any]]:
     """Core ATen decompositions and ours."""
     table: dict[Any, Callable[..., Any]] = dict(core_aten_decompositions())
+    table[aten.constant_pad_nd.default] = constant_pad
     table[aten.convolution_backward.default] = convolution_backward
     table[aten.max_pool2d_with_indices_backward.default] = max_pool2d_backward
     return table
@@ -130,10 +131,29 @@ def _tiled_max_pool2d_backward(
         for i in range(kernel_h)
     ]
     tiled = torch.cat(rows, 3).reshape(-1, channels, out_h * kernel_h, out_w * kernel_w)
-    return (
-        aten.constant_pad_nd(
-            tiled, [0, width - out_w * kernel_w, 0, height - out_h * kernel_h], 0.0
-        )
-        if (height, width) != tuple(tiled.shape[2:])
-        else tiled
-    )
+    return constant_pad(tiled, [0, width - out_w * kernel_w, 0, height - out_h * kernel_h])
+
+
+def constant_pad(x: torch.Tensor, pad: list[int], value: float = 0.0) -> torch.Tensor:
+    """Pad or crop the last dimensions; `pad` is before, after of the last, then of the others.
+
+    PyTorch's own converts sizes to integers, which would fix the batch.
+    """
+    for index in range(len(pad) // 2):
+        axis = x.dim() - 1 - index
+        before, after = pad[2 * index : 2 * index + 2]
+        start, end = max(0, -before), x.shape[axis] - max(0, -after)
+        if (before, after) == (0, 0):
+            continue
+        kept = x.narrow(axis, start, end - start)
+        border = torch.full_like(x.narrow(axis, 0, 1), value)
+        sizes = [-1] * x.dim()
+        parts = [kept]
+        if before > 0:
+            sizes[axis] = before
+            parts.insert(0, border.expand(sizes))
+        if after > 0:
+            sizes[axis] = after
+            parts.append(border.expand(sizes))
+        x = torch.cat(parts, axis)
+    return x

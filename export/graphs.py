@@ -71,6 +71,7 @@ def build_graph(
             f"torch could not trace the model: {_first_line(exc)}",
             hint="control flow that depends on values, and batches of fixed size, cannot be traced",
         ) from exc
+    _check_batch(model, inputs)
     _clean(model)
     try:
         scan_model(model.SerializeToString())
@@ -180,6 +181,17 @@ def _translate(
         raise ExportError("torch.onnx returned no program")
     model: onnx.ModelProto = program.model_proto
     return model
+
+
+def _check_batch(model: onnx.ModelProto, inputs: Sequence[Port]) -> None:
+    """Refuse a graph that works for the traced batch size only."""
+    batched = {port.name for port in inputs if port.batched}
+    for value in model.graph.input:
+        if value.name in batched and not value.type.tensor_type.shape.dim[0].dim_param:
+            raise ExportError(
+                f"the model works for batches of {_EXAMPLES} only once it is traced",
+                hint="use x.shape[0] or -1 where the model needs the size of the batch",
+            )
 
 
 def _clean(model: onnx.ModelProto) -> None:

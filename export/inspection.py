@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from export import Loss, ModelSpec
+from export.recording import Recorder
 from fedtide.errors import ExportError
 from fedtide.manifest import Array, Tensor
 
@@ -137,14 +138,23 @@ def _tensors(module: nn.Module) -> tuple[Tensor, ...]:
 def _try_forward(module: nn.Module, inputs: Array) -> torch.Tensor:
     before = {name: value.clone() for name, value in module.named_buffers()}
     x = _random(inputs, 2, 2, torch.Generator().manual_seed(0))
+    recorder = Recorder(module)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), recorder:
             output: Any = module(x)
     except Exception as exc:
         raise ExportError(
             f"the model failed on inputs of shape {tuple(x.shape)}: {exc}",
             hint="ModelSpec.example_inputs is a batch: its first dimension is the batch",
         ) from exc
+    finally:
+        recorder.close()
+    for operator, path in recorder.random.items():
+        raise ExportError(
+            f"{module_label(module, path)}: aten.{operator} is random in training, "
+            "which is not supported yet",
+            hint="remove it; dropout may stay with probability 0",
+        )
     if not isinstance(output, torch.Tensor):
         raise ExportError(
             f"the model returns {type(output).__name__}, expected one tensor",

@@ -1,0 +1,331 @@
+"""Export: refusals, verification that catches planted errors, the files it writes."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import onnx  # noqa: E402
+import safetensors.numpy  # noqa: E402
+from onnx import numpy_helper  # noqa: E402
+from torch import nn  # noqa: E402
+
+import tests.models as models  # noqa: E402
+from edge_client.trainers.opening import available_runtimes  # noqa: E402
+from export import ModelSpec  # noqa: E402
+from export.command import load_function  # noqa: E402
+from export.exporting import export_bundle  # noqa: E402
+from export.inspection import inspect_model  # noqa: E402
+from export.models import fedavg  # noqa: E402
+from export.ort_artifacts import OrtArtifacts  # noqa: E402
+from export.portable_step import train_graph  # noqa: E402
+from fedtide.bundle import open_bundle_dir  # noqa: E402
+from fedtide.errors import ConfigError, ExportError  # noqa: E402
+from fedtide.onnx_scan import scan_model  # noqa: E402
+from fedtide.runtime import load_session  # noqa: E402
+
+
+def spec_of(
+    *layers: nn.Module, shape: tuple[int, ...] = (1, 8, 8), loss: Any = "cross_entropy"
+) -> ModelSpec:
+    return ModelSpec(nn.Sequential(*layers), torch.zeros(1, *shape), loss)
+
+
+def export(spec: object, out: Path, **options: Any) -> Any:
+    return export_bundle(spec, out, name="test", ort_training=False, **options)
+
+
+HEAD = (nn.Flatten(), nn.LazyLinear(10))
+
+
+def test_bundle_is_complete_and_verified(tmp_path: Path) -> None:
+    stages: list[str] = []
+    out = tmp_path / "bundle"
+    exported = export_bundle(models.tiny_cnn(), out, name="tiny", progress=stages.append)
+    assert exported.verified == available_runtimes()
+    bundle = open_bundle_dir(out)
+    assert bundle.digest == exported.bundle.digest
+    for name in bundle.manifest.files:
+        bundle.read(name)
+    on_disk = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert on_disk == {*bundle.manifest.files, "manifest.json"}
+    assert list(tmp_path.iterdir()) == [out]
+    assert len(stages) == 5
+    vector = safetensors.numpy.load(bundle.read(bundle.manifest.initial_model))["vector"]
+    state = models.tiny_cnn().module.state_dict()
+    for tensor in bundle.manifest.tensors:
+        part = vector[tensor.offset : tensor.offset + tensor.size].reshape(tensor.shape)
+        np.testing.assert_array_equal(part, state[tensor.name].numpy())
+
+
+def test_graphs_are_plain_and_small(tmp_path: Path) -> None:
+    bundle = export(models.tiny_cnn(), tmp_path / "b").bundle
+    for path in (
+        bundle.manifest.runtimes.portable.train,
+        bundle.manifest.runtimes.portable.evaluate,
+    ):
+        raw = bundle.read(path)
+        assert {domain for domain, _ in scan_model(raw).operators} == {""}
+        assert scan_model(raw).initializer_elements < 200
+        model = onnx.load_from_string(raw)
+        onnx.checker.check_model(model, full_check=True)
+        assert model.ir_version <= 10
+        assert [entry.version for entry in model.opset_import] == [18]
+        assert not model.metadata_props
+        assert b"/export/" not in raw
+
+
+def test_inference_graph_is_the_module(tmp_path: Path) -> None:
+    spec = models.tiny_cnn()
+    bundle = export(spec, tmp_path / "b").bundle
+    raw = bundle.read(bundle.manifest.inference)
+    session = load_session(raw)
+    for batch in (1, 4):
+        x = torch.randn(batch, 1, 8, 8)
+        expected = spec.module(x).detach().numpy()
+        np.testing.assert_allclose(session.run(None, {"x": x.numpy()})[0], expected, atol=1e-5)
+    stored = {tensor.name: tensor for tensor in onnx.load_from_string(raw).graph.initializer}
+    for name, value in spec.module.state_dict().items():
+        np.testing.assert_array_equal(numpy_helper.to_array(stored[name]), value.numpy())
+
+
+def test_same_model_gives_the_same_bytes(tmp_path: Path) -> None:
+    digests = {export(models.tiny_cnn(), tmp_path / name).bundle.digest for name in "ab"}
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("opset", [18, 21])
+def test_other_layers_of_the_family(opset: int, tmp_path: Path) -> None:
+    spec = spec_of(
+        nn.Conv2d(2, 4, 3, stride=2, padding=1, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(4, 8, 2, groups=2, dilation=2, padding="same"),
+        nn.MaxPool2d(2, ceil_mode=False),
+        nn.Conv2d(8, 8, 1),
+        nn.MaxPool2d(2, stride=1, padding=1),
+        nn.Flatten(),
+        nn.Linear(72, 5),
+        shape=(2, 9, 11),
+    )
+    module = spec.module
+    with torch.no_grad():
+        features = module[:-1](torch.zeros(1, 2, 9, 11)).shape[1]
+    module[-1] = nn.Linear(features, 5)
+    assert export(spec, tmp_path / "b", opset=opset).verified == ("portable",)
+
+
+def test_frozen_parameters_and_buffers_stay(tmp_path: Path) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 2)
+            self.first.requires_grad_(False)
+            self.register_buffer("scale", torch.full((4,), 0.5))
+
+        def forward(self, x: Any) -> Any:
+            return self.last(torch.relu(self.first(x * self.scale)))
+
+    spec = ModelSpec(Scaled(), torch.zeros(1, 4), "mse")
+    exported = export_bundle(spec, tmp_path / "b", name="scaled")
+    trainable = {tensor.name: tensor.trainable for tensor in exported.bundle.manifest.tensors}
+    assert trainable == {
+        "first.weight": False,
+        "first.bias": False,
+        "last.weight": True,
+        "last.bias": True,
+        "scale": False,
+    }
+
+
+@pytest.mark.parametrize(
+    ("make", "count"), [(fedavg.mnist_2nn, 199_210), (fedavg.mnist_cnn, 1_663_370)]
+)
+def test_models_of_the_paper(make: Callable[[], ModelSpec], count: int) -> None:
+    model = inspect_model(make(), "model")
+    assert sum(tensor.size for tensor in model.tensors) == count
+    same = inspect_model(make(), "model")
+    assert all(torch.equal(a, b) for a, b in zip(model.values(), same.values(), strict=True))
+
+
+def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
+    def changed(model: Any, opset: int) -> Any:
+        graph = train_graph(model, opset)
+        change(graph.graph)
+        return graph
+
+    monkeypatch.setattr("export.exporting.train_graph", changed)
+
+
+def test_planted_wrong_gradient_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def scale_one_update(graph: Any) -> None:
+        node = next(n for n in graph.node if "new.0.weight" in n.output)
+        node.output[0] = "almost"
+        graph.initializer.append(numpy_helper.from_array(np.float32(1.001), "factor"))
+        graph.node.append(onnx.helper.make_node("Mul", ["almost", "factor"], ["new.0.weight"]))
+
+    plant(monkeypatch, scale_one_update)
+    with pytest.raises(ExportError, match=r"portable.*step 1.*'0\.weight'"):
+        export(models.tiny_mlp(), tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_planted_wrong_tie_in_pooling_is_caught(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def every_tie(*args: Any) -> Any:
+        grad, x = args[0], args[1]
+        y = torch.nn.functional.max_pool2d(x, 2)
+        up = torch.repeat_interleave(torch.repeat_interleave(y, 2, -1), 2, -2)
+        g = torch.repeat_interleave(torch.repeat_interleave(grad, 2, -1), 2, -2)
+        return torch.where(x == up, g, 0.0)
+
+    monkeypatch.setattr("export.decompositions.max_pool2d_backward", every_tie)
+    with pytest.raises(ExportError, match="differs from"):
+        export(models.tiny_cnn(), tmp_path / "b")
+
+
+@pytest.mark.skipif("ort_training" not in available_runtimes(), reason="no training wheel")
+def test_planted_wrong_buffer_order_is_caught(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from export.ort_artifacts import make_ort_artifacts
+
+    def swapped(model: Any, inference: Any) -> Any:
+        artifacts = make_ort_artifacts(model, inference)
+        assert isinstance(artifacts, OrtArtifacts)
+        return dataclasses.replace(artifacts, order=artifacts.order[::-1])
+
+    monkeypatch.setattr("export.exporting.make_ort_artifacts", swapped)
+    with pytest.raises(ExportError, match="runtime ort_training"):
+        export_bundle(models.tiny_mlp(), tmp_path / "b", name="test")
+
+
+def test_missing_artifacts_are_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("export.ort_artifacts.training_package", lambda: None)
+    exported = export_bundle(models.tiny_mlp(), tmp_path / "b", name="test")
+    reason = exported.bundle.manifest.runtimes.ort_training_absent_because
+    assert reason is not None
+    assert "not installed" in reason
+
+
+class TwoOutputs(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Any) -> Any:
+        return self.layer(x), x
+
+
+class Counting(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+        self.register_buffer("calls", torch.zeros(1))
+
+    def forward(self, x: Any) -> Any:
+        self.calls += 1
+        return self.layer(x)
+
+
+FLAT = (nn.Flatten(), nn.Linear(64, 10))
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "not a spec": (lambda: nn.Linear(1, 1), "returned Linear"),
+    "unknown loss": (lambda: spec_of(*FLAT, loss="hinge"), "hinge"),
+    "tuple": (lambda: ModelSpec(TwoOutputs(), torch.zeros(1, 4), "mse"), "returns tuple"),
+    "buffer": (lambda: ModelSpec(Counting(), torch.zeros(1, 4), "mse"), "'calls'.*changes"),
+    "dropout": (lambda: spec_of(nn.Flatten(), nn.Dropout(), FLAT[1]), r"1 \(Dropout\).*dropout"),
+    "batch norm": (lambda: spec_of(nn.BatchNorm2d(1), *FLAT), r"0 \(BatchNorm2d\)"),
+    "float64": (
+        lambda: spec_of(*FLAT).__class__(nn.Linear(4, 2).double(), torch.zeros(1, 4), "mse"),
+        "float64",
+    ),
+    "no parameters": (lambda: spec_of(nn.ReLU(), loss="mse"), "no trainable parameter"),
+    "output shape": (lambda: spec_of(nn.Conv2d(1, 2, 3)), r"logits of shape \[batch, classes\]"),
+    "input shape": (lambda: spec_of(*FLAT, shape=(1, 9, 9)), "failed on inputs"),
+    "scalar": (lambda: ModelSpec(nn.Linear(4, 2), torch.tensor(1.0), "mse"), "batch dimension"),
+    "double inputs": (
+        lambda: ModelSpec(nn.Linear(4, 2), torch.zeros(1, 4).double(), "mse"),
+        "float64",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refusals_say_why(case: str, tmp_path: Path) -> None:
+    make, message = REFUSED[case]
+    with pytest.raises(ExportError, match=message):
+        export(make(), tmp_path / "b")
+    assert not list(tmp_path.iterdir())
+
+
+def test_untranslatable_operator_is_named_with_its_place(tmp_path: Path) -> None:
+    features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveMaxPool2d(2))
+    spec = ModelSpec(
+        nn.Sequential(features, nn.Flatten(), nn.Linear(16, 3)),
+        torch.zeros(1, 1, 8, 8),
+        "cross_entropy",
+    )
+    with pytest.raises(ExportError, match=r"0\.1 \(AdaptiveMaxPool2d\).*adaptive_max_pool2d"):
+        export(spec, tmp_path / "b")
+
+
+def test_functional_randomness_is_refused(tmp_path: Path) -> None:
+    class Noisy(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 2)
+
+        def forward(self, x: Any) -> Any:
+            return nn.functional.dropout(self.layer(x), 0.5, self.training)
+
+    with pytest.raises(ExportError, match=r"\(Noisy\).*random"):
+        export(ModelSpec(Noisy(), torch.zeros(1, 4), "mse"), tmp_path / "b")
+
+
+def test_foreign_directories_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("do not touch")
+    with pytest.raises(ConfigError, match="holds no bundle"):
+        export(models.tiny_mlp(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+    with pytest.raises(ConfigError, match="not a directory"):
+        export(models.tiny_mlp(), tmp_path / "thesis.txt")
+
+
+def test_a_bundle_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    out = tmp_path / "b"
+    export(models.tiny_cnn(), out)
+    (out / "leftover").write_text("x")
+    export(models.tiny_mlp(), out)
+    assert not (out / "leftover").exists()
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_functions_are_found_by_file_and_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    file = tmp_path / "my_fedtide_model.py"
+    file.write_text("def build():\n    return 7\nvalue = 3\n")
+    function, name = load_function(f"{file}:build")
+    assert (function(), name) == (7, "build")
+    assert load_function("export.models.fedavg:mnist_2nn")[1] == "mnist_2nn"
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    for target, error, message in (
+        (f"{file}:missing", ConfigError, "no function 'missing'"),
+        (f"{file}:value", ConfigError, "no function"),
+        (f"{file}", ConfigError, "names no function"),
+        ("nowhere.py:build", ConfigError, "no file"),
+        ("no_such_module_here:build", ConfigError, "cannot be imported"),
+        (f"{tmp_path / 'broken.py'}:build", ExportError, "ZeroDivisionError"),
+    ):
+        with pytest.raises(error, match=message):
+            load_function(target)
