@@ -14,7 +14,8 @@ from safetensors.numpy import load as load_safetensors
 from coordinator.aggregate_job import Aggregated, AggregateJob, Evaluate, run_aggregate_job
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import TestSet
-from coordinator.service import Service, begin_run
+from coordinator.ledger import begin_run
+from coordinator.service import Service
 from coordinator.store import Store
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import BrokerError, BundleError, FedtideError, StateError

@@ -9,14 +9,13 @@ can be derived again from the committed state.
 from __future__ import annotations
 
 import logging
-import uuid
 from collections.abc import Callable
-from itertools import count
 
 import msgspec
 
 from coordinator.aggregate_job import Aggregated, AggregateJob
 from coordinator.config import CoordinatorConfig
+from coordinator.ledger import Ledger
 from coordinator.publishing import Publisher
 from coordinator.round_machine import (
     AbandonRound,
@@ -29,38 +28,31 @@ from coordinator.round_machine import (
     InviteDevices,
     Restarted,
     RoundAggregated,
+    RoundState,
     TaskDeclined,
     TimeReached,
-    UpdateAccepted,
-    UpdateRejected,
-    step,
 )
 from coordinator.store import Model, Store
 from coordinator.uploads import Uploads
 from coordinator.vetting import admit, defect, misfit
+from coordinator.voice import Voice
 from fedtide.bundle import Bundle
 from fedtide.errors import BrokerError, BundleError
 from fedtide.manifest import MANIFEST_NAME, runtime_files
 from fedtide.messages import (
-    Beacon,
-    BlobRef,
     Chunk,
     Decline,
     Hello,
     Malformed,
-    Metrics,
     Offer,
     Presence,
     Problem,
     Receipt,
-    Status,
     Task,
-    ToDevice,
     Update,
     Want,
     Welcome,
     decode,
-    encode,
 )
 from fedtide.plan import Plan
 from fedtide.topics import Topics
@@ -89,17 +81,15 @@ class Service:
         self._store = store
         self._link = link
         self._start_job = start_job
-        self._session = session
         self._topics = Topics(config.federation)
+        self._voice = Voice(link, self._topics, session)
+        self._ledger = Ledger(store, config.rounds)
         self._publisher = Publisher(store.blobs, link, self._topics)
         self._uploads = Uploads(store.blobs)
-        self._message_ids = count(1)
         self._heard_at_ms: dict[str, int] = {}
         self._connected = False
         self.finished: FinishFederation | None = None
         self._adopt_bundle()
-        self._state = store.load_state()
-        self._run_id = store.fact("run_id") or ""
 
     # ---- start ----
 
@@ -115,13 +105,12 @@ class Service:
 
     def start(self, at_ms: int) -> None:
         """Go on where the last life of this store ended."""
-        self._publisher.offer([*self._bundle_blobs, self._model().ref])
+        self._publisher.offer([*self._bundle_blobs, self._ledger.newest_model().ref])
         self._apply(Restarted(), at_ms)
 
-    def _model(self) -> Model:
-        model = self._store.model(self._state.model_version)
-        assert model is not None, "every version up to the state's is committed with it"
-        return model
+    @property
+    def _state(self) -> RoundState:
+        return self._ledger.state
 
     # ---- time ----
 
@@ -167,7 +156,7 @@ class Service:
                         f"the broker takes packets of {packet_bytes_max} bytes at most",
                         hint="raise its limit (Mosquitto: max_packet_size) to 20,000 or more",
                     )
-                self._announce(self._topics.beacon, Beacon(online=True, session=self._session))
+                self._voice.beacon(online=True)
                 self._publish_status(at_ms)
             case Disconnected(reason):
                 _log.warning("%s; trying again", reason)
@@ -217,15 +206,15 @@ class Service:
         _log.warning("message from %s refused: %s", device_id, reason)
         with self._store.transaction():
             self._store.count(f"refused: {reason.split(':', maxsplit=1)[0][:60]}")
-        self._say(device_id, Problem(regarding, reason[:1000]))
+        self._voice.say(device_id, Problem(regarding, reason[:1000]))
 
     # ---- what devices say ----
 
     def _hello(self, device_id: str, hello: Hello, at_ms: int) -> None:
         new = device_id not in self._heard_at_ms
         self._heard_at_ms[device_id] = at_ms
-        model = self._model()
-        self._say(
+        model = self._ledger.newest_model()
+        self._voice.say(
             device_id,
             Welcome(
                 bundle=self._bundle_ref,
@@ -254,14 +243,14 @@ class Service:
     def _offer(self, device_id: str, update: Update, at_ms: int) -> None:
         known = self._store.receipt(update.update_id, device_id)
         if known is not None:
-            self._say(device_id, known)  # what followed from it was committed with it
+            self._voice.say(device_id, known)  # what followed from it was committed with it
             return
-        receipt = admit(update, device_id, self._state, self._run_id)
+        receipt = admit(update, device_id, self._state, self._ledger.run_id)
         if receipt is not None:
             self._conclude(device_id, update, receipt, at_ms)
             return
         elements = self._bundle.manifest.elements_count
-        model, encoding = self._model().ref, self._config.encoding
+        model, encoding = self._ledger.newest_model().ref, self._config.encoding
         reason = misfit(update, self._state, model.digest, encoding, elements)
         if reason is not None:
             self._conclude(device_id, update, Receipt(update.update_id, "rejected", reason), at_ms)
@@ -271,7 +260,7 @@ class Service:
             return
         missing = self._uploads.expect(device_id, update)
         if missing:
-            self._say(device_id, Want(update.blob.digest, tuple(missing)))
+            self._voice.say(device_id, Want(update.blob.digest, tuple(missing)))
         else:
             self._complete(device_id, update, at_ms)
 
@@ -280,7 +269,7 @@ class Service:
         if isinstance(result, str):
             self._refuse(device_id, message_id, f"unusable: {result}")
         elif result is not None:
-            late = admit(result, device_id, self._state, self._run_id)
+            late = admit(result, device_id, self._state, self._ledger.run_id)
             if late is None:
                 self._complete(device_id, result, at_ms)
             else:
@@ -293,7 +282,7 @@ class Service:
         if content is None:
             # Damaged on the way: ask for all of it again.
             missing = self._uploads.expect(device_id, update)
-            self._say(device_id, Want(update.blob.digest, tuple(missing)))
+            self._voice.say(device_id, Want(update.blob.digest, tuple(missing)))
             return
         reason = content if isinstance(content, str) else None
         if isinstance(content, bytes):
@@ -306,11 +295,6 @@ class Service:
 
     def _conclude(self, device_id: str, update: Update, receipt: Receipt, at_ms: int) -> None:
         """Commit a verdict, then tell the device; accepted updates enter the round."""
-        event: Event | None = None
-        if update.run_id == self._run_id and receipt.verdict == "accepted":
-            event = UpdateAccepted(update.round_id, device_id, update.update_id)
-        elif update.run_id == self._run_id and receipt.verdict == "rejected":
-            event = UpdateRejected(update.round_id, device_id)
         if receipt.verdict != "accepted":
             _log.warning(
                 "%s: update of round %d %s: %s",
@@ -319,64 +303,24 @@ class Service:
                 receipt.verdict,
                 receipt.reason,
             )
-        commands: tuple[Command, ...] = ()
-        with self._store.transaction():
-            self._store.save_verdict(update, device_id, receipt, at_ms)
-            if event is not None:
-                commands = self._commit(event, at_ms)
-        self._say(device_id, receipt)
+        commands = self._ledger.conclude(update, device_id, receipt, at_ms)
+        self._voice.say(device_id, receipt)
         self._perform(commands, at_ms)
 
     # ---- rounds ----
 
     def job_done(self, result: Aggregated, at_ms: int) -> None:
         """The aggregate of a round is on disk."""
-        if self._state.phase != "aggregating" or result.round_id != self._state.round_id:
+        commands = self._ledger.add_model(result, at_ms)
+        model = self._ledger.newest_model()
+        if model.ref != result.model:
             return
-        with self._store.transaction():
-            version = self._state.model_version + 1
-            self._store.add_model(version, result.model, result.round_id, at_ms)
-            if result.metrics is not None:
-                self._store.set_metrics(version, result.metrics, held_out=False)
-            commands = self._commit(RoundAggregated(result.round_id), at_ms)
-        self._log_model(version)
-        self._publisher.offer([*self._bundle_blobs, self._model().ref])
+        _log.info("model %d%s", model.version, _quality(model))
+        self._publisher.offer([*self._bundle_blobs, model.ref])
         self._perform(commands, at_ms)
 
     def _apply(self, event: Event, at_ms: int) -> None:
-        with self._store.transaction():
-            commands = self._commit(event, at_ms)
-        self._perform(commands, at_ms)
-
-    def _commit(self, event: Event, at_ms: int) -> tuple[Command, ...]:
-        """One transition inside a transaction: log, state, and the records that follow."""
-        before = self._state
-        commands, after = step(before, event, at_ms, self._config.rounds)
-        if after == before and not commands:
-            return ()
-        self._store.save_event(event, after, at_ms)
-        if isinstance(event, RoundAggregated):
-            self._store.close_round(event.round_id, at_ms, None)
-        for command in commands:
-            if isinstance(command, AbandonRound):
-                self._store.close_round(command.round_id, at_ms, command)
-            elif isinstance(command, AggregateRound) and before.phase == "collecting":
-                self._record_held_out(command, before.model_version)
-        if after.round_id != before.round_id:
-            self._store.open_round(after, at_ms)
-        self._state = after
-        return commands
-
-    def _record_held_out(self, command: AggregateRound, version: int) -> None:
-        """Each update says how the model it started from does on its device's held-out data."""
-        parts = [u.held_out for u in self._store.updates(command.round_id) if u.held_out]
-        corrects = [part.correct for part in parts if part.correct is not None]
-        total = Metrics(
-            sum(part.examples for part in parts),
-            sum(part.loss_sum for part in parts),
-            sum(corrects) if len(corrects) == len(parts) else None,
-        )
-        self._store.set_metrics(version, total, held_out=True)
+        self._perform(self._ledger.apply(event, at_ms), at_ms)
 
     def _perform(self, commands: tuple[Command, ...], at_ms: int) -> None:
         """Effects of committed commands; every one may be repeated."""
@@ -386,13 +330,13 @@ class Service:
                     _log.info("round %d: inviting %s", self._state.round_id, ", ".join(device_ids))
                     self._uploads.begin_round(self._state.round_id)
                     self._invite(device_ids, at_ms)
-                case AggregateRound(round_id, kind):
+                case AggregateRound(round_id, kind, _):
                     self._aggregate(round_id, kind == "train", at_ms)
                 case AbandonRound(round_id, reason):
                     _log.warning("round %d is abandoned: %s", round_id, reason)
                 case FinishFederation() as finish:
                     self.finished = finish
-        if commands or self._connected:
+        if self._connected:
             self._publish_status(at_ms)
 
     def _aggregate(self, round_id: int, train: bool, at_ms: int) -> None:
@@ -402,17 +346,16 @@ class Service:
         self._start_job(
             AggregateJob(
                 round_id,
-                self._model().ref,
+                self._ledger.newest_model().ref,
                 tuple(self._store.updates(round_id)),
                 self._bundle.manifest.elements_count,
             )
         )
 
     def _invite(self, device_ids: tuple[str, ...], at_ms: int) -> None:
-        state, model = self._state, self._model()
-        left_ms = max(0, (state.deadline_at_ms or at_ms) - at_ms)
+        state, model = self._state, self._ledger.newest_model()
         task = Task(
-            run_id=self._run_id,
+            run_id=self._ledger.run_id,
             round_id=state.round_id,
             kind=state.kind,
             bundle=self._bundle_ref,
@@ -421,10 +364,10 @@ class Service:
             chunk_blocks=self._publisher.chunk_blocks,
             plan=self._plan(state.round_id),
             encoding=self._config.encoding,
-            deadline_ms=left_ms,
+            deadline_ms=max(0, (state.deadline_at_ms or at_ms) - at_ms),
         )
         for device_id in device_ids:
-            self._say(device_id, task)
+            self._voice.say(device_id, task)
 
     def _plan(self, round_id: int) -> Plan:
         """The round's plan: each round shuffles anew, from the configured seeds."""
@@ -433,52 +376,15 @@ class Service:
 
     # ---- speaking ----
 
-    def _say(self, device_id: str, message: ToDevice) -> None:
-        payload = encode(message, f"{self._session}.{next(self._message_ids)}")
-        self._link.publish(self._topics.down(device_id), payload)
-
     def goodbye(self) -> int | None:
         """Tell everybody that the coordinator goes away; the token of that message."""
-        return self._announce(self._topics.beacon, Beacon(online=False, session=self._session))
-
-    def _announce(self, topic: str, message: Beacon | Status) -> int | None:
-        payload = encode(message, f"{self._session}.{next(self._message_ids)}")
-        return self._link.publish(topic, payload, retain=True)
+        return self._voice.beacon(online=False)
 
     def _publish_status(self, at_ms: int) -> None:
-        state, model = self._state, self._model()
-        left_ms = 0 if state.deadline_at_ms is None else max(0, state.deadline_at_ms - at_ms)
-        status = Status(
-            phase=state.phase,
-            round_id=state.round_id,
-            rounds_count=self._config.rounds.count,
-            model_version=state.model_version,
-            cohort=tuple(member.device_id for member in state.cohort),
-            accepted=tuple(member.device_id for member in state.accepted()),
-            deadline_ms=left_ms,
-            reason=state.reason[:1000],
-            loss=model.loss if model.loss is not None else model.held_out_loss,
-            accuracy=model.accuracy if model.accuracy is not None else model.held_out_accuracy,
-        )
-        self._announce(self._topics.status, status)
-
-    def _log_model(self, version: int) -> None:
-        model = self._store.model(version)
-        assert model is not None
-        if model.accuracy is not None:
-            _log.info("model %d: accuracy %.4f, loss %.4f", version, model.accuracy, model.loss)
-        elif model.loss is not None:
-            _log.info("model %d: loss %.4f", version, model.loss)
-        else:
-            _log.info("model %d is made", version)
+        model = self._ledger.newest_model()
+        self._voice.status(self._state, model, self._config.rounds.count, at_ms)
 
 
-def begin_run(store: Store, bundle: Bundle, federation: str, initial: BlobRef, at_ms: int) -> None:
-    """First start of a store: bind it to a bundle and record the initial model as version 0."""
-    if store.fact("bundle") is not None:
-        return
-    with store.transaction():
-        store.set_fact("run_id", uuid.uuid4().hex[:16])
-        store.set_fact("bundle", bundle.digest)
-        store.set_fact("federation", federation)
-        store.add_model(0, initial, 0, at_ms)
+def _quality(model: Model) -> str:
+    accuracy = "" if model.accuracy is None else f", accuracy {model.accuracy:.4f}"
+    return accuracy + ("" if model.loss is None else f", loss {model.loss:.4f}")

@@ -18,7 +18,8 @@ import numpy as np
 
 from coordinator.aggregate_job import AggregateJob, run_aggregate_job
 from coordinator.config import CoordinatorConfig
-from coordinator.service import Service, begin_run
+from coordinator.ledger import begin_run
+from coordinator.service import Service
 from coordinator.store import Store
 from edge_client.session import Session, will_of
 from edge_client.session_machine import TaskDone
