@@ -202,7 +202,8 @@ def next_deadline_at_ms(state: State) -> int | None:
     """When to send `TimeReached`, whatever else happens."""
     if not state.connected:
         return None
-    waits = [wait.at_ms for wait in (state.hello, *state.offers.values()) if wait is not None]
+    offers = state.offers.values() if state.welcomed else ()  # nobody listens before
+    waits = [wait.at_ms for wait in (state.hello, *offers) if wait is not None]
     return min(waits, default=None)
 
 
