@@ -58,7 +58,7 @@ class Array(Struct, frozen=True, forbid_unknown_fields=True):
 class File(Struct, frozen=True, forbid_unknown_fields=True):
     """Size and digest of one file of the bundle."""
 
-    size_bytes: Annotated[int, Meta(ge=0, le=limits.BLOB_BYTES_MAX)]
+    size_bytes: Annotated[int, Meta(ge=1, le=limits.BLOB_BYTES_MAX)]
     sha256: Sha256
 
 

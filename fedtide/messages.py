@@ -128,7 +128,7 @@ class Welcome(Message, frozen=True):
     model: BlobRef
     model_version: Natural
     chunk_blocks: ChunkBlocks
-    hello_ms: DurationMs
+    hello_ms: Annotated[int, Meta(ge=1_000, lt=2**53)]
 
 
 class Task(Message, frozen=True):
