@@ -106,7 +106,7 @@ def train(
     return TrainResult(delta, examples, tuple(losses), steps)
 
 
-def evaluate(trainer: Trainer, x: AnyArray, y: AnyArray, *, batch_size: int = 100) -> Evaluation:
+def evaluate(trainer: Trainer, x: AnyArray, y: AnyArray, *, batch_size: int = 32) -> Evaluation:
     """Evaluate the trainer's current model on x[n, ...] and y[n, ...], in batches.
 
     Raises:
