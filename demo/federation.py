@@ -74,9 +74,9 @@ class Federation:
 
     def __enter__(self) -> Federation:
         with ExitStack() as stack:
-            stack.callback(self._stop_all)
             for proxy in self._proxies.values():
                 stack.enter_context(proxy)
+            stack.callback(self._stop_all)
             stack.callback(self._link.stop)
             self._link.start()
             self._coordinator.start()

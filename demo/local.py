@@ -49,7 +49,7 @@ class LocalFederation:
     def add_device(
         self,
         device: str,
-        data: Path,
+        data_path: Path,
         python: str = sys.executable,
         *,
         port: int = 0,
@@ -61,7 +61,7 @@ class LocalFederation:
             "device": device,
             "state_dir": str(self.folder / device),
             **tables,
-            "data": {"path": str(data.resolve()), **tables.get("data", {})},
+            "data": {"path": str(data_path.resolve()), **tables.get("data", {})},
         }
         self.devices[device] = self._child(device, "client", config, python, port=port)
         return self.devices[device]

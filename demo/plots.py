@@ -1,0 +1,107 @@
+"""The report's plots, as SVG text. One quiet style, readable without colour."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+import matplotlib as mpl
+
+from demo.scene import MEANING, Fate
+
+if TYPE_CHECKING:
+    from demo.outcome import Outcome, RoundRecord
+
+mpl.use("svg")
+from matplotlib import pyplot as plt
+
+_GREEN, _RED, _YELLOW, _PURPLE, _GREY = "#2a7f5f", "#c0392b", "#e0a030", "#7b52ab", "#c9c9c9"
+_FATES = {
+    Fate.COUNTED: ("s", _GREEN),
+    Fate.KILLED: ("X", _RED),
+    Fate.LATE: ("o", _YELLOW),
+    Fate.OFFLINE: ("v", _PURPLE),
+    Fate.ABSENT: (".", _GREY),
+}
+
+
+def accuracy_plot(outcome: Outcome) -> str:
+    """Accuracy of every global model, between central training and the best device alone."""
+    figure, axes = _axes(3.4)
+    values = [100 * value for value in outcome.accuracy_by_round]
+    axes.plot(range(len(values)), values, color=_GREEN, linewidth=2.2)
+    for value, text, style in (
+        (outcome.central_accuracy, "all data in one place", "--"),
+        (outcome.best_single_accuracy, "best device alone", ":"),
+    ):
+        axes.axhline(100 * value, color="#444444", linestyle=style, linewidth=1)
+        axes.text(len(values) - 1, 100 * value - 1, text, ha="right", va="top", color="#444444")
+    axes.set(xlabel="model version", ylabel="accuracy, % of the test set", ylim=(0, 101))
+    return _svg(figure)
+
+
+def loss_plot(records: list[RoundRecord]) -> str:
+    """Loss of every global model on the test set."""
+    figure, axes = _axes(2.4)
+    points = [(record.round_id, record.loss) for record in records if record.loss is not None]
+    axes.plot([x for x, _ in points], [y for _, y in points], color=_GREEN, linewidth=2)
+    axes.set(xlabel="round", ylabel="cross-entropy", ylim=(0, None))
+    return _svg(figure)
+
+
+def bytes_plot(records: list[RoundRecord]) -> str:
+    """What the counted updates of each round weigh."""
+    figure, axes = _axes(2.4)
+    axes.bar(
+        [record.round_id for record in records],
+        [record.upload_bytes / 1e6 for record in records],
+        color=_GREEN,
+    )
+    axes.set(xlabel="round", ylabel="updates, MB")
+    return _svg(figure)
+
+
+def timeline_plot(records: list[RoundRecord], table: dict[str, list[Fate]]) -> str:
+    """Who took part when: devices by rounds."""
+    figure, axes = _axes(3.8)
+    rounds = [record.round_id for record in records]
+    names = list(table)
+    for fate, (marker, colour) in _FATES.items():
+        points = [
+            (rounds[column], row)
+            for row, name in enumerate(names)
+            for column, actual in enumerate(table[name])
+            if actual is fate
+        ]
+        axes.scatter(
+            [x for x, _ in points],
+            [y for _, y in points],
+            marker=marker,
+            s=34,
+            color=colour,
+            label=MEANING[fate],
+        )
+    axes.set_yticks(range(len(names)), names)
+    axes.invert_yaxis()
+    axes.set(xlabel="round")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=5, frameon=False)
+    return _svg(figure)
+
+
+def _axes(height: float) -> tuple[Any, Any]:
+    mpl.rcParams.update({"svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"})
+    figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    axes.grid(visible=True, axis="y", color="#eeeeee")
+    axes.set_axisbelow(True)
+    return figure, axes
+
+
+def _svg(figure: Any) -> str:
+    """Inline SVG, without the XML prologue and without a date."""
+    stream = io.StringIO()
+    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+    plt.close(figure)
+    text = stream.getvalue()
+    return text[text.index("<svg") :]

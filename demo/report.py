@@ -1,0 +1,38 @@
+"""One self-contained HTML page about a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jinja2
+from markupsafe import Markup
+
+from demo.outcome import Outcome, RoundRecord
+from demo.plots import accuracy_plot, bytes_plot, loss_plot, timeline_plot
+from demo.scene import Fate
+
+
+def write_report(
+    path: Path, outcome: Outcome, records: list[RoundRecord], table: dict[str, list[Fate]]
+) -> None:
+    """Write the page; no scripts, nothing loaded from elsewhere."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    plots = {
+        "accuracy": accuracy_plot(outcome),
+        "timeline": timeline_plot(records, table),
+        "loss": loss_plot(records),
+        "bytes": bytes_plot(records),
+    }
+    page = environment.get_template("report.html").render(
+        outcome=outcome,
+        failure=outcome.failure(),
+        abandoned=[record for record in records if record.outcome == "abandoned"],
+        plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704 - our own SVG
+    )
+    path.write_text(page, encoding="utf-8")
