@@ -27,20 +27,31 @@ class Download:
     ) -> None:
         self.ref = ref
         self.done = store.has(ref.digest)
-        self._grid = chunk_blocks
+        self.grid = chunk_blocks
+        self.started = False
         self._link = link
         self._topics = topics
         self._asked: set[int] = set()
         self._arrived: list[int] = []
         self._stalls = 0
+        self._failures = 0
         self._progress_at_ms = 0
         if not self.done:
             self._partial = store.open_partial(ref)
 
     def start(self, at_ms: int) -> None:
-        """Ask for what is missing; also after a new link."""
+        """Ask for what is missing; also after a new link. May be `done` at once.
+
+        Raises:
+            StateError: the disk is full or failing.
+        """
+        self.started = True
         if self.done:
             return
+        if self._partial.complete:  # the last life ended just before the digest was checked
+            self.done = self._partial.finish(durable=False) is not None
+            if self.done:
+                return
         self._asked.clear()
         self._arrived.clear()
         self._progress_at_ms = at_ms
@@ -54,12 +65,13 @@ class Download:
         """
         if self.done:
             return None
+        before = self._partial.arrived_blocks()
         reason = self._partial.accept(chunk)
-        if reason is not None:
-            return reason
+        if reason is not None or self._partial.arrived_blocks() == before:
+            return reason  # a duplicate is no progress
         self._progress_at_ms = at_ms
         self._stalls = 0
-        start = chunk.first_block // self._grid * self._grid
+        start = chunk.first_block // self.grid * self.grid
         if start in self._asked:
             self._asked.remove(start)
             self._arrived.append(start)
@@ -70,8 +82,10 @@ class Download:
         self.abandon()
         self.done = self._partial.finish(durable=False) is not None
         if not self.done:
-            reason = "the blob fails its digest; fetching all of it again"
-            self._ask()
+            # Not at once: what is retained may be wrong for long.
+            self._failures = min(self._failures + 1, 8)
+            self._stalls = self._failures
+            reason = "the blob fails its digest; all of it will be fetched again"
         return reason
 
     def deadline_at_ms(self) -> int:
@@ -103,8 +117,8 @@ class Download:
         self._link.unsubscribe(self._names(self._arrived))
         self._arrived.clear()
         fresh: list[int] = []
-        for first, _ in split(self._partial.missing(), self._grid):
-            start = first // self._grid * self._grid
+        for first, _ in split(self._partial.missing(), self.grid):
+            start = first // self.grid * self.grid
             if len(self._asked) >= WINDOW:
                 break
             if start not in self._asked:

@@ -173,8 +173,7 @@ class Session:
                 self._presence = None
                 self._announced_at_ms = at_ms - ANNOUNCE_MS_MIN
                 self._apply(Linked(), at_ms)
-                if self._downloads:
-                    self._downloads[0].start(at_ms)
+                self._start_download(at_ms, again=True)
             case Disconnected(reason):
                 self._sender.link_lost()
                 self._apply(Unlinked(reason), at_ms)
@@ -217,30 +216,39 @@ class Session:
 
     def _fetch(self, refs: list[BlobRef], chunk_blocks: int, at_ms: int) -> None:
         """Fetch these blobs; downloads that are no longer needed end."""
-        current = self._downloads[0].ref if self._downloads else None
-        if self._downloads and current not in refs:
-            self._downloads[0].abandon()
-        kept = [d for d in self._downloads if d.ref == current and current in refs]
-        self._downloads = kept + [
+        first = self._downloads[0] if self._downloads else None
+        if first is not None and (first.ref not in refs or first.grid != chunk_blocks):
+            first.abandon()
+            first = None
+        self._downloads = [] if first is None else [first]
+        self._downloads += [
             Download(ref, chunk_blocks, self.blobs, self._link, self._topics)
             for ref in refs
-            if ref != current and not self.blobs.has(ref.digest)
+            if (first is None or ref != first.ref) and not self.blobs.has(ref.digest)
         ]
-        if self._downloads and not kept and self._state.connected:
-            self._downloads[0].start(at_ms)
+        self._start_download(at_ms)
+
+    def _start_download(self, at_ms: int, *, again: bool = False) -> None:
+        """Start the first download, once or, on a new link, again."""
+        if not self._downloads or not self._state.connected:
+            return
+        download = self._downloads[0]
+        if again or not download.started:
+            download.start(at_ms)
+        if download.done:
+            self._pursue(at_ms)
 
     def _pursue(self, at_ms: int) -> None:
         """Go on with what is being fetched; a bundle's manifest names what comes after it."""
-        had = len(self._downloads)
         self._downloads = [download for download in self._downloads if not download.done]
         task = self._state.durable.task
         if task is not None and self._state.phase == "fetching":
             self._prepare(task, at_ms)
         elif not self._downloads and self._prefetched:
             bundle, model = self._prefetched
-            self._fetch(self._missing(bundle, model), self._chunk_grid, at_ms)
-        elif self._downloads and len(self._downloads) < had and self._state.connected:
-            self._downloads[0].start(at_ms)
+            self._prefetch(bundle, model, at_ms)
+        else:
+            self._start_download(at_ms)
 
     def _missing(self, bundle: BlobRef, model: BlobRef) -> list[BlobRef]:
         """Blobs that are not here yet: manifest first, for it names the files.
@@ -249,13 +257,21 @@ class Session:
             BundleError: the manifest is unusable, or offers no runtime that is installed here.
         """
         refs = [bundle]
-        if self.blobs.has(bundle.digest):
+        if self._intact(bundle):
             manifest = self._bundle(bundle).manifest
             refs = [
                 BlobRef(manifest.files[path].sha256, manifest.files[path].size_bytes)
                 for path in runtime_files(manifest, self._runtime(manifest.runtimes))
             ]
         return [ref for ref in (*refs, model) if not self.blobs.has(ref.digest)]
+
+    def _intact(self, ref: BlobRef) -> bool:
+        """Whether a blob is here and undamaged; a damaged one is removed, to be fetched again."""
+        try:
+            self.blobs.read(ref.digest)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _runtime(self, offered: object) -> str:
         usable = [name for name in self._runner.runtimes if getattr(offered, name, None)]
@@ -287,7 +303,8 @@ class Session:
                 case Say(message):
                     self._publish(message)
                 case Prefetch(welcome):
-                    self._prefetch(welcome, at_ms)
+                    self._chunk_grid = welcome.chunk_blocks
+                    self._prefetch(welcome.bundle, welcome.model, at_ms)
                 case PrepareTask(task):
                     self._prepare(task, at_ms)
                 case StartTask(task):
@@ -304,12 +321,13 @@ class Session:
                 case Note(text):
                     _log.info("%s", text)
 
-    def _prefetch(self, welcome: Welcome, at_ms: int) -> None:
-        self._prefetched = (welcome.bundle, welcome.model)
-        self._chunk_grid = welcome.chunk_blocks
+    def _prefetch(self, bundle: BlobRef, model: BlobRef, at_ms: int) -> None:
+        self._prefetched = (bundle, model)
         try:
-            self._fetch(self._missing(welcome.bundle, welcome.model), welcome.chunk_blocks, at_ms)
-        except (FedtideError, FileNotFoundError) as exc:
+            missing = self._missing(bundle, model)
+            if missing:
+                self._fetch(missing, self._chunk_grid, at_ms)
+        except BundleError as exc:
             _log.warning("the bundle cannot be used: %s", exc)
 
     def _prepare(self, task: Task, at_ms: int) -> None:
@@ -320,6 +338,8 @@ class Session:
         except BundleError as exc:
             self._apply(TaskFailed(task.round_id, str(exc)), at_ms)
             return
+        if not missing and not self._intact(task.model):
+            missing = [task.model]
         if not missing:
             self._apply(TaskPrepared(task.round_id), at_ms)
             return
@@ -350,6 +370,8 @@ class Session:
             because = f": {receipt.reason}" if receipt.reason else ""
             _log.info("round %d: the update is %s%s", round_id, receipt.verdict, because)
         if blob is not None:
+            if any(update.blob == blob for update in self._state.durable.outbox):
+                return  # another update has the same bits
             self._sender.forget(blob.digest)
             self.blobs.discard(blob.digest)
 
