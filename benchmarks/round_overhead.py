@@ -38,26 +38,28 @@ def main() -> None:
             main_of_fedtide(["export", "export.models.fedavg:mnist_2nn", "--out", str(bundle)])
         rng = np.random.default_rng(0)
         devices = [f"device-{k}" for k in range(DEVICES)]
-        with Broker("mosquitto", folder / "broker", (COORDINATOR, *devices)) as broker:
-            with LocalFederation(folder / "run", broker) as federation:
-                federation.add_coordinator(
-                    bundle,
-                    rounds={
-                        "count": options.rounds,
-                        "cohort_size": DEVICES,
-                        "devices_min": DEVICES,
-                        "quorum": DEVICES,
-                    },
-                    plan={"epochs": 1, "batch_size": 10, "learning_rate": 0.1},
-                )
-                for device in devices:
-                    data = folder / f"{device}.npz"
-                    x = rng.random((100, 1, 28, 28), dtype=np.float32)
-                    np.savez(data, x=x, y=rng.integers(0, 10, 100))
-                    federation.add_device(device, data, device_python)
-                federation.start()
-                federation.coordinator.wait(600)
-                rounds = read_rounds(federation.state_dir / "coordinator.db")
+        with (
+            Broker("mosquitto", folder / "broker", (COORDINATOR, *devices)) as broker,
+            LocalFederation(folder / "run", broker) as federation,
+        ):
+            federation.add_coordinator(
+                bundle,
+                rounds={
+                    "count": options.rounds,
+                    "cohort_size": DEVICES,
+                    "devices_min": DEVICES,
+                    "quorum": DEVICES,
+                },
+                plan={"epochs": 1, "batch_size": 10, "learning_rate": 0.1},
+            )
+            for device in devices:
+                data = folder / f"{device}.npz"
+                x = rng.random((100, 1, 28, 28), dtype=np.float32)
+                np.savez(data, x=x, y=rng.integers(0, 10, 100))
+                federation.add_device(device, data, device_python)
+            federation.start()
+            federation.coordinator.wait(600)
+            rounds = read_rounds(federation.state_dir / "coordinator.db")
     overheads = [wall - training for wall, training in rounds]
     save(
         "round_overhead",

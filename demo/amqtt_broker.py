@@ -67,7 +67,7 @@ def may(user: str, writes: bool, topic: str) -> bool:
     kind, rest = levels[3], levels[4:]
     if writes:
         return kind in ("up", "presence") and rest == [user]
-    return (kind == "down" and rest == [user]) or kind == "blob" or (kind == "status" and not rest)
+    return (kind == "down" and rest == [user]) or kind == "blob" or (kind == "beacon" and not rest)
 
 
 async def serve(port: int, passwords: dict[str, str]) -> None:

@@ -1,0 +1,202 @@
+"""Whole federations: real broker, real processes, real training; the device has no torch."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from demo.brokers import Broker
+from demo.local import LocalFederation, wait_for
+from edge_client.trainers.opening import available_runtimes
+from tests import bundles
+from tests.end_to_end.conftest import DEVICES
+
+DEVICE_PYTHON = os.environ.get("FEDTIDE_DEVICE_PYTHON", sys.executable)
+WAIT_S = 60.0
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Path:
+    return bundles.build("tiny_mlp")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Three separable classes in 8 dimensions; the last part of each file is held out."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(5)
+    centers = rng.normal(size=(3, 8)) * 2
+    for name in (*DEVICES, "test"):
+        y = rng.integers(0, 3, 60)
+        x = (centers[y] + rng.normal(size=(60, 8))).astype(np.float32)
+        np.savez(folder / f"{name}.npz", x=x, y=y)
+    return lambda name: folder / f"{name}.npz"
+
+
+@contextmanager
+def federation(
+    folder: Path, broker: Broker, bundle: Path, data: Callable[[str], Path], **rounds: object
+) -> Iterator[LocalFederation]:
+    """Four devices; half of them on onnxruntime-training, where it exists."""
+    with LocalFederation(folder / "run", broker) as local:
+        local.add_coordinator(
+            bundle,
+            rounds={"count": 4, "cohort_size": 4, "devices_min": 4, "quorum": 2, **rounds},
+            plan={"epochs": 2, "learning_rate": 0.1},
+            evaluation={"data": str(data("test"))},
+        )
+        both = "ort_training" in available_runtimes()
+        for number, device in enumerate(DEVICES):
+            other = both and number % 2
+            local.add_device(
+                device,
+                data(device),
+                sys.executable if other else DEVICE_PYTHON,
+                training={"runtime": "ort_training" if other else "portable", "cpu_share": 0.05},
+                data={"held_out_fraction": 0.2},
+            )
+        yield local
+
+
+def query(local: LocalFederation, sql: str) -> list[tuple[object, ...]]:
+    path = local.state_dir / "coordinator.db"
+    if not path.exists():
+        return []
+    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
+    try:
+        return database.execute(sql).fetchall()
+    except sqlite3.OperationalError:
+        return []  # not a table yet
+    finally:
+        database.close()
+
+
+def count(local: LocalFederation, sql: str) -> int:
+    rows = query(local, sql)
+    return int(str(rows[0][0])) if rows else 0
+
+
+def accepted(local: LocalFederation, round_id: int) -> int:
+    return count(
+        local,
+        f"SELECT COUNT(*) FROM updates WHERE round_id = {round_id} AND verdict = 'accepted'",
+    )
+
+
+def assert_clean(local: LocalFederation) -> None:
+    """Nobody said a traceback, and no update counted twice."""
+    for child in (local.coordinator, *local.devices.values()):
+        log = child.log_path.read_text()
+        assert "Traceback" not in log, log
+    per_device = query(
+        local,
+        "SELECT COUNT(*) FROM updates WHERE verdict = 'accepted' GROUP BY round_id, device_id",
+    )
+    assert all(row == (1,) for row in per_device)
+
+
+def fedtide(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "fedtide", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_a_federation_learns_and_its_models_can_be_deployed(
+    tmp_path: Path, broker: Broker, bundle: Path, data: Callable[[str], Path]
+) -> None:
+    with federation(tmp_path, broker, bundle, data) as local:
+        local.start()
+        assert local.coordinator.wait(WAIT_S) == 0, local.coordinator.log_tail()
+        assert_clean(local)
+    models = query(local, "SELECT version, accuracy, held_out_accuracy FROM models")
+    assert [row[0] for row in models] == [0, 1, 2, 3, 4]
+    accuracies = [float(str(row[1])) for row in models]
+    assert accuracies[-1] > max(0.8, accuracies[0])
+    assert all(row[2] is not None for row in models)
+
+    listing = fedtide("models", "list", "--state-dir", str(local.state_dir))
+    assert listing.returncode == 0
+    assert len(listing.stdout.splitlines()) == 6
+    out = tmp_path / "model.onnx"
+    done = fedtide("models", "export", "--state-dir", str(local.state_dir), "--out", str(out))
+    assert done.returncode == 0, done.stderr
+    assert deployed_accuracy(out, data("test")) == pytest.approx(accuracies[-1])
+
+
+def deployed_accuracy(model: Path, test_data: Path) -> float:
+    from fedtide.runtime import import_onnxruntime
+
+    session = import_onnxruntime().InferenceSession(str(model))
+    with np.load(test_data) as arrays:
+        (scores,) = session.run(None, {session.get_inputs()[0].name: arrays["x"]})
+        return float((scores.argmax(axis=1) == arrays["y"]).mean())
+
+
+def test_after_kill_9_the_coordinator_goes_on_with_the_same_round(
+    tmp_path: Path, broker: Broker, bundle: Path, data: Callable[[str], Path]
+) -> None:
+    with federation(tmp_path, broker, bundle, data) as local:
+        held = local.devices[DEVICES[0]]
+        held_signal(local)
+        wait_for(lambda: accepted(local, 1) == 3, "three updates of round 1", WAIT_S)
+        local.coordinator.kill()
+        before = query(local, "SELECT update_id FROM updates ORDER BY update_id")
+        local.coordinator.start()
+        held.start()
+        assert local.coordinator.wait(WAIT_S) == 0, local.coordinator.log_tail()
+        assert_clean(local)
+        assert accepted(local, 1) == 4
+        after = query(local, "SELECT update_id FROM updates ORDER BY update_id")
+        assert set(before) <= set(after)
+        assert count(local, "SELECT COUNT(*) FROM rounds WHERE outcome = 'abandoned'") == 0
+
+
+def held_signal(local: LocalFederation) -> None:
+    """Start everybody; the first device dies as soon as it has its task."""
+    local.start()
+    held = local.devices[DEVICES[0]]
+    wait_for(lambda: "round 1: train" in held.log_path.read_text(), "the first task", WAIT_S)
+    held.kill()
+
+
+def test_a_device_killed_in_training_comes_back_with_its_update(
+    tmp_path: Path, broker: Broker, bundle: Path, data: Callable[[str], Path]
+) -> None:
+    with federation(tmp_path, broker, bundle, data) as local:
+        held_signal(local)
+        wait_for(lambda: accepted(local, 1) == 3, "three updates of round 1", WAIT_S)
+        local.devices[DEVICES[0]].start()
+        assert local.coordinator.wait(WAIT_S) == 0, local.coordinator.log_tail()
+        assert_clean(local)
+        assert accepted(local, 1) == 4
+
+
+def test_a_broker_that_forgets_everything_is_survived(
+    tmp_path: Path, broker: Broker, bundle: Path, data: Callable[[str], Path]
+) -> None:
+    with federation(tmp_path, broker, bundle, data, count=6) as local:
+        local.start()
+        wait_for(
+            lambda: (
+                count(local, "SELECT MAX(version) FROM models") >= 2
+                if query(local, "SELECT 1 FROM models WHERE version = 2")
+                else False
+            ),
+            "model 2",
+            WAIT_S,
+        )
+        broker.kill()
+        for path in (broker.folder / "store").glob("*"):
+            path.unlink()
+        broker.start()
+        assert local.coordinator.wait(WAIT_S) == 0, local.coordinator.log_tail()
+        assert_clean(local)
+        assert count(local, "SELECT MAX(version) FROM models") == 6
