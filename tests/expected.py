@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,7 @@ from export.verification import compute_expected
 def main(name: str, path: Path) -> None:
     model = inspect_model(getattr(tests.models, name)(), name)
     expected = compute_expected(model, seed=42)
-    arrays = {"start": expected.start, "losses": np.array(expected.losses)}
+    arrays: dict[str, Any] = {"start": expected.start, "losses": np.array(expected.losses)}
     for index, (x, y) in enumerate(expected.batches):
         arrays |= {f"x{index}": x.numpy(), f"y{index}": y.numpy()}
         arrays[f"vector{index}"] = expected.vectors[index]

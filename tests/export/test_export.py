@@ -115,7 +115,7 @@ def test_other_layers_of_the_family(opset: int, tmp_path: Path) -> None:
         nn.Linear(72, 5),
         shape=(2, 9, 11),
     )
-    module = spec.module
+    module: Any = spec.module
     with torch.no_grad():
         features = module[:-1](torch.zeros(1, 2, 9, 11)).shape[1]
     module[-1] = nn.Linear(features, 5)
@@ -168,7 +168,7 @@ def test_planted_wrong_gradient_is_caught(monkeypatch: pytest.MonkeyPatch, tmp_p
     def scale_one_update(graph: Any) -> None:
         node = next(n for n in graph.node if "new.0.weight" in n.output)
         node.output[0] = "almost"
-        graph.initializer.append(numpy_helper.from_array(np.float32(1.001), "factor"))
+        graph.initializer.append(numpy_helper.from_array(np.array(1.001, np.float32), "factor"))
         graph.node.append(onnx.helper.make_node("Mul", ["almost", "factor"], ["new.0.weight"]))
 
     plant(monkeypatch, scale_one_update)
@@ -226,6 +226,8 @@ class TwoOutputs(nn.Module):
 
 
 class Counting(nn.Module):
+    calls: Any
+
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 2)
