@@ -15,6 +15,7 @@ import json
 import logging
 import signal
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,21 @@ def may(user: str, writes: bool, topic: str) -> bool:
     return (kind == "down" and rest == [user]) or kind == "blob" or (kind == "beacon" and not rest)
 
 
+class _Steady(dict[str, list[Any]]):
+    """amqtt's subscriptions, safe to walk over while clients come and go.
+
+    amqtt 0.12.1 awaits in the middle of a walk; a subscription that is made meanwhile raises, and
+    the message that was being passed on is lost to everybody.
+    """
+
+    def items(self) -> Any:
+        """A copy, to be walked over."""
+        return [(topic, list(subscribers)) for topic, subscribers in super().items()]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(list(super().__iter__()))
+
+
 async def serve(port: int, passwords: dict[str, str]) -> None:
     """Run until SIGTERM or SIGINT."""
     here = "demo.amqtt_broker"
@@ -83,6 +99,7 @@ async def serve(port: int, passwords: dict[str, str]) -> None:
             },
         }
     )
+    broker._subscriptions = _Steady()
     stopped = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -151,6 +151,9 @@ class Federation:
             if self._first_round_s is None:
                 self._first_round_s = time.monotonic()
             self._open_round(status.round_id)
+        if status.phase == "waiting":
+            # For devices, that is; with no round to open, those away would stay away.
+            self._bring_back(sys.maxsize)
 
     def _presence(self, device: str, presence: Presence) -> None:
         round_id = presence.round_id
@@ -176,11 +179,7 @@ class Federation:
 
     def _open_round(self, round_id: int) -> None:
         faults = self._plan.of(round_id)
-        for device, back in list(self._back.items()):
-            if back <= round_id:
-                del self._back[device]
-                self._devices[device].start()
-                self._scene.restarted(device)
+        self._bring_back(round_id)
         for device in DEVICES:
             if device == faults.offline:
                 self._proxies[device].cut()
@@ -188,6 +187,14 @@ class Federation:
             elif self._scene.devices[device].offline:
                 self._proxies[device].heal()
                 self._scene.healed(device)
+
+    def _bring_back(self, round_id: int) -> None:
+        """Start those who died and were to come back by this round."""
+        for device, back in list(self._back.items()):
+            if back <= round_id:
+                del self._back[device]
+                self._devices[device].start()
+                self._scene.restarted(device)
 
     def _release_late(self) -> None:
         for name, device in self._scene.devices.items():

@@ -35,7 +35,8 @@ def accuracy_plot(outcome: Outcome) -> str:
         (outcome.best_single_accuracy, "best device alone", ":"),
     ):
         axes.axhline(100 * value, color="#444444", linestyle=style, linewidth=1)
-        axes.text(len(values) - 1, 100 * value - 1, text, ha="right", va="top", color="#444444")
+        beside = axes.get_yaxis_transform()
+        axes.text(1.01, 100 * value, text, transform=beside, va="center", color="#444444")
     axes.set(xlabel="model version", ylabel="accuracy, % of the test set", ylim=(0, 101))
     return _svg(figure)
 

@@ -91,6 +91,9 @@ class Proxy:
             self._connect(client)
 
     def _connect(self, client: socket.socket) -> None:
+        if not self._up:
+            _reset(client)
+            return
         try:
             broker = socket.create_connection(self._target, timeout=5)
         except OSError:

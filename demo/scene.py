@@ -14,7 +14,7 @@ class Fate(StrEnum):
     COUNTED = "✓"
     KILLED = "✗"
     LATE = "◷"
-    OFFLINE = "⚡"
+    OFFLINE = "∅"
     ABSENT = "·"
 
 
@@ -23,7 +23,7 @@ MEANING = {
     Fate.KILLED: "killed while training",
     Fate.LATE: "too late",
     Fate.OFFLINE: "no network",
-    Fate.ABSENT: "not there (yet)",
+    Fate.ABSENT: "not there",
 }
 
 
@@ -92,7 +92,7 @@ class Scene:
     def killed(self, name: str, round_id: int) -> None:
         """A device died in mid-training."""
         device = self.devices[name]
-        device.dead, device.doing = True, "killed while training"
+        device.dead, device.doing = True, "killed"
         device.fates[round_id] = Fate.KILLED
         self.tell(f"{name} is killed in mid-training")
 

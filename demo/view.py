@@ -23,7 +23,7 @@ _FATE_STYLE = {
 }
 _DOING_STYLE = {
     "training": "cyan",
-    "killed while training": "bold red",
+    "killed": "bold red",
     "no network": "magenta",
     "starting again": "blue",
     "starting": "blue",
@@ -164,12 +164,12 @@ def sparkline(values: list[float], width: int) -> str:
 
 def _devices(scene: Scene, width: int) -> Table:
     table = Table(box=None, padding=(0, 1), expand=False)
-    for header in ("device", "digits", "runtime", "now", "its rounds, newest on the right"):
+    for header in ("device", "digits", "runtime", "now", "its rounds"):
         table.add_column(header, header_style="dim", no_wrap=True)
-    room = max(10, width - 68)
+    room = max(10, width - 58)
     for device in scene.devices.values():
         table.add_row(
-            device.name,
+            device.name.removeprefix("device-"),
             " ".join(map(str, device.digits)),
             device.runtime,
             _now(scene, device),
@@ -181,9 +181,11 @@ def _devices(scene: Scene, width: int) -> Table:
 def _now(scene: Scene, device: DeviceScene) -> Text:
     doing = device.doing
     if device.held:
-        return Text("slow link: will be late", style="yellow")
+        return Text("slow link", style="yellow")
     if device.name in scene.accepted and doing in ("idle", "uploading", "training"):
         return Text("update is in", style="green")
+    if doing == "idle":
+        doing = "waiting"
     return Text(doing, style=_DOING_STYLE.get(doing, ""))
 
 
@@ -196,7 +198,7 @@ def _fates(device: DeviceScene, round_id: int, room: int) -> Text:
 
 
 def _legend() -> Text:
-    text = Text("In each round an update is  ", style="dim")
+    text = Text("Its update is  ", style="dim")
     for fate, meaning in MEANING.items():
         text.append(fate.value, style=_FATE_STYLE[fate]).append(f" {meaning}   ", style="dim")
     return text
