@@ -21,7 +21,7 @@ from edge_client.trainers.opening import available_runtimes
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle
 from fedtide.dataset import Dataset, load_dataset
-from fedtide.errors import FedtideError, StateError
+from fedtide.errors import ConfigError, FedtideError, StateError
 from fedtide.limits import METRIC_MAX
 from fedtide.messages import Metrics, Task, Update
 from fedtide.vectors import decode_vector, encode_vector
@@ -48,9 +48,7 @@ class Worker:
         blobs: BlobStore,
         report: Callable[[Event | StateError], None],
     ) -> None:
-        available = available_runtimes()
-        wanted = config.training.runtime
-        self.runtimes: tuple[str, ...] = available if wanted == "auto" else (wanted,)
+        self.runtimes = usable_runtimes(config.training.runtime)
         self.examples_count = 0
         self._config = config
         self._blobs = blobs
@@ -175,6 +173,22 @@ class Worker:
             return encode_vector(delta, task.encoding)  # type: ignore[arg-type]
         except OverflowError as exc:
             raise FedtideError(f"training diverged: {exc}") from exc
+
+
+def usable_runtimes(wanted: str) -> tuple[str, ...]:
+    """What is installed here and allowed by `training.runtime`, best first.
+
+    Raises:
+        ConfigError: nothing.
+    """
+    available = available_runtimes()
+    usable = available if wanted == "auto" else tuple(r for r in available if r == wanted)
+    if not usable:
+        raise ConfigError(
+            f"training.runtime is {wanted!r}; installed here: {', '.join(available) or 'none'}",
+            hint="pip install 'fedtide[client]' installs the portable runtime",
+        )
+    return usable
 
 
 def update_id(task: Task, device_id: str) -> str:
