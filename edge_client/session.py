@@ -15,6 +15,7 @@ from typing import Protocol
 import msgspec
 
 from edge_client.download import Download
+from edge_client.holdings import held_bundle, is_intact, missing_blobs
 from edge_client.session_machine import (
     Command,
     DropTask,
@@ -42,10 +43,9 @@ from edge_client.session_machine import (
 )
 from fedtide import __version__
 from fedtide.blobs import BlobStore
-from fedtide.bundle import Bundle, open_stored_bundle
+from fedtide.bundle import Bundle
 from fedtide.errors import BundleError, FedtideError, StateError
 from fedtide.generations import Generations
-from fedtide.manifest import runtime_files
 from fedtide.messages import (
     Beacon,
     BlobRef,
@@ -250,41 +250,6 @@ class Session:
         else:
             self._start_download(at_ms)
 
-    def _missing(self, bundle: BlobRef, model: BlobRef) -> list[BlobRef]:
-        """Blobs that are not here yet: manifest first, for it names the files.
-
-        Raises:
-            BundleError: the manifest is unusable, or offers no runtime that is installed here.
-        """
-        refs = [bundle]
-        if self._intact(bundle):
-            manifest = self._bundle(bundle).manifest
-            refs = [
-                BlobRef(manifest.files[path].sha256, manifest.files[path].size_bytes)
-                for path in runtime_files(manifest, self._runtime(manifest.runtimes))
-            ]
-        return [ref for ref in (*refs, model) if not self.blobs.has(ref.digest)]
-
-    def _intact(self, ref: BlobRef) -> bool:
-        """Whether a blob is here and undamaged; a damaged one is removed, to be fetched again."""
-        try:
-            self.blobs.read(ref.digest)
-        except FileNotFoundError:
-            return False
-        return True
-
-    def _runtime(self, offered: object) -> str:
-        usable = [name for name in self._runner.runtimes if getattr(offered, name, None)]
-        if not usable:
-            raise BundleError(
-                f"the bundle offers no runtime that is installed here "
-                f"({', '.join(self._runner.runtimes) or 'none'})"
-            )
-        return usable[0]
-
-    def _bundle(self, ref: BlobRef) -> Bundle:
-        return open_stored_bundle(ref.digest, self.blobs.read)
-
     # ---- the machine ----
 
     def _apply(self, event: Event, at_ms: int) -> None:
@@ -324,7 +289,7 @@ class Session:
     def _prefetch(self, bundle: BlobRef, model: BlobRef, at_ms: int) -> None:
         self._prefetched = (bundle, model)
         try:
-            missing = self._missing(bundle, model)
+            missing = missing_blobs(self.blobs, bundle, model, self._runner.runtimes)
             if missing:
                 self._fetch(missing, self._chunk_grid, at_ms)
         except BundleError as exc:
@@ -334,11 +299,11 @@ class Session:
         self._prefetched = (task.bundle, task.model)
         self._chunk_grid = task.chunk_blocks
         try:
-            missing = self._missing(task.bundle, task.model)
+            missing = missing_blobs(self.blobs, task.bundle, task.model, self._runner.runtimes)
         except BundleError as exc:
             self._apply(TaskFailed(task.round_id, str(exc)), at_ms)
             return
-        if not missing and not self._intact(task.model):
+        if not missing and not is_intact(self.blobs, task.model):
             missing = [task.model]
         if not missing:
             self._apply(TaskPrepared(task.round_id), at_ms)
@@ -347,7 +312,7 @@ class Session:
 
     def _start_task(self, task: Task, at_ms: int) -> None:
         try:
-            bundle = self._bundle(task.bundle)
+            bundle = held_bundle(self.blobs, task.bundle)
             model = self.blobs.read(task.model.digest)
         except (FedtideError, FileNotFoundError) as exc:
             self._apply(TaskFailed(task.round_id, str(exc)), at_ms)
