@@ -1,0 +1,179 @@
+"""Configuration files: what is wrong is named, and every key is in docs/configuration.md."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import get_args
+
+import msgspec
+import pytest
+
+from coordinator.config import CoordinatorConfig
+from edge_client.config import ClientConfig
+from fedtide.config import BrokerConfig, load_config
+from fedtide.errors import ConfigError
+
+DOCUMENT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
+
+COORDINATOR = """
+federation = "tides"
+bundle = "bundle"
+state_dir = "state"
+[rounds]
+cohort_size = 3
+"""
+CLIENT = """
+federation = "tides"
+device = "pi"
+state_dir = "state"
+[data]
+path = "data.npz"
+"""
+
+
+def keys_of(kind: type[msgspec.Struct], prefix: str = "") -> set[str]:
+    """Dotted names of all keys."""
+    names: set[str] = set()
+    for field in msgspec.structs.fields(kind):
+        parts = [field.type, *get_args(field.type)]
+        table = next(
+            (part for part in parts if isinstance(part, type) and issubclass(part, msgspec.Struct)),
+            None,
+        )
+        name = f"{prefix}{field.name}"
+        names |= {name} if table is None else keys_of(table, f"{name}.")
+    return names
+
+
+def documented(document: str) -> list[set[str]]:
+    """Keys in the tables of the sections coordinator.toml, client.toml, [broker]."""
+    sections = re.split(r"^## ", document, flags=re.MULTILINE)[1:]
+    return [set(re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)) for section in sections]
+
+
+def undocumented(document: str) -> set[str]:
+    """Keys that only one of code and document knows."""
+    coordinator, client, broker = documented(document)
+    return (keys_of(CoordinatorConfig) ^ (coordinator | broker)) | (
+        keys_of(ClientConfig) ^ (client | broker)
+    )
+
+
+def test_every_key_is_documented_and_every_documented_key_exists() -> None:
+    assert undocumented(DOCUMENT) == set()
+    assert {f"broker.{field.name}" for field in msgspec.structs.fields(BrokerConfig)} == documented(
+        DOCUMENT
+    )[2]
+
+
+def test_a_missing_or_invented_key_would_be_noticed() -> None:
+    assert undocumented(DOCUMENT.replace("| `hello_ms` |", "| `hallo_ms` |")) == {
+        "hello_ms",
+        "hallo_ms",
+    }
+
+
+def test_the_examples_of_the_document_are_valid(tmp_path: Path) -> None:
+    examples = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)
+    for kind, text in zip((CoordinatorConfig, ClientConfig), examples, strict=True):
+        path = tmp_path / "example.toml"
+        path.write_text(text)
+        load_config(path, kind)
+
+
+def load(tmp_path: Path, text: str, kind: type[msgspec.Struct]) -> msgspec.Struct:
+    path = tmp_path / "x.toml"
+    path.write_text(text)
+    return load_config(path, kind)
+
+
+def test_defaults_and_relative_paths(tmp_path: Path) -> None:
+    config = load(tmp_path, COORDINATOR, CoordinatorConfig)
+    assert isinstance(config, CoordinatorConfig)
+    assert config.bundle == tmp_path / "bundle"
+    assert (config.encoding, config.rounds.quorum, config.broker.port) == ("f32", 1, 1883)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (("federation =", "federatoin ="), "federatoin"),
+        (('federation = "tides"', ""), "federation"),
+        (('"tides"', '"../tides"'), "federation"),
+        (('"tides"', '""'), "federation"),
+        (('"tides"', "7"), "federation"),
+        (('bundle = "bundle"', "bundle = 5"), "bundle"),
+        (('bundle = "bundle"', 'bundle = ""'), "bundle"),
+        (("cohort_size = 3", "cohort_size = 0"), "rounds.cohort_size"),
+        (("cohort_size = 3", "cohort_size = 2.5"), "rounds.cohort_size"),
+        (("cohort_size = 3", "cohort_fraction = 1.5"), "rounds.cohort_fraction"),
+        (("cohort_size = 3", "cohort_fraction = nan"), "rounds.cohort_fraction"),
+        (("cohort_size = 3", "quorum = 2"), "rounds.cohort_size or rounds.cohort_fraction"),
+        (
+            ("cohort_size = 3", "cohort_size = 3\ncohort_fraction = 0.5"),
+            "rounds.cohort_size or rounds.cohort_fraction",
+        ),
+        (("cohort_size = 3", "cohort_size = 3\nquorum = 4"), "rounds.quorum 4"),
+        (("cohort_size = 3", "cohort_size = 3\ncollect_ms = 5"), "rounds.collect_ms"),
+        (("[rounds]", "[plan]\nlearning_rate = 0\n[rounds]"), "plan.learning_rate"),
+        (("[rounds]", "[plan]\noptimizer = 'adam'\n[rounds]"), "plan.optimizer"),
+        (("[rounds]", "[broker]\nport = 70000\n[rounds]"), "broker.port"),
+        (("[rounds]", "[broker]\nprotocol = '4'\n[rounds]"), "broker.protocol"),
+        (("[rounds]", "[broker]\nhots = 'x'\n[rounds]"), "hots"),
+        (("state_dir", "encoding = 'f8'\nstate_dir"), "encoding"),
+    ],
+)
+def test_each_wrong_thing_is_named(tmp_path: Path, change: tuple[str, str], named: str) -> None:
+    assert change[0] in COORDINATOR
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, COORDINATOR.replace(*change), CoordinatorConfig)
+    assert named in str(error.value)
+    assert "x.toml" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (('device = "pi"', 'device = "p i"'), "device"),
+        (('path = "data.npz"', "held_out_fraction = 0.5"), "path"),
+        (('path = "data.npz"', 'path = "x"\nheld_out_fraction = 1.0'), "data.held_out_fraction"),
+        (("[data]", "[training]\nruntime = 'gpu'\n[data]"), "training.runtime"),
+        (("[data]", "[training]\ncpu_share = 0\n[data]"), "training.cpu_share"),
+    ],
+)
+def test_each_wrong_thing_of_a_client_is_named(
+    tmp_path: Path, change: tuple[str, str], named: str
+) -> None:
+    assert change[0] in CLIENT
+    with pytest.raises(ConfigError, match=re.escape(named)):
+        load(tmp_path, CLIENT.replace(*change), ClientConfig)
+
+
+def test_no_file_no_toml_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="No such file"):
+        load_config(tmp_path / "absent.toml", ClientConfig)
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(tmp_path, ClientConfig)
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load(tmp_path, "federation = ", ClientConfig)
+    (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="is not TOML"):
+        load_config(tmp_path / "b.toml", ClientConfig)
+    with pytest.raises(tomllib.TOMLDecodeError):
+        tomllib.loads("federation = ")
+
+
+def test_the_password_is_the_first_line(tmp_path: Path) -> None:
+    path = tmp_path / "password"
+    assert BrokerConfig().password() is None
+    path.write_text("tide\nrest\n")
+    assert BrokerConfig(password_file=path).password() == "tide"
+    for content in (b"", b"\xff"):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=r"broker\.password_file"):
+            BrokerConfig(password_file=path).password()
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"broker\.password_file"):
+        BrokerConfig(password_file=path).password()
