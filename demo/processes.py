@@ -72,6 +72,11 @@ class Child:
             process.kill()
             process.wait()
 
+    @property
+    def process_id(self) -> int | None:
+        """Its process, while it runs."""
+        return None if self._process is None else self._process.pid
+
     def exit_code(self) -> int | None:
         """Its exit code, once it has ended by itself."""
         return None if self._process is None else self._process.poll()

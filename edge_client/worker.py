@@ -6,13 +6,16 @@ costs half a second and 30 MB on a small device (docs/adr/0005-training-thread.m
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import hashlib
 import logging
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge_client.config import ClientConfig
@@ -30,6 +33,9 @@ if TYPE_CHECKING:
     from edge_client.trainers import Trainer
 
 _log = logging.getLogger(__name__)
+
+IDLE_S = 30.0
+"""Without a task for this long, the model and the data leave memory; opening takes a moment."""
 
 
 class _Job(NamedTuple):
@@ -77,9 +83,9 @@ class Worker:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
-        while (job := self._jobs.get()) is not None:
-            from edge_client.training import TrainingInterruptedError
+        from edge_client.training import TrainingInterruptedError
 
+        while (job := self._next()) is not None:
             try:
                 self._report(TaskDone(self._do(job)))
             except TrainingInterruptedError:
@@ -91,6 +97,17 @@ class Worker:
             except Exception as exc:  # noqa: BLE001 - the session must hear of every end
                 _log.exception("round %d: unexpected failure", job.task.round_id)
                 self._report(TaskFailed(job.task.round_id, f"{type(exc).__name__}: {exc}"))
+
+    def _next(self) -> _Job | None:
+        """The next job; a device that is idle for long gives its memory back meanwhile."""
+        try:
+            return self._jobs.get(timeout=IDLE_S)
+        except Empty:
+            if self._opened is not None:
+                self._opened[1].close()
+            self._opened = self._dataset = None
+            release_memory()
+            return self._jobs.get()
 
     def _do(self, job: _Job) -> Update:
         from edge_client.training import evaluate, train
@@ -173,6 +190,13 @@ class Worker:
             return encode_vector(delta, task.encoding)  # type: ignore[arg-type]
         except OverflowError as exc:
             raise FedtideError(f"training diverged: {exc}") from exc
+
+
+def release_memory() -> None:
+    """Return freed memory to the system, where the C library can (glibc)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def usable_runtimes(wanted: str) -> tuple[str, ...]:
