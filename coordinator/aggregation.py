@@ -36,7 +36,7 @@ def weighted_mean(contributions: Iterable[Contribution], elements_count: int) ->
     for weight, delta in contributions:
         if weight < 1 or delta.shape != (elements_count,):
             raise ValueError(f"a contribution of {weight} examples and {delta.shape} values")
-        np.multiply(delta, float(weight), out=scaled)
+        np.multiply(delta, float(weight), out=scaled, dtype=np.float64)
         total += scaled
         examples += weight
     if examples == 0:
