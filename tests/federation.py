@@ -90,7 +90,7 @@ def learn(device_id: str, model: Vector) -> Vector:
 class FakeRunner:
     """Does a task when the test says so (at once, unless `held`)."""
 
-    runtimes = ("portable",)
+    runtimes: tuple[str, ...] = ("portable",)
     examples_count = 10
 
     def __init__(self, device: Device) -> None:

@@ -20,6 +20,7 @@ from fedtide.messages import (
     BlobRef,
     Chunk,
     Decline,
+    Encoding,
     Envelope,
     Hello,
     Metrics,
@@ -36,7 +37,7 @@ from fedtide.messages import (
     encode,
 )
 from fedtide.plan import Plan
-from fedtide.vectors import Encoding, decode_vector, encode_vector
+from fedtide.vectors import decode_vector, encode_vector
 
 WIRE = Path(__file__).with_name("wire.json")
 

@@ -342,7 +342,7 @@ def test_an_upload_that_completes_after_its_round_is_late(tmp_path: Path) -> Non
     *most, last = liar.chunks(GOOD)
     liar.say(Offer(liar.update(GOOD)), *most)
     started: list[object] = []
-    federation.service._start_job = started.append  # type: ignore[assignment]
+    federation.service._start_job = started.append
     for device in federation.devices.values():
         device.runner.held = False
         device.runner.finish()

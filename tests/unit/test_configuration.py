@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import msgspec
 import pytest
@@ -14,6 +14,8 @@ from coordinator.config import CoordinatorConfig
 from edge_client.config import ClientConfig
 from fedtide.config import BrokerConfig, load_config
 from fedtide.errors import ConfigError
+
+T = TypeVar("T")
 
 DOCUMENT = (Path(__file__).parents[2] / "docs" / "configuration.md").read_text()
 
@@ -77,13 +79,12 @@ def test_a_missing_or_invented_key_would_be_noticed() -> None:
 
 def test_the_examples_of_the_document_are_valid(tmp_path: Path) -> None:
     examples = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)
-    for kind, text in zip((CoordinatorConfig, ClientConfig), examples, strict=True):
-        path = tmp_path / "example.toml"
-        path.write_text(text)
-        load_config(path, kind)
+    coordinator, client = examples
+    assert load(tmp_path, coordinator, CoordinatorConfig).rounds.quorum == 10
+    assert load(tmp_path, client, ClientConfig).device == "kitchen-pi"
 
 
-def load(tmp_path: Path, text: str, kind: type[msgspec.Struct]) -> msgspec.Struct:
+def load(tmp_path: Path, text: str, kind: type[T]) -> T:
     path = tmp_path / "x.toml"
     path.write_text(text)
     return load_config(path, kind)
@@ -91,7 +92,6 @@ def load(tmp_path: Path, text: str, kind: type[msgspec.Struct]) -> msgspec.Struc
 
 def test_defaults_and_relative_paths(tmp_path: Path) -> None:
     config = load(tmp_path, COORDINATOR, CoordinatorConfig)
-    assert isinstance(config, CoordinatorConfig)
     assert config.bundle == tmp_path / "bundle"
     assert (config.encoding, config.rounds.quorum, config.broker.port) == ("f32", 1, 1883)
 
