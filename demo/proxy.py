@@ -62,6 +62,11 @@ class Proxy:
         with self._lock:
             self._up = True
 
+    def is_up(self) -> bool:
+        """Whether there is a network."""
+        with self._lock:
+            return self._up
+
     def hold_uplink(self) -> None:
         """From now on nothing reaches the other side; it is kept, not lost."""
         self._uplink_open.clear()
@@ -91,7 +96,7 @@ class Proxy:
             self._connect(client)
 
     def _connect(self, client: socket.socket) -> None:
-        if not self._up:
+        if not self.is_up():
             _reset(client)
             return
         try:
