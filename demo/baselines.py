@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load as load_safetensors
 
-from edge_client.trainers import Trainer, Vector
+from edge_client.trainers import Trainer
 from edge_client.trainers.opening import open_trainer
 from edge_client.training import evaluate, train
 from fedtide.bundle import open_bundle_dir
 from fedtide.dataset import Examples
 from fedtide.plan import Plan
+from fedtide.vectors import Vector
 
 CENTRAL = Plan(epochs=60, batch_size=32, learning_rate=0.02)
 """Enough: accuracy on the test set is flat from about 20 epochs on."""

@@ -109,7 +109,7 @@ def coordinator_toml(settings: Settings, broker: Broker) -> str:
             },
         ),
         # The whole local set as one batch, and few large steps: McMahan's E = 3, B = infinity.
-        ("plan", {"epochs": 3, "batch_size": 1_000, "learning_rate": 0.4}),
+        ("plan", {"epochs": 3, "batch_size": "all", "learning_rate": 0.4}),
         ("evaluation", {"data": str(folder / "data" / "test.npz")}),
     )
 

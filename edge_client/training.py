@@ -8,9 +8,10 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.trainers import Evaluation, Trainer, Vector
+from edge_client.trainers import Evaluation, Trainer
 from fedtide.errors import DataError
 from fedtide.plan import Plan
+from fedtide.vectors import Vector
 
 AnyArray = NDArray[np.generic]
 OnStep = Callable[[int, float], bool | None]
@@ -46,7 +47,7 @@ def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
 
 def steps_per_epoch(plan: Plan, examples: int) -> int:
     """Batches that cover all examples, the last one possibly smaller."""
-    return 1 if plan.batch_size is None else -(-examples // plan.batch_size)
+    return 1 if plan.batch_size == "all" else -(-examples // plan.batch_size)
 
 
 def train(
@@ -76,7 +77,7 @@ def train(
     if not examples or examples != len(y):
         raise DataError(f"there are {examples:,} inputs and {len(y):,} labels to train on")
     old = trainer.parameters() if reference is None else reference
-    batch = examples if plan.batch_size is None else plan.batch_size
+    batch = examples if plan.batch_size == "all" else plan.batch_size
     steps = start_epoch * steps_per_epoch(plan, examples)
     steps_max = plan.epochs * steps_per_epoch(plan, examples)
     if plan.steps_max is not None:

@@ -17,6 +17,7 @@ from torch.func import functional_call, grad_and_value
 from export.blame import explain
 from export.graphs import Port, UnsupportedOperatorError, build_graph, example_batch_size
 from export.inspection import Model
+from fedtide.manifest import INPUT_PREFIX, OUTPUT_PREFIX
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -47,7 +48,7 @@ def train_graph(model: Model, opset: int) -> onnx.ModelProto:
     x, y = model.example_batch(example_batch_size())
     ports = [Port("x", x, True), Port("y", y, True), Port("lr", torch.tensor(0.1))]
     ports += _tensor_ports(model)
-    outputs = ["loss", *(f"new.{names[i]}" for i in trainable)]
+    outputs = ["loss", *(OUTPUT_PREFIX + names[i] for i in trainable)]
     return _build(model, step, ports, outputs, opset)
 
 
@@ -106,7 +107,7 @@ def _call(module: nn.Module, values: dict[str, torch.Tensor], x: torch.Tensor) -
 
 def _tensor_ports(model: Model) -> list[Port]:
     return [
-        Port(f"tensor.{tensor.name}", value)
+        Port(INPUT_PREFIX + tensor.name, value)
         for tensor, value in zip(model.tensors, model.values(), strict=True)
     ]
 
@@ -126,7 +127,7 @@ def _build(
 
 def _embed(graph: onnx.ModelProto, model: Model) -> None:
     """Turn the inputs `tensor.*` into initializers with the manifest's names."""
-    renamed = {f"tensor.{tensor.name}": tensor.name for tensor in model.tensors}
+    renamed = {INPUT_PREFIX + tensor.name: tensor.name for tensor in model.tensors}
     taken: set[Any] = {name for node in graph.graph.node for name in node.output}
     taken |= {tensor.name for tensor in graph.graph.initializer}
     others = {name: f"{name}__value" for name in taken & set(renamed.values())}

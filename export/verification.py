@@ -20,12 +20,13 @@ import torch
 from numpy.typing import NDArray
 from torch.func import functional_call
 
-from edge_client.trainers import Trainer, Vector
+from edge_client.trainers import Trainer
 from edge_client.trainers.ort_training import OrtTrainingTrainer
 from edge_client.trainers.portable import PortableTrainer
 from export.inspection import Model
 from fedtide.bundle import Bundle
 from fedtide.errors import ExportError, FedtideError
+from fedtide.vectors import Vector
 
 _LEARNING_RATE = 0.05
 _BATCHES = (5, 3, 5, 1)

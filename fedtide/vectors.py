@@ -17,6 +17,20 @@ Vector = NDArray[np.float32]
 ENCODINGS: dict[Encoding, np.dtype[np.generic]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
 
 
+def check_vector(vector: Vector, manifest: Manifest) -> None:
+    """Nothing, if `vector` is float32[elements_count].
+
+    Raises:
+        ValueError: another dtype or shape.
+    """
+    expected = (manifest.elements_count,)
+    if vector.dtype != np.float32 or vector.shape != expected:
+        raise ValueError(
+            f"the model is a vector of float32{list(expected)}, "
+            f"got {vector.dtype}{list(vector.shape)}"
+        )
+
+
 def split_vector(vector: Vector, manifest: Manifest) -> dict[str, Vector]:
     """Views of `vector`, float32[elements_count], by tensor name, in the tensors' shapes."""
     return {

@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-Vector = NDArray[np.float32]
+from fedtide.vectors import Vector
 
 
 class Evaluation(NamedTuple):

@@ -15,14 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.trainers import Evaluation, Vector
+from edge_client.trainers import Evaluation
 from edge_client.trainers.batches import AnyArray, check_batch
-from edge_client.trainers.vectors import check_vector
 from fedtide.bundle import Bundle
 from fedtide.errors import BundleError, ConfigError
 from fedtide.manifest import OrtTrainingRuntime
 from fedtide.onnx_scan import ORT_TRAINING_OPERATORS, scan_model
 from fedtide.runtime import import_onnxruntime, session_options, training_package
+from fedtide.vectors import Vector, check_vector
 
 
 class OrtTrainingTrainer:
@@ -57,7 +57,7 @@ class OrtTrainingTrainer:
 
     def set_parameters(self, vector: Vector) -> None:
         """Replace the model; see `Trainer`."""
-        check_vector(self._manifest, vector)
+        check_vector(vector, self._manifest)
         buffer = np.concatenate([vector[part] for part in self._slices])
         _set(self._module, buffer)
         self._ready = True

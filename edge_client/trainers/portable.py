@@ -12,16 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.trainers import Evaluation, Vector
+from edge_client.trainers import Evaluation
 from edge_client.trainers.batches import AnyArray, check_batch
-from edge_client.trainers.vectors import check_vector, split
 from fedtide.bundle import Bundle
 from fedtide.errors import BundleError
-from fedtide.manifest import Manifest, Tensor
+from fedtide.manifest import INPUT_PREFIX, OUTPUT_PREFIX, Manifest, Tensor
 from fedtide.runtime import import_onnxruntime, load_session
-
-INPUT_PREFIX = "tensor."
-OUTPUT_PREFIX = "new."
+from fedtide.vectors import Vector, check_vector, split_vector
 
 
 class _Side:
@@ -30,7 +27,9 @@ class _Side:
     def __init__(self, manifest: Manifest) -> None:
         # Fails here if the model does not fit into memory, before training starts.
         self.vector: Vector = np.zeros(manifest.elements_count, np.float32)
-        self.values = {name: _shared(view) for name, view in split(manifest, self.vector).items()}
+        self.values = {
+            name: _shared(view) for name, view in split_vector(self.vector, manifest).items()
+        }
 
 
 class PortableTrainer:
@@ -55,7 +54,7 @@ class PortableTrainer:
 
     def set_parameters(self, vector: Vector) -> None:
         """Replace the model; see `Trainer`."""
-        check_vector(self._manifest, vector)
+        check_vector(vector, self._manifest)
         if self._sides is None:
             self._sides = (_Side(self._manifest), _Side(self._manifest))
             new, old = self._sides

@@ -199,7 +199,7 @@ def test_fedsgd_is_one_step_on_everything(mlp: tuple[Trainer, Any]) -> None:
     trainer, expected = mlp
     trainer.set_parameters(expected["start"])
     x, y = expected["x0"], expected["y0"]
-    result = train(trainer, x, y, Plan(epochs=1, batch_size=None, learning_rate=LEARNING_RATE))
+    result = train(trainer, x, y, Plan(epochs=1, batch_size="all", learning_rate=LEARNING_RATE))
     assert result.steps == 1
     np.testing.assert_allclose(trainer.parameters(), expected["vector0"], rtol=0, atol=1e-6)
 

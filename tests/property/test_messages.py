@@ -40,7 +40,7 @@ metrics = st.builds(Metrics, naturals, losses, st.none() | naturals)
 plans = st.builds(
     Plan,
     epochs=st.integers(1, 10_000),
-    batch_size=st.none() | st.integers(1, 1_000_000),
+    batch_size=st.just("all") | st.integers(1, 1_000_000),
     learning_rate=st.floats(1e-9, 1_000),
     seed=naturals,
     steps_max=st.none() | st.integers(1, 2**63 - 1),
