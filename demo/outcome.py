@@ -62,7 +62,7 @@ class Outcome:
             )
         if self.accuracy < self.central_accuracy - GAP_MAX:
             return (
-                f"the federation's {self.accuracy:.1%} is more than {GAP_MAX:.0%} points below "
+                f"the federation's {self.accuracy:.1%} is more than {100 * GAP_MAX:g} points below "
                 f"central training's {self.central_accuracy:.1%}"
             )
         return None
