@@ -6,7 +6,6 @@ the first thing that is wrong; nothing is trained on data that do not fit.
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -59,11 +58,15 @@ def load_dataset(path: Path, manifest: Manifest, held_out_fraction: float = 0.0)
 
 def _read(path: Path) -> dict[str, AnyArray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file:
+            archive = np.load(file, allow_pickle=False)
             if not isinstance(archive, np.lib.npyio.NpzFile):
                 raise DataError(f"{str(path)!r} is not an .npz archive")
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, zipfile.BadZipFile, EOFError, KeyError) as exc:
+            with archive:
+                return {name: archive[name] for name in archive.files}
+    except DataError:
+        raise
+    except Exception as exc:  # those of numpy, zipfile and zlib share no base class
         raise DataError(
             f"data file {str(path)!r} cannot be read: {exc}",
             hint="numpy.savez(path, x=inputs, y=labels) writes what is expected",
