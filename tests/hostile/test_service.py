@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import pytest
 
+from coordinator import aggregate_job, service
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
+from coordinator.round_machine import RoundState
 from coordinator.uploads import FETCHES_MAX
+from fedtide.blobs import BlobStore
 from fedtide.limits import BLOCK_BYTES, MESSAGE_BYTES_MAX
 from fedtide.messages import (
     BlobRef,
@@ -23,6 +27,7 @@ from fedtide.messages import (
     Problem,
     Receipt,
     Task,
+    Update,
     Want,
     Welcome,
     encode,
@@ -429,3 +434,38 @@ def test_a_flood_of_presence_and_hello(federation: Federation) -> None:
     assert len([m for m in liar.heard if isinstance(m, Welcome)]) == 21
     assert federation.store.load_state().round_id == 1
     complete(federation)
+
+
+# ---- the checker itself ----
+
+
+def test_the_checker_finds_an_update_that_was_counted_twice(
+    federation: Federation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = aggregate_job.contributions
+
+    def twice(job: aggregate_job.AggregateJob, blobs: BlobStore) -> Iterator[Contribution]:
+        first, *rest = honest(job, blobs)
+        yield from (first, first, *rest)
+
+    monkeypatch.setattr(aggregate_job, "contributions", twice)
+    liar = peer(federation)
+    liar.say(Offer(liar.update(GOOD)), *liar.chunks(GOOD))
+    with pytest.raises(AssertionError):
+        complete(federation)
+
+
+def test_the_checker_finds_a_late_update_that_was_recorded_as_accepted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bug that `test_an_upload_that_completes_after_its_round_is_late` is about."""
+    honest = service.admit
+    lenient = iter([None])
+
+    def admit(update: Update, device_id: str, state: RoundState, run_id: str) -> Receipt | None:
+        late = state.phase == "aggregating" and device_id == "mallory"
+        return next(lenient) if late else honest(update, device_id, state, run_id)
+
+    monkeypatch.setattr(service, "admit", admit)
+    with pytest.raises(AssertionError):
+        test_an_upload_that_completes_after_its_round_is_late(tmp_path)

@@ -1,0 +1,298 @@
+"""The session machine against an external model: an update leaves on a receipt, or never."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+from hypothesis import Phase, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    rule,
+    run_state_machine_as_test,
+)
+
+from edge_client import session_machine
+from edge_client.session_machine import (
+    OUTBOX_MAX,
+    RESTARTS_MAX,
+    Command,
+    Durable,
+    Event,
+    ForgetUpdate,
+    Heard,
+    Linked,
+    PrepareTask,
+    Say,
+    SendBlocks,
+    StartTask,
+    State,
+    TaskDone,
+    TaskFailed,
+    TaskPrepared,
+    TimeReached,
+    Unlinked,
+    next_deadline_at_ms,
+    resume,
+    step,
+)
+from fedtide.messages import (
+    Beacon,
+    BlobRef,
+    Decline,
+    Offer,
+    Problem,
+    Receipt,
+    Task,
+    Update,
+    Want,
+    Welcome,
+)
+from fedtide.plan import Plan
+
+MANIFEST, MODEL = BlobRef("aa" * 32, 100), BlobRef("bb" * 32, 100)
+rounds = st.integers(1, 24)
+
+
+def task_of(round_id: int, run_id: str = "run") -> Task:
+    return Task(run_id, round_id, "train", MANIFEST, MODEL, round_id - 1, 7, Plan(), "f32", 60_000)
+
+
+def update_of(task: Task) -> Update:
+    return Update(
+        update_id=f"{task.run_id}-{task.round_id}",
+        run_id=task.run_id,
+        round_id=task.round_id,
+        kind="train",
+        model=MODEL.digest,
+        examples=5,
+        blob=BlobRef(f"{task.round_id:064x}", 100),
+        encoding="f32",
+        steps=1,
+        training_ms=1,
+    )
+
+
+class Session(RuleBasedStateMachine):
+    """Keeps its own books of what is owed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state = State()
+        self.disk = Durable()
+        self.now_ms = 1_000
+        self.owed: dict[str, Update] = {}
+        self.done: set[int] = set()
+        self.working: Task | None = None
+
+    def feed(self, event: Event) -> tuple[Command, ...]:
+        before = self.state
+        commands, self.state = step(before, event, self.now_ms)
+        assert step(before, event, self.now_ms) == (commands, self.state)
+        self.keep(commands, event)
+        return commands
+
+    def keep(self, commands: tuple[Command, ...], event: Event | None) -> None:
+        # What is on disk is what a JSON file gives back.
+        self.disk = msgspec.json.decode(msgspec.json.encode(self.state.durable), type=Durable)
+        assert self.disk == self.state.durable
+        receipt = event.message if isinstance(event, Heard) else None
+        for command in commands:
+            match command:
+                case ForgetUpdate(update):
+                    if isinstance(receipt, Receipt):
+                        assert update.update_id == receipt.update_id
+                        self.owed.pop(update.update_id)
+                    elif update.update_id in self.owed:
+                        assert len(self.owed) > OUTBOX_MAX
+                        assert update == next(iter(self.owed.values())), "the oldest goes first"
+                        self.owed.pop(update.update_id)
+                case StartTask(task):
+                    assert task.round_id not in self.done, "an answered round is not done again"
+                    self.working = task
+                case Say(Offer(update)):
+                    assert update.update_id in self.owed
+                    assert self.state.connected
+                case SendBlocks(update):
+                    assert update.update_id in self.owed
+
+    @initialize(welcomed=st.booleans())
+    def begins(self, welcomed: bool) -> None:
+        if welcomed:
+            self.links()
+            self.is_welcomed(30_000)
+
+    @rule(round_id=rounds)
+    def does_a_task(self, round_id: int) -> None:
+        self.hears_a_task(round_id)
+        self.prepares()
+        self.finishes(False)
+
+    @rule()
+    def links(self) -> None:
+        self.feed(Linked())
+
+    @rule()
+    def unlinks(self) -> None:
+        self.feed(Unlinked("cut"))
+        assert next_deadline_at_ms(self.state) is None
+
+    @rule(hello_ms=st.sampled_from([1_000, 30_000]))
+    def is_welcomed(self, hello_ms: int) -> None:
+        self.feed(Heard(Welcome(MANIFEST, MODEL, 0, 7, hello_ms)))
+
+    @rule(session=st.sampled_from(["one", "two"]), online=st.booleans())
+    def sees_a_beacon(self, session: str, online: bool) -> None:
+        self.feed(Heard(Beacon(online, session)))
+
+    @rule(round_id=rounds)
+    def hears_a_task(self, round_id: int) -> None:
+        before = self.state.durable
+        commands = self.feed(Heard(task_of(round_id)))
+        if round_id in self.done or (before.task and round_id <= before.task.round_id):
+            assert self.state.durable == before
+            assert not any(isinstance(command, PrepareTask) for command in commands)
+        # Once more: nothing new may follow.
+        after = self.state.durable
+        again = self.feed(Heard(task_of(round_id)))
+        assert self.state.durable == after
+        assert all(isinstance(command, Say) for command in again)
+
+    @rule()
+    def prepares(self) -> None:
+        if self.state.durable.task is not None:
+            self.feed(TaskPrepared(self.state.durable.task.round_id))
+
+    @rule(stale=st.booleans())
+    def finishes(self, stale: bool) -> None:
+        """Of the task at hand, or (stale) of one that was dropped meanwhile."""
+        task = self.working
+        if task is None:
+            return
+        current = self.state.durable.task
+        update = update_of(task)
+        if current == task:
+            self.owed[update.update_id] = update
+            self.done.add(task.round_id)
+            self.working = None
+        elif not stale:
+            return
+        self.feed(TaskDone(update))
+
+    @rule()
+    def fails(self) -> None:
+        task = self.state.durable.task
+        if task is not None:
+            self.done.add(task.round_id)
+            commands = self.feed(TaskFailed(task.round_id, "no data"))
+            assert Say(Decline(task.round_id, "no data")) in commands
+
+    @rule(data=st.data(), known=st.booleans())
+    def gets_a_receipt(self, data: st.DataObject, known: bool) -> None:
+        update_id = data.draw(st.sampled_from(sorted(self.owed) or ["none"])) if known else "other"
+        before = self.state
+        self.feed(Heard(Receipt(update_id, "accepted")))
+        if update_id in ("none", "other"):
+            assert self.state == before
+
+    @rule(data=st.data())
+    def is_asked_for_blocks(self, data: st.DataObject) -> None:
+        digest = data.draw(st.sampled_from([f"{number:064x}" for number in range(1, 25)]))
+        commands = self.feed(Heard(Want(digest, ((0, 1),))))
+        wanted = [u for u in self.owed.values() if u.blob and u.blob.digest == digest]
+        assert [type(command) for command in commands] == [SendBlocks] * len(wanted)
+
+    @rule()
+    def hears_of_a_problem(self) -> None:
+        before = self.state
+        self.feed(Heard(Problem("1", "what?")))
+        assert self.state == before
+
+    @rule(wait_ms=st.sampled_from([0, 1_000, 10_000, 100_000]))
+    def time_passes(self, wait_ms: int) -> None:
+        self.now_ms += wait_ms
+        self.feed(TimeReached())
+        deadline = next_deadline_at_ms(self.state)
+        assert deadline is None or deadline > self.now_ms, "it would be woken for ever"
+
+    @rule()
+    def power_is_cut(self) -> None:
+        restarts = self.disk.restarts
+        task = self.disk.task
+        commands, self.state = resume(self.disk)
+        self.working = None
+        if task is not None and restarts >= RESTARTS_MAX:
+            self.done.add(task.round_id)
+            assert self.state.durable.declined_because
+        elif task is not None:
+            assert commands == (PrepareTask(task),)
+        self.keep(commands, None)
+
+    @invariant()
+    def what_is_owed_is_in_the_outbox(self) -> None:
+        assert {u.update_id: u for u in self.disk.outbox} == self.owed
+        assert len(self.owed) <= OUTBOX_MAX
+
+    @invariant()
+    def whoever_is_connected_has_a_deadline(self) -> None:
+        assert (next_deadline_at_ms(self.state) is not None) == self.state.connected
+
+
+def run(examples: int, *, shrink: bool) -> None:
+    run_state_machine_as_test(
+        Session,
+        settings=settings(
+            max_examples=examples,
+            stateful_step_count=50,
+            deadline=None,
+            database=None,
+            report_multiple_bugs=False,
+            phases=[Phase.generate, *([Phase.shrink] if shrink else [])],
+        ),
+    )
+
+
+def test_the_session_machine_keeps_its_promises() -> None:
+    run(60, shrink=True)
+
+
+def _forget_on_want(original: object) -> object:
+    def heard(state: State, message: object, at_ms: int) -> object:
+        if isinstance(message, Want):
+            durable = msgspec.structs.replace(state.durable, outbox=())
+            state = msgspec.structs.replace(state, durable=durable)
+        return original(state, message, at_ms)  # type: ignore[operator]
+
+    return heard
+
+
+def _do_it_again(original: object) -> object:
+    def task(state: State, message: Task, at_ms: int) -> object:
+        durable = msgspec.structs.replace(state.durable, answered_round=0)
+        return original(  # type: ignore[operator]
+            msgspec.structs.replace(state, durable=durable), message, at_ms
+        )
+
+    return task
+
+
+def _wake_for_ever(_original: object) -> object:
+    """As it was: offers had a deadline although nobody had said welcome."""
+
+    def offer_due(state: State, _at_ms: int) -> object:
+        return session_machine.Step((), state)
+
+    return offer_due
+
+
+@pytest.mark.parametrize(
+    ("name", "plant"),
+    [("_heard", _forget_on_want), ("_task", _do_it_again), ("_offer_due", _wake_for_ever)],
+)
+def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, name: str, plant: object) -> None:
+    planted = plant(getattr(session_machine, name))  # type: ignore[operator]
+    monkeypatch.setattr(session_machine, name, planted)
+    with pytest.raises((AssertionError, KeyError)):
+        run(150, shrink=False)

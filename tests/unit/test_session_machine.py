@@ -1,0 +1,175 @@
+"""The session machine: one life of a task, and how its waits grow."""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+
+from edge_client.session_machine import (
+    HELLO_RETRY_MS,
+    OUTBOX_MAX,
+    RESTARTS_MAX,
+    DropTask,
+    Durable,
+    ForgetUpdate,
+    Heard,
+    Linked,
+    Note,
+    Prefetch,
+    PrepareTask,
+    Say,
+    SayHello,
+    SendBlocks,
+    StartTask,
+    State,
+    TaskDone,
+    TaskFailed,
+    TaskPrepared,
+    TimeReached,
+    Unlinked,
+    next_deadline_at_ms,
+    presence,
+    resume,
+    step,
+)
+from fedtide.messages import Decline, Offer, Presence, Receipt, Want, Welcome
+from tests.property.test_session_machine import MANIFEST, MODEL, task_of, update_of
+
+TASK, UPDATE = task_of(1), update_of(task_of(1))
+WELCOME = Welcome(MANIFEST, MODEL, 0, 7, 30_000)
+
+
+def live(state: State, *events: object, at_ms: int = 1_000) -> tuple[tuple[object, ...], State]:
+    """The commands of the last event, and the state after all of them."""
+    commands: tuple[object, ...] = ()
+    for event in events:
+        commands, state = step(state, event, at_ms)  # type: ignore[arg-type]
+    return commands, state
+
+
+WELCOMED = live(State(), Linked(), Heard(WELCOME))[1]
+OWING = live(WELCOMED, Heard(TASK), TaskPrepared(1), TaskDone(UPDATE))[1]
+
+
+def test_a_whole_life() -> None:
+    commands, state = live(State(), Linked())
+    assert commands == (SayHello(),)
+    commands, state = live(state, Heard(WELCOME))
+    assert commands == (Prefetch(WELCOME),)
+    commands, state = live(state, Heard(TASK))
+    assert commands == (PrepareTask(TASK),)
+    assert (state.phase, state.durable.task) == ("fetching", TASK)
+    commands, state = live(state, TaskPrepared(1))
+    assert (commands, state.phase) == ((StartTask(TASK),), "training")
+    commands, state = live(state, TaskDone(UPDATE))
+    assert (commands, state.phase) == ((Say(Offer(UPDATE)),), "idle")
+    assert state.durable == Durable(outbox=(UPDATE,), run_id="run", answered_round=1)
+    want = Want("0" * 63 + "1", ((0, 1),))
+    commands, state = live(state, Heard(want))
+    assert commands == (SendBlocks(UPDATE, ((0, 1),)),)
+    receipt = Receipt(UPDATE.update_id, "accepted")
+    commands, state = live(state, Heard(receipt))
+    assert commands == (ForgetUpdate(UPDATE, receipt),)
+    assert (state.durable.outbox, state.offers) == ((), {})
+    assert live(state, Heard(TASK)) == ((), state)
+
+
+def test_a_newer_task_replaces_the_one_at_hand() -> None:
+    training = live(WELCOMED, Heard(TASK), TaskPrepared(1))[1]
+    commands, state = live(training, Heard(task_of(2)))
+    assert commands == (DropTask(1), PrepareTask(task_of(2)))
+    assert live(state, Heard(TASK)) == ((), state)
+    commands, _ = live(state, TaskDone(UPDATE))
+    assert commands == (ForgetUpdate(UPDATE, None),)
+
+
+def test_a_new_run_begins_to_count_again() -> None:
+    commands, state = live(OWING, Heard(task_of(1, "second")))
+    assert commands == (PrepareTask(task_of(1, "second")),)
+    assert state.durable.outbox == (UPDATE,)
+    assert (state.durable.run_id, state.durable.answered_round) == ("second", 0)
+
+
+def test_a_failure_is_declined_and_declined_again_when_asked_again() -> None:
+    commands, state = live(WELCOMED, Heard(TASK), TaskFailed(1, "no data"))
+    decline = Say(Decline(1, "no data"))
+    assert commands == (Note("round 1: no data"), decline)
+    assert (state.phase, state.durable.task) == ("idle", None)
+    assert live(state, Heard(TASK)) == ((decline,), state)
+
+
+@pytest.mark.parametrize(
+    "event", [TaskPrepared(1), TaskPrepared(9), TaskFailed(9, ""), TimeReached()]
+)
+def test_what_does_not_apply_changes_nothing(event: object) -> None:
+    assert live(WELCOMED, event) == ((), WELCOMED)
+
+
+def test_hellos_are_repeated_ever_more_slowly() -> None:
+    state, at_ms, pauses = live(State(), Linked())[1], 1_000, []
+    for _ in range(7):
+        deadline = next_deadline_at_ms(state)
+        assert deadline is not None
+        pauses.append(deadline - at_ms)
+        at_ms = deadline
+        commands, state = live(state, TimeReached(), at_ms=at_ms)
+        assert commands == (SayHello(),)
+    assert pauses == [HELLO_RETRY_MS * 2**tries for tries in range(5)] + [60_000, 60_000]
+
+
+def test_offers_wait_for_a_welcome_and_then_grow_slower() -> None:
+    cut = live(OWING, Unlinked("cut"))[1]
+    assert next_deadline_at_ms(cut) is None
+    commands, state = live(cut, Linked(), at_ms=2_000)
+    assert commands == (SayHello(),)
+    commands, state = live(state, Heard(WELCOME), at_ms=2_100)
+    assert commands[0] == Say(Offer(UPDATE))
+    assert next_deadline_at_ms(state) == 5_100
+    commands, state = live(state, TimeReached(), at_ms=5_100)
+    assert commands == (Say(Offer(UPDATE)),)
+    assert next_deadline_at_ms(state) == 11_100
+
+
+def test_a_silent_coordinator_stops_the_offers() -> None:
+    """One hello without an answer may be a lost message; two say that nobody listens."""
+    state = OWING
+    for _ in range(40):
+        deadline = next_deadline_at_ms(state)
+        assert deadline is not None
+        state = live(state, TimeReached(), at_ms=deadline)[1]
+    assert not state.welcomed
+    assert presence(state, sending=False) == Presence(True, "uploading", 1, "1 in the outbox")
+
+
+def test_the_oldest_update_is_given_up_when_the_outbox_is_full() -> None:
+    state = live(State(), Linked(), Heard(WELCOME))[1]
+    for round_id in range(1, OUTBOX_MAX + 2):
+        task = task_of(round_id)
+        commands, state = live(
+            state, Heard(task), TaskPrepared(round_id), TaskDone(update_of(task))
+        )
+    assert ForgetUpdate(UPDATE, None) in commands
+    assert len(state.durable.outbox) == OUTBOX_MAX
+    assert state.durable.outbox[0].round_id == 2
+
+
+def test_a_restart_goes_on_and_a_loop_of_restarts_ends() -> None:
+    durable = Durable(task=TASK, run_id="run")
+    for restarts in range(RESTARTS_MAX):
+        commands, state = resume(durable)
+        assert commands == (PrepareTask(TASK),)
+        assert state.durable == msgspec.structs.replace(durable, restarts=restarts + 1)
+        durable = state.durable
+    commands, state = resume(durable)
+    assert commands[-1] == Say(
+        Decline(1, f"the client went down {RESTARTS_MAX + 1} times while working on it")
+    )
+    assert state.durable.task is None
+    assert resume(Durable(outbox=(UPDATE,))) == ((), State(durable=Durable(outbox=(UPDATE,))))
+
+
+def test_presence_says_what_is_waited_for() -> None:
+    assert presence(State(), sending=False).reason == "waiting for the coordinator"
+    assert presence(WELCOMED, sending=False).reason == "waiting for a task"
+    fetching = live(WELCOMED, Heard(TASK))[1]
+    assert presence(fetching, sending=False).reason == "fetching model and bundle"

@@ -1,0 +1,229 @@
+"""Files, blobs and the coordinator's store, on disks that are full, damaged or foreign."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from coordinator.round_machine import DeviceArrived, RoundState
+from coordinator.store import SCHEMA_VERSION, Store
+from fedtide.blobs import BlobStore
+from fedtide.bundle import sha256_hex
+from fedtide.errors import StateError
+from fedtide.files import locked, write_atomically
+from fedtide.generations import Generations
+from fedtide.messages import BlobRef, Metrics, Receipt, Update
+
+# ---- files ----
+
+
+def failing(number: int) -> object:
+    def fail(*_arguments: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EROFS, errno.EDQUOT])
+def test_a_disk_that_fails_leaves_the_old_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    path = tmp_path / "x"
+    write_atomically(path, b"old")
+    monkeypatch.setattr(os, "fsync", failing(number))
+    with pytest.raises(StateError, match="cannot write in"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "fsync", failing(errno.ENOSPC))
+    with pytest.raises(StateError) as error:
+        write_atomically(tmp_path / "x", b"new")
+    assert "No space left on device\n\nhint: free space on this disk" in str(error.value)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_write_that_the_kernel_refuses(tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    write_atomically(path, b"old")
+    (tmp_path / ".x.new").symlink_to("/dev/full")
+    with pytest.raises(StateError, match="No space left"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+
+
+def test_a_folder_that_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="No such file"):
+        write_atomically(tmp_path / "absent" / "x", b"new")
+
+
+def test_a_folder_has_one_owner(tmp_path: Path) -> None:
+    with (
+        locked(tmp_path / "state", "client"),
+        pytest.raises(StateError, match="in use by another client"),
+        locked(tmp_path / "state", "client"),
+    ):
+        raise AssertionError("both hold it")
+    with locked(tmp_path / "state", "client"):
+        assert (tmp_path / "state").stat().st_mode & 0o077 == 0
+
+
+def test_generations_survive_a_torn_write(tmp_path: Path) -> None:
+    state = Generations(tmp_path / "s")
+    assert state.load() is None
+    for number in range(4):
+        state.save(b"%d" % number)
+    assert Generations(tmp_path / "s").load() == b"3"
+    newest = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    for length in range(len(newest.read_bytes())):
+        newest.write_bytes(newest.read_bytes()[:-1])
+        assert Generations(tmp_path / "s").load() == b"2", length
+    for path in tmp_path.iterdir():
+        path.write_bytes(b"rot")
+    with pytest.raises(StateError, match="both generations"):
+        Generations(tmp_path / "s").load()
+
+
+# ---- blobs ----
+
+
+@pytest.fixture
+def blobs(tmp_path: Path) -> BlobStore:
+    return BlobStore(tmp_path)
+
+
+def test_put_and_read(blobs: BlobStore) -> None:
+    ref = blobs.put(b"tide")
+    assert ref == BlobRef(sha256_hex(b"tide"), 4) == blobs.put(b"tide")
+    assert blobs.read(ref.digest) == b"tide"
+    assert blobs.digests() == [ref.digest]
+
+
+def test_a_damaged_blob_is_removed_not_returned(blobs: BlobStore) -> None:
+    ref = blobs.put(b"tide")
+    blobs.path(ref.digest).write_bytes(b"tidf")
+    with pytest.raises(FileNotFoundError, match="damaged"):
+        blobs.read(ref.digest)
+    assert not blobs.has(ref.digest)
+
+
+def test_keep_only_forgets_the_rest_finished_or_arriving(blobs: BlobStore) -> None:
+    kept, gone = blobs.put(b"kept"), blobs.put(b"gone")
+    arriving = [BlobRef(f"{number:064x}", 10) for number in range(2)]
+    for ref in arriving:
+        blobs.open_partial(ref)
+    blobs.keep_only({kept.digest, arriving[0].digest})
+    assert blobs.digests() == [kept.digest]
+    partial = blobs.path(gone.digest).parents[1] / "partial"
+    assert [path.name for path in partial.iterdir()] == [arriving[0].digest]
+    blobs.discard_arriving()
+    assert list(partial.iterdir()) == []
+
+
+def test_a_partial_of_another_size_starts_anew(blobs: BlobStore) -> None:
+    """One digest, two claims about its size: the right one must get through."""
+    content = b"x" * 20
+    wrong = blobs.open_partial(BlobRef(sha256_hex(content), 40_000))
+    assert wrong.blocks == 3
+    right = blobs.open_partial(BlobRef(sha256_hex(content), 20))
+    assert right.missing() == [(0, 1)]
+
+
+# ---- the store ----
+
+UPDATE = Update(
+    "u1", "run", 1, "train", "aa" * 32, 5, BlobRef("bb" * 32, 8), "f32", 1, 2, (0.5,), None
+)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "state")
+
+
+def test_all_or_nothing(store: Store) -> None:
+    def crash() -> None:
+        with store.transaction():
+            store.set_fact("a", "1")
+            store.save_event(DeviceArrived("d"), RoundState(round_id=3), 5)
+            store.count("c")
+            raise RuntimeError("crash")
+
+    with pytest.raises(RuntimeError, match="crash"):
+        crash()
+    assert (store.fact("a"), store.events(), store.counts()) == (None, [], {})
+    assert store.load_state() == RoundState()
+    with store.transaction():
+        store.save_event(DeviceArrived("d"), RoundState(round_id=3), 5)
+    assert store.events() == [(5, DeviceArrived("d"))]
+    assert store.load_state() == RoundState(round_id=3)
+
+
+def test_a_commit_survives_reopening(store: Store, tmp_path: Path) -> None:
+    with store.transaction():
+        store.save_verdict(UPDATE, "d", Receipt("u1", "accepted"), 7)
+    store.close()
+    again = Store(tmp_path / "state")
+    assert again.updates(1) == [UPDATE]
+    assert again.receipt("u1", "d") == Receipt("u1", "accepted")
+    assert again.receipt("u1", "another") is None
+
+
+def test_the_first_verdict_stands(store: Store) -> None:
+    store.save_verdict(UPDATE, "d", Receipt("u1", "discarded", "late"), 7)
+    store.save_verdict(UPDATE, "d", Receipt("u1", "accepted"), 8)
+    assert store.receipt("u1", "d") == Receipt("u1", "discarded", "late")
+    assert store.updates(1) == []
+
+
+def test_updates_come_in_order_of_device(store: Store) -> None:
+    for name in ("c", "a", "b"):
+        update = msgspec.structs.replace(UPDATE, examples=ord(name))
+        store.save_verdict(update, name, Receipt("u1", "accepted"), 7)
+    assert [chr(update.examples) for update in store.updates(1)] == ["a", "b", "c"]
+
+
+def test_metrics_are_means_of_sums(store: Store) -> None:
+    store.add_model(0, BlobRef("aa" * 32, 4), 0, 1)
+    store.set_metrics(0, Metrics(4, 2.0, 3), held_out=False)
+    store.set_metrics(0, Metrics(0, 9.0, 9), held_out=True)
+    model = store.model(0)
+    assert model is not None
+    assert (model.loss, model.accuracy, model.held_out_loss) == (0.5, 0.75, None)
+
+
+def test_counters_count(store: Store) -> None:
+    for _ in range(3):
+        store.count("b")
+    store.count("a")
+    assert list(store.counts().items()) == [("a", 1), ("b", 3)]
+
+
+def test_a_foreign_schema_is_refused(store: Store, tmp_path: Path) -> None:
+    store._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION + 1}")
+    store.close()
+    for read_only in (False, True):
+        with pytest.raises(StateError, match=f"schema {SCHEMA_VERSION + 1}, expected"):
+            Store(tmp_path / "state", read_only=read_only)
+
+
+def test_a_file_that_is_no_database(tmp_path: Path) -> None:
+    (tmp_path / "coordinator.db").write_bytes(b"no database" * 100)
+    with pytest.raises(StateError, match="cannot be used"):
+        Store(tmp_path)
+
+
+def test_reading_only(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(StateError, match="no coordinator state"):
+        Store(tmp_path / "absent", read_only=True)
+    assert not (tmp_path / "absent").exists()
+    reader = Store(tmp_path / "state", read_only=True)
+    assert reader.models() == []
+    with pytest.raises(StateError, match="readonly"), reader.transaction():
+        reader.set_fact("a", "1")
