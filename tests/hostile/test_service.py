@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from coordinator import aggregate_job, service
+from coordinator import aggregate_job, service, vetting
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.round_machine import RoundState
 from coordinator.uploads import FETCHES_MAX
@@ -459,7 +459,7 @@ def test_the_checker_finds_a_late_update_that_was_recorded_as_accepted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bug that `test_an_upload_that_completes_after_its_round_is_late` is about."""
-    honest = service.admit
+    honest = vetting.admit
     lenient = iter([None])
 
     def admit(update: Update, device_id: str, state: RoundState, run_id: str) -> Receipt | None:
