@@ -146,7 +146,7 @@ def test_a_message_reaches_those_who_subscribed_and_nobody_else(world: World) ->
 
 def test_every_publication_is_confirmed_by_its_token(world: World) -> None:
     coordinator = world.connect("coordinator")
-    tokens = [coordinator.transport.publish(TOPICS.status, bytes([n])) for n in range(30)]
+    tokens = [coordinator.transport.publish(TOPICS.beacon, bytes([n])) for n in range(30)]
     assert None not in tokens
     confirmed = {coordinator.wait(Delivered).token for _ in tokens}
     assert confirmed == set(tokens)
@@ -168,17 +168,17 @@ def test_a_retained_message_is_cleared_by_an_empty_one(world: World) -> None:
     for payload in (b"old", b""):
         coordinator.transport.publish(TOPICS.chunk("cd" * 32, 0), payload, retain=True)
         coordinator.wait(Delivered)
-    coordinator.transport.publish(TOPICS.status, b"kept", retain=True)
+    coordinator.transport.publish(TOPICS.beacon, b"kept", retain=True)
     coordinator.wait(Delivered)
     alpha = world.connect("alpha")
-    alpha.transport.subscribe([TOPICS.chunk("cd" * 32, 0), TOPICS.status])
-    assert alpha.wait(Received) == Received(TOPICS.status, b"kept")
+    alpha.transport.subscribe([TOPICS.chunk("cd" * 32, 0), TOPICS.beacon])
+    assert alpha.wait(Received) == Received(TOPICS.beacon, b"kept")
 
 
 def test_nothing_arrives_that_was_not_subscribed_to(world: World) -> None:
     coordinator, beta = world.connect("coordinator"), world.connect("beta")
-    beta.transport.subscribe([TOPICS.status])
-    coordinator.transport.publish(TOPICS.status, b"retained", retain=True)
+    beta.transport.subscribe([TOPICS.beacon])
+    coordinator.transport.publish(TOPICS.beacon, b"retained", retain=True)
     beta.wait(Received)
     alpha = world.connect("alpha")
     alpha.transport.subscribe([TOPICS.down("alpha")])
@@ -230,12 +230,12 @@ def test_a_broken_link_is_reported_and_carries_nothing(world: World) -> None:
 
 def test_unsubscribing_ends_delivery(world: World) -> None:
     coordinator, alpha = world.connect("coordinator"), world.connect("alpha")
-    alpha.transport.subscribe([TOPICS.status, TOPICS.down("alpha")])
-    settle(coordinator, alpha, TOPICS.status)
-    alpha.transport.unsubscribe([TOPICS.status])
+    alpha.transport.subscribe([TOPICS.beacon, TOPICS.down("alpha")])
+    settle(coordinator, alpha, TOPICS.beacon)
+    alpha.transport.unsubscribe([TOPICS.beacon])
     settle(coordinator, alpha, TOPICS.down("alpha"))
     alpha.received()
-    coordinator.transport.publish(TOPICS.status, b"unheard")
+    coordinator.transport.publish(TOPICS.beacon, b"unheard")
     coordinator.transport.publish(TOPICS.down("alpha"), b"heard")
     assert alpha.wait(Received).payload == b"heard"
 

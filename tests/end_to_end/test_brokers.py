@@ -80,6 +80,7 @@ def test_auto_finds_the_protocol_that_the_broker_speaks(broker: Broker) -> None:
         TOPICS.down("alpha"),
         TOPICS.down("beta"),
         TOPICS.status,
+        TOPICS.beacon,
         TOPICS.chunk("ab" * 32, 0),
         "elsewhere/alpha",
     ],
@@ -95,7 +96,7 @@ def test_a_device_speaks_for_itself(broker: Broker, own: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "forbidden", [TOPICS.down("beta"), TOPICS.up("beta"), TOPICS.presence("beta")]
+    "forbidden", [TOPICS.down("beta"), TOPICS.up("beta"), TOPICS.presence("beta"), TOPICS.status]
 )
 def test_a_device_cannot_read_what_is_anothers(broker: Broker, forbidden: str) -> None:
     heard = round_trip(broker, writer=COORDINATOR, reader="alpha", topic=forbidden)
@@ -103,7 +104,7 @@ def test_a_device_cannot_read_what_is_anothers(broker: Broker, forbidden: str) -
 
 
 @pytest.mark.parametrize(
-    "common", [TOPICS.down("alpha"), TOPICS.status, TOPICS.chunk("ab" * 32, 7)]
+    "common", [TOPICS.down("alpha"), TOPICS.beacon, TOPICS.chunk("ab" * 32, 7)]
 )
 def test_a_device_reads_what_is_meant_for_it(broker: Broker, common: str) -> None:
     heard = round_trip(broker, writer=COORDINATOR, reader="alpha", topic=common)
@@ -114,6 +115,8 @@ def test_the_observer_hears_everything_and_says_nothing(broker: Broker) -> None:
     for topic in (TOPICS.up("alpha"), TOPICS.presence("alpha")):
         heard = round_trip(broker, writer="alpha", reader=OBSERVER, topic=topic)
         assert heard == [b"try", b"end"]
+    heard = round_trip(broker, writer=COORDINATOR, reader=OBSERVER, topic=TOPICS.status)
+    assert heard == [b"try", b"end"]
     for topic in (TOPICS.up(OBSERVER), TOPICS.presence(OBSERVER), TOPICS.status):
         heard = round_trip(broker, writer=OBSERVER, reader=COORDINATOR, topic=topic)
         assert heard == [b"end"]
