@@ -194,9 +194,8 @@ class Service:
             case Want() as want:
                 if not self._publisher.repeat(want, at_ms):
                     self._refuse(device_id, envelope.id, f"not on offer: blob {want.digest[:12]}")
-            case Decline(round_id, reason):
-                _log.warning("%s declines round %d: %s", device_id, round_id, reason)
-                self._apply(TaskDeclined(round_id, device_id), at_ms)
+            case Decline() as decline:
+                self._decline(device_id, decline, at_ms)
             case other:
                 kind = type(other).__name__.lower()
                 self._refuse(device_id, envelope.id, f"a device does not say {kind!r}")
@@ -263,6 +262,11 @@ class Service:
             self._voice.say(device_id, Want(update.blob.digest, tuple(missing)))
         else:
             self._complete(device_id, update, at_ms)
+
+    def _decline(self, device_id: str, decline: Decline, at_ms: int) -> None:
+        _log.warning("%s declines round %d: %s", device_id, decline.round_id, decline.reason)
+        if decline.run_id == self._ledger.run_id:
+            self._apply(TaskDeclined(decline.round_id, device_id), at_ms)
 
     def _chunk(self, device_id: str, message_id: str, chunk: Chunk, at_ms: int) -> None:
         result = self._uploads.arrived(device_id, chunk)

@@ -80,7 +80,7 @@ class Store:
                 self._db.execute("PRAGMA journal_mode = WAL")
                 self._db.execute("PRAGMA synchronous = FULL")
             self._prepare(folder, read_only=read_only)
-        self.blobs = BlobStore(folder)
+        self.blobs = BlobStore(folder, read_only=read_only)
 
     def _prepare(self, folder: Path, *, read_only: bool) -> None:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]

@@ -10,6 +10,9 @@ from fedtide.messages import Beacon, Status, ToDevice, encode
 from fedtide.topics import Topics
 from fedtide.transport import Transport
 
+NAMES_MAX = 500
+"""Devices named in a status: 64 characters each, twice, fit into the smallest packet limit."""
+
 
 class Voice:
     """Messages go out at once, or not at all when there is no link."""
@@ -37,8 +40,8 @@ class Voice:
             round_id=state.round_id,
             rounds_count=rounds_count,
             model_version=state.model_version,
-            cohort=tuple(member.device_id for member in state.cohort),
-            accepted=tuple(member.device_id for member in state.accepted()),
+            cohort=tuple(member.device_id for member in state.cohort[:NAMES_MAX]),
+            accepted=tuple(member.device_id for member in state.accepted()[:NAMES_MAX]),
             deadline_ms=left_ms,
             reason=state.reason[:1000],
             loss=model.loss if model.loss is not None else model.held_out_loss,

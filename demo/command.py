@@ -52,9 +52,10 @@ def run(parsed: argparse.Namespace) -> int:
     """Run the demo; 0 only if the federation did what it promises."""
     if parsed.rounds < 1 or parsed.seed < 0:
         raise ConfigError("--rounds must be at least 1, and --seed at least 0")
-    python = shutil.which(parsed.device_python)
-    if python is None:
+    found = shutil.which(parsed.device_python)
+    if found is None:
         raise ConfigError(f"--device-python {parsed.device_python!r} is no program")
+    python = str(Path(found).absolute())
     # A plain kill must stop the federation's processes as Ctrl-C does.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     from demo.run import Options, run_demo

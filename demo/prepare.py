@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Literal
 
 from demo.brokers import COORDINATOR, Broker, child_environment
 from demo.data import DEVICES, Split
+from demo.local import access_table, toml
 from demo.processes import ProcessError
 from edge_client.trainers.opening import available_runtimes
 from fedtide.bundle import open_bundle_dir
@@ -91,14 +91,14 @@ def write_data(folder: Path, split: Split) -> Path:
 def coordinator_toml(settings: Settings, broker: Broker) -> str:
     """The coordinator's configuration."""
     folder = settings.folder
-    return _toml(
-        ("", {"federation": FEDERATION}),
-        ("", {"bundle": str(folder / "bundle"), "state_dir": str(folder / "coordinator")}),
-        ("", {"hello_ms": 5_000}),
-        ("broker", _access(broker, COORDINATOR, broker.port)),
-        (
-            "rounds",
-            {
+    return toml(
+        {
+            "federation": FEDERATION,
+            "bundle": str(folder / "bundle"),
+            "state_dir": str(folder / "coordinator"),
+            "hello_ms": 5_000,
+            "broker": access_table(broker, COORDINATOR),
+            "rounds": {
                 "count": settings.rounds,
                 "cohort_fraction": 1.0,
                 "quorum": QUORUM,
@@ -107,10 +107,10 @@ def coordinator_toml(settings: Settings, broker: Broker) -> str:
                 "back_off_ms": 500,
                 "seed": settings.seed,
             },
-        ),
-        # The whole local set as one batch, and few large steps: McMahan's E = 3, B = infinity.
-        ("plan", {"epochs": 3, "batch_size": "all", "learning_rate": 0.4}),
-        ("evaluation", {"data": str(folder / "data" / "test.npz")}),
+            # The whole local set as one batch, and few large steps: McMahan's E = 3, B = infinity.
+            "plan": {"epochs": 3, "batch_size": "all", "learning_rate": 0.4},
+            "evaluation": {"data": str(folder / "data" / "test.npz")},
+        }
     )
 
 
@@ -119,32 +119,13 @@ def client_toml(
 ) -> str:
     """One device's configuration; `port` is that of its own network."""
     folder = settings.folder
-    return _toml(
-        ("", {"federation": FEDERATION, "device": device}),
-        ("", {"state_dir": str(folder / device)}),
-        ("data", {"path": str(folder / "data" / f"{device}.npz")}),
-        ("broker", {**_access(broker, device, port), "give_up_ms": 0}),
-        ("training", {"runtime": runtime, "cpu_share": _CPU_SHARE[runtime]}),
+    return toml(
+        {
+            "federation": FEDERATION,
+            "device": device,
+            "state_dir": str(folder / device),
+            "data": {"path": str(folder / "data" / f"{device}.npz")},
+            "broker": {**access_table(broker, device, port), "give_up_ms": 0},
+            "training": {"runtime": runtime, "cpu_share": _CPU_SHARE[runtime]},
+        }
     )
-
-
-def _access(broker: Broker, user: str, port: int) -> dict[str, object]:
-    access = broker.access(user, port=port)
-    return {
-        "host": access.host,
-        "port": access.port,
-        "protocol": access.protocol,
-        "username": user,
-        "password_file": str(access.password_file),
-        "reconnect_ms_max": access.reconnect_ms_max,
-    }
-
-
-def _toml(*tables: tuple[str, dict[str, object]]) -> str:
-    """TOML of tables of numbers and strings; JSON's are TOML's."""
-    lines: list[str] = []
-    for name, values in tables:
-        if name:
-            lines.append(f"\n[{name}]")
-        lines += [f"{key} = {json.dumps(value)}" for key, value in values.items()]
-    return "\n".join(lines) + "\n"

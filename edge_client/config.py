@@ -38,5 +38,3 @@ class ClientConfig(Struct, frozen=True, forbid_unknown_fields=True):
     data: DataConfig
     broker: BrokerConfig = BrokerConfig(give_up_ms=0)
     training: TrainingConfig = TrainingConfig()
-    disk_bytes_max: Positive = 1_000_000_000
-    """Most the state folder may hold."""

@@ -288,7 +288,9 @@ def _task(state: State, task: Task, at_ms: int) -> Step:
     same_run = task.run_id == durable.run_id
     if same_run and task.round_id <= durable.answered_round:
         if durable.declined_because and task.round_id == durable.answered_round:
-            return Step((Say(Decline(task.round_id, durable.declined_because)),), state)
+            return Step(
+                (Say(Decline(task.run_id, task.round_id, durable.declined_because)),), state
+            )
         return _offer_due(state, at_ms)
     current = durable.task
     if current is not None and same_run and task.round_id <= current.round_id:
@@ -340,7 +342,10 @@ def _failed(state: State, round_id: int, reason: str) -> Step:
     durable = msgspec.structs.replace(
         state.durable, task=None, restarts=0, answered_round=round_id, declined_because=reason
     )
-    commands = (Note(f"round {round_id}: {reason}"), Say(Decline(round_id, reason[:1000])))
+    commands = (
+        Note(f"round {round_id}: {reason}"),
+        Say(Decline(task.run_id, round_id, reason[:1000])),
+    )
     return Step(commands, _with(state, durable=durable, phase="idle", reason=reason[:1000]))
 
 

@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+LOSSES_MAX = 100
+"""Newest epochs whose losses are told: an offer must fit into any broker's packet limit."""
 IDLE_S = 30.0
 """Without a task for this long, the model and the data leave memory; opening takes a moment."""
 
@@ -143,7 +145,7 @@ class Worker:
             encoding=task.encoding,
             steps=0 if learned is None else learned.steps,
             training_ms=training_ms,
-            losses=() if learned is None else learned.losses,
+            losses=() if learned is None else learned.losses[-LOSSES_MAX:],
             held_out=held_out,
         )
 

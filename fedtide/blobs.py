@@ -72,12 +72,13 @@ def clip(ranges: Iterable[Range], blocks: int) -> list[Range]:
 class BlobStore:
     """Finished blobs under `folder/blobs`, arriving ones under `folder/partial`."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self._blobs = folder / "blobs"
         self._partial = folder / "partial"
-        with disk_errors_of(folder):
-            self._blobs.mkdir(parents=True, exist_ok=True)
-            self._partial.mkdir(exist_ok=True)
+        if not read_only:
+            with disk_errors_of(folder):
+                self._blobs.mkdir(parents=True, exist_ok=True)
+                self._partial.mkdir(exist_ok=True)
 
     def path(self, digest: str) -> Path:
         """Where the finished blob lies."""

@@ -34,5 +34,8 @@ ELEMENTS_MAX = 1 << 29
 METRIC_MAX = 1e300
 """Largest loss that is reported, so that sums of them stay finite, too."""
 
+VALUE_ABS_MAX = 1e30
+"""Largest absolute value in an update: sums of any number of them stay finite in float32."""
+
 IDENTIFIER_CHARS_MAX = 64
 """Longest federation, device or update name: they are MQTT topic levels and file names."""

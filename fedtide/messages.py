@@ -51,6 +51,11 @@ class Metrics(Struct, frozen=True):
     loss_sum: Finite
     correct: Natural | None = None
 
+    def __post_init__(self) -> None:
+        """No more correct predictions than predictions."""
+        if self.correct is not None and self.correct > self.examples:
+            raise ValueError(f"{self.correct} of {self.examples} examples are correct")
+
 
 class Message(Struct, frozen=True, tag_field="type", tag=lambda name: name.lower()):
     """Base of all messages."""
@@ -100,6 +105,7 @@ class Offer(Message, frozen=True):
 class Decline(Message, frozen=True):
     """Device: I cannot do this task, and this is why."""
 
+    run_id: Identifier
     round_id: Natural
     reason: Text
 

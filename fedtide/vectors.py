@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedtide.limits import VALUE_ABS_MAX
 from fedtide.manifest import Manifest
 from fedtide.messages import Encoding
 
@@ -58,17 +59,18 @@ def encode_vector(vector: Vector, encoding: Encoding) -> bytes:
 
 
 def decode_vector(content: bytes | memoryview, encoding: Encoding, elements_count: int) -> Vector:
-    """float32[elements_count], finite.
+    """float32[elements_count], every value within `limits.VALUE_ABS_MAX`.
 
     Raises:
-        ValueError: wrong length, or a value that is not finite; the message says which.
+        ValueError: wrong length, or a value that is not finite or too large; the message says
+            which.
     """
     expected = encoded_bytes(elements_count, encoding)
     if len(content) != expected:
         raise ValueError(f"the vector has {len(content):,} bytes, expected {expected:,}")
     vector = np.frombuffer(content, dtype=ENCODINGS[encoding]).astype(np.float32)
-    finite = np.isfinite(vector)
-    if not finite.all():
-        first = int(np.argmin(finite))
+    usable = np.abs(vector) <= VALUE_ABS_MAX  # False for NaN
+    if not usable.all():
+        first = int(np.argmin(usable))
         raise ValueError(f"value {first} of the vector is {vector[first]}")
     return vector

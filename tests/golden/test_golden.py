@@ -60,7 +60,7 @@ UPDATE = Update(
 MESSAGES: dict[str, AnyMessage] = {
     "hello": Hello("0.1.0", ("portable",), 600, ("f32", "f16"), (MANIFEST.digest,), ("u1",)),
     "offer": Offer(UPDATE),
-    "decline": Decline(7, "there is no data file"),
+    "decline": Decline("5f0c2a9be4d17386", 7, "there is no data file"),
     "want": Want(MODEL.digest, ((0, 7), (400, 7))),
     # CRC-32 of b"123456789" is 0xCBF43926: the check value of the algorithm's catalogue entry.
     "chunk": Chunk("dd" * 32, 9, 0, 0xCBF43926, b"123456789"),

@@ -414,10 +414,11 @@ def test_a_greedy_want_costs_no_more_than_the_blob(federation: Federation) -> No
 def test_declining_for_others_or_other_rounds_changes_nothing(federation: Federation) -> None:
     liar = peer(federation)
     before = federation.store.load_state()
-    liar.say(Decline(7, "no"))
-    Peer(federation, "stranger").say(Decline(1, "no"))
+    run_id = federation.store.fact("run_id") or ""
+    liar.say(Decline(run_id, 7, "no"), Decline("another", 1, "no"))
+    Peer(federation, "stranger").say(Decline(run_id, 1, "no"))
     assert federation.store.load_state() == before
-    liar.say(Decline(1, "no data"), Decline(1, "again"))
+    liar.say(Decline(run_id, 1, "no data"), Decline(run_id, 1, "again"))
     member = federation.store.load_state().member("mallory")
     assert member is not None
     assert member.answer == "declined"

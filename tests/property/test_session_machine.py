@@ -187,7 +187,7 @@ class Session(RuleBasedStateMachine):
         if task is not None:
             self.done.add(task.round_id)
             commands = self.feed(TaskFailed(task.round_id, "no data"))
-            assert Say(Decline(task.round_id, "no data")) in commands
+            assert Say(Decline(task.run_id, task.round_id, "no data")) in commands
 
     @rule(data=st.data(), known=st.booleans())
     def gets_a_receipt(self, data: st.DataObject, known: bool) -> None:

@@ -92,7 +92,7 @@ def test_a_new_run_begins_to_count_again() -> None:
 
 def test_a_failure_is_declined_and_declined_again_when_asked_again() -> None:
     commands, state = live(WELCOMED, Heard(TASK), TaskFailed(1, "no data"))
-    decline = Say(Decline(1, "no data"))
+    decline = Say(Decline("run", 1, "no data"))
     assert commands == (Note("round 1: no data"), decline)
     assert (state.phase, state.durable.task) == ("idle", None)
     assert live(state, Heard(TASK)) == ((decline,), state)
@@ -162,7 +162,7 @@ def test_a_restart_goes_on_and_a_loop_of_restarts_ends() -> None:
         durable = state.durable
     commands, state = resume(durable)
     assert commands[-1] == Say(
-        Decline(1, f"the client went down {RESTARTS_MAX + 1} times while working on it")
+        Decline("run", 1, f"the client went down {RESTARTS_MAX + 1} times while working on it")
     )
     assert state.durable.task is None
     assert resume(Durable(outbox=(UPDATE,))) == ((), State(durable=Durable(outbox=(UPDATE,))))
