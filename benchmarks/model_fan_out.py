@@ -1,9 +1,13 @@
 """How fast do 100 clients fetch the 6.65 MB model from one publication, at what cost to the broker?
 
-The coordinator's own publisher leaves the model at Mosquitto as retained chunks, once. Then 100
-`mosquitto_sub` processes subscribe at the same moment; the time runs until the last byte has
-reached the last of them, and every byte is counted. Beside it: fedtide's own download code, ten
-real downloads at once in one process.
+Three ways, each on a Mosquitto of its own, whose high-water mark (VmHWM) is read at the end:
+
+- live: 100 `mosquitto_sub` wait; the coordinator's own publisher publishes the chunks once; the
+  time runs from its first message to the last byte at the last subscriber.
+- retained: the chunks lie at the broker; 100 `mosquitto_sub` start and subscribe to all of them at
+  once; the time includes starting their processes.
+- fedtide: the same, with 100 of fedtide's own downloads, each with a link and a store, in one
+  Python process: they pull a few chunks at a time, check and write them.
 """
 
 from __future__ import annotations
@@ -13,6 +17,8 @@ import statistics
 import subprocess
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
 
@@ -24,6 +30,7 @@ from demo.brokers import COORDINATOR, HOST, Broker
 from demo.local import wait_for
 from edge_client.download import Download
 from fedtide.blobs import BlobStore, blocks_count, split
+from fedtide.limits import CHUNK_BLOCKS_MAX
 from fedtide.messages import BlobRef, Chunk, Envelope, decode
 from fedtide.mqtt import MqttTransport
 from fedtide.topics import Topics
@@ -37,86 +44,68 @@ WAIT_S = 60.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=RUNS)
-    options = parser.parse_args()
-    times, own_times = [], []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with Broker("mosquitto", folder / "broker", (COORDINATOR, "device")) as broker:
-            topics = Topics("bench")
+    runs = parser.parse_args().runs
+    figures: dict[str, float] = {"clients": CLIENTS, "model_bytes": MODEL_BYTES}
+    samples = {}
+    for way in (live, retained, fedtide):
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
             store = BlobStore(folder / "coordinator")
             ref = store.put(np.random.default_rng(0).bytes(MODEL_BYTES))
-            publish(broker, store, ref, topics)
-            for _ in range(options.runs):
-                times.append(fan_out(broker, ref, topics))
-            peak = peak_bytes(broker)
-            for number in range(options.runs):
-                own_times.append(own_downloads(broker, ref, topics, folder / f"run{number}"))
-    save(
-        "model_fan_out",
-        {
-            "clients": CLIENTS,
-            "model_bytes": MODEL_BYTES,
-            "seconds_median": round(statistics.median(times), 3),
-            "broker_peak_resident_mb": round(peak / 1e6, 1),
-            "ten_fedtide_downloads_seconds_median": round(statistics.median(own_times), 3),
-        },
-        {"seconds": times, "ten_fedtide_downloads_seconds": own_times},
-    )
+            with Broker("mosquitto", folder / "broker", (COORDINATOR, "device")) as broker:
+                seconds = [way(broker, store, ref, folder / str(run)) for run in range(runs)]
+                peak = peak_bytes(broker)
+        figures[f"{way.__name__}_seconds_median"] = round(statistics.median(seconds), 3)
+        figures[f"{way.__name__}_broker_peak_mb"] = round(peak / 1e6, 1)
+        samples[f"{way.__name__}_seconds"] = seconds
+    save("model_fan_out", figures, samples)
 
 
-def connect(
-    broker: Broker, user: str, client_id: str
-) -> tuple[MqttTransport, SimpleQueue[LinkEvent]]:
-    inbox: SimpleQueue[LinkEvent] = SimpleQueue()
-    link = MqttTransport(broker.access(user), client_id, inbox.put)
-    link.start()
-    while not isinstance(inbox.get(timeout=WAIT_S), Connected):
-        pass
-    return link, inbox
-
-
-def publish(broker: Broker, store: BlobStore, ref: BlobRef, topics: Topics) -> None:
-    """One publication; returns when the broker has all of it."""
+def live(broker: Broker, store: BlobStore, ref: BlobRef, folder: Path) -> float:
+    """Subscribers wait for the publication. Each run is another federation."""
+    topics = Topics(f"bench-{folder.name}")
     link, inbox = connect(broker, COORDINATOR, "publisher")
-    publisher = Publisher(store, link, topics)
-    publisher.offer([ref])
-    for _ in split([(0, blocks_count(ref.size_bytes))]):
-        event = inbox.get(timeout=WAIT_S)
-        assert isinstance(event, Delivered)
-        publisher.delivered(event.token)
-    link.stop()
-
-
-def fan_out(broker: Broker, ref: BlobRef, topics: Topics) -> float:
-    """Seconds until every one of 100 subscribers has every byte."""
-    chunks = len(split([(0, blocks_count(ref.size_bytes))]))
-    password = broker.password_file("device").read_text().strip()
-    command = [
-        "mosquitto_sub", "-h", HOST, "-p", str(broker.port), "-u", "device", "-P", password,
-        "-t", f"{topics.root}/blob/{ref.digest}/+", "-C", str(chunks), "-q", "0", "-N",
-    ]  # fmt: skip
-    with tempfile.TemporaryDirectory() as name:
-        outputs = [Path(name) / str(number) for number in range(CLIENTS)]
+    link.publish(f"{topics.root}/blob/ready/0", b"ready", retain=True)
+    assert isinstance(inbox.get(timeout=WAIT_S), Delivered)
+    with subscribers(broker, ref, topics, folder, extra=1) as (children, outputs):
+        wait_for(lambda: all(path.stat().st_size for path in outputs), "subscriptions", WAIT_S)
         started = time.monotonic()
-        children = []
-        for number, output in enumerate(outputs):
-            with output.open("wb") as file:
-                identity = ["-i", f"subscriber-{number}"]
-                children.append(subprocess.Popen([*command, *identity], stdout=file))
+        publisher = publish(link, inbox, store, ref, topics)
         for child in children:
             assert child.wait(WAIT_S) == 0
         seconds = time.monotonic() - started
-        assert all(output.stat().st_size > MODEL_BYTES for output in outputs)
+        assert all(path.stat().st_size > MODEL_BYTES for path in outputs)
+    publisher.offer([])  # withdrawn: the next run starts from an empty broker
+    link.stop()
     return seconds
 
 
-def own_downloads(broker: Broker, ref: BlobRef, topics: Topics, folder: Path) -> float:
-    """Seconds for ten downloads by fedtide's own code, each with a link and a store of its own."""
+def retained(broker: Broker, store: BlobStore, ref: BlobRef, folder: Path) -> float:
+    """The publication lies at the broker."""
+    topics = Topics("bench")
+    link, inbox = connect(broker, COORDINATOR, "publisher")
+    publish(link, inbox, store, ref, topics)
+    link.stop()
+    started = time.monotonic()
+    with subscribers(broker, ref, topics, folder, extra=0) as (children, outputs):
+        for child in children:
+            assert child.wait(WAIT_S) == 0
+        seconds = time.monotonic() - started
+        assert all(path.stat().st_size > MODEL_BYTES for path in outputs)
+    return seconds
+
+
+def fedtide(broker: Broker, store: BlobStore, ref: BlobRef, folder: Path) -> float:
+    """The same with our own downloads."""
+    topics = Topics("bench")
+    link, inbox = connect(broker, COORDINATOR, "publisher")
+    publish(link, inbox, store, ref, topics)
+    link.stop()
     downloads = []
-    for number in range(10):
+    for number in range(CLIENTS):
         link, inbox = connect(broker, "device", f"device-{number}")
-        store = BlobStore(folder / str(number))
-        downloads.append((Download(ref, 7, store, link, topics), link, inbox))
+        own = BlobStore(folder / str(number))
+        downloads.append((Download(ref, CHUNK_BLOCKS_MAX, own, link, topics), link, inbox))
     started = time.monotonic()
     for download, _, _ in downloads:
         download.start(0)
@@ -132,11 +121,63 @@ def own_downloads(broker: Broker, ref: BlobRef, topics: Topics, folder: Path) ->
                     assert download.chunk(envelope.body, 0) is None
         return all(download.done for download, _, _ in downloads)
 
-    wait_for(all_done, "ten downloads", WAIT_S)
+    wait_for(all_done, "the downloads", WAIT_S)
     seconds = time.monotonic() - started
     for _, link, _ in downloads:
         link.stop()
     return seconds
+
+
+def connect(
+    broker: Broker, user: str, client_id: str
+) -> tuple[MqttTransport, SimpleQueue[LinkEvent]]:
+    inbox: SimpleQueue[LinkEvent] = SimpleQueue()
+    link = MqttTransport(broker.access(user), client_id, inbox.put)
+    link.start()
+    while not isinstance(inbox.get(timeout=WAIT_S), Connected):
+        pass
+    return link, inbox
+
+
+def publish(
+    link: MqttTransport,
+    inbox: SimpleQueue[LinkEvent],
+    store: BlobStore,
+    ref: BlobRef,
+    topics: Topics,
+) -> Publisher:
+    """One publication; returns when the broker has all of it."""
+    publisher = Publisher(store, link, topics)
+    publisher.offer([ref])
+    for _ in split([(0, blocks_count(ref.size_bytes))]):
+        event = inbox.get(timeout=WAIT_S)
+        assert isinstance(event, Delivered)
+        publisher.delivered(event.token)
+    return publisher
+
+
+@contextmanager
+def subscribers(
+    broker: Broker, ref: BlobRef, topics: Topics, folder: Path, extra: int
+) -> Iterator[tuple[list[subprocess.Popen[bytes]], list[Path]]]:
+    """100 processes that end when they have every chunk, and `extra` messages on `blob/ready`."""
+    chunks = len(split([(0, blocks_count(ref.size_bytes))]))
+    password = broker.password_file("device").read_text().strip()
+    command = [
+        "mosquitto_sub", "-h", HOST, "-p", str(broker.port), "-u", "device", "-P", password,
+        "-t", f"{topics.root}/blob/{ref.digest}/+", "-t", f"{topics.root}/blob/ready/+",
+        "-C", str(chunks + extra), "-q", "1", "-N",
+    ]  # fmt: skip
+    folder.mkdir()
+    outputs = [folder / str(number) for number in range(CLIENTS)]
+    children = []
+    for number, output in enumerate(outputs):
+        with output.open("wb") as file:
+            identity = ["-i", f"subscriber-{number}"]
+            children.append(subprocess.Popen([*command, *identity], stdout=file))
+    yield children, outputs
+    for output in outputs:
+        output.unlink()
 
 
 def peak_bytes(broker: Broker) -> int:

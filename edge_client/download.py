@@ -12,8 +12,8 @@ from fedtide.messages import BlobRef, Chunk, Want
 from fedtide.topics import Topics
 from fedtide.transport import Transport
 
-WINDOW = 8
-"""Chunks asked for at once."""
+WINDOW = 4
+"""Chunks asked for at once: what the broker holds in memory for one slow device."""
 STALL_MS = 2_000
 """Without a chunk for this long, ask again; doubles up to `STALL_MS_MAX`."""
 STALL_MS_MAX = 30_000

@@ -16,7 +16,7 @@ from fedtide.blobs import blocks_count, clip, make_chunk, split
 from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX, CHUNK_HEADER_BYTES_MAX
 from fedtide.messages import BlobRef, Chunk, Range
 
-WINDOW = 8
+WINDOW = 3
 
 
 def chunk_blocks_for(packet_bytes_max: int) -> int:
