@@ -75,14 +75,18 @@ class Store:
                 folder.mkdir(parents=True, exist_ok=True, mode=0o700)
             uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
-            self._db.execute("PRAGMA busy_timeout = 5000")
-            if not read_only:
-                self._db.execute("PRAGMA journal_mode = WAL")
-                self._db.execute("PRAGMA synchronous = FULL")
-            self._prepare(folder, read_only=read_only)
+            try:
+                self._prepare(folder, read_only=read_only)
+            except BaseException:
+                self._db.close()
+                raise
         self.blobs = BlobStore(folder, read_only=read_only)
 
     def _prepare(self, folder: Path, *, read_only: bool) -> None:
+        self._db.execute("PRAGMA busy_timeout = 5000")
+        if not read_only:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version == 0 and not read_only:
             self._db.executescript(

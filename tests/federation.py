@@ -7,6 +7,7 @@ sleeps: `run` moves the clock to the next deadline.
 from __future__ import annotations
 
 import json
+import weakref
 import zlib
 from collections import deque
 from collections.abc import Callable
@@ -278,6 +279,7 @@ class Federation:
         ref = store.blobs.put(encode_vector(initial, "f32"))
         begin_run(store, self.bundle, "test", ref, self.now_ms)
         self.store = store
+        weakref.finalize(self, store.close)
         self.coordinator_alive = True
         self.coordinator_link = MemoryTransport(self.broker, self._deliver)
         self.service = Service(

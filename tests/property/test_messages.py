@@ -36,7 +36,14 @@ texts = st.text(st.characters(codec="utf-8"), max_size=50)
 losses = st.floats(-METRIC_MAX, METRIC_MAX)
 refs = st.builds(BlobRef, digests, st.integers(1, BLOB_BYTES_MAX))
 ranges = st.tuples(naturals, st.integers(1, 2**53 - 1))
-metrics = st.builds(Metrics, naturals, losses, st.none() | naturals)
+metrics = st.builds(
+    lambda examples, loss, correct: Metrics(
+        examples, loss, None if correct is None else min(correct, examples)
+    ),
+    naturals,
+    losses,
+    st.none() | naturals,
+)
 plans = st.builds(
     Plan,
     epochs=st.integers(1, 10_000),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -80,7 +81,7 @@ def test_generations_survive_a_torn_write(tmp_path: Path) -> None:
     for number in range(4):
         state.save(b"%d" % number)
     assert Generations(tmp_path / "s").load() == b"3"
-    newest = max(tmp_path.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest = tmp_path / "s.0"  # the fourth save
     for length in range(len(newest.read_bytes())):
         newest.write_bytes(newest.read_bytes()[:-1])
         assert Generations(tmp_path / "s").load() == b"2", length
@@ -143,8 +144,10 @@ UPDATE = Update(
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Store:
-    return Store(tmp_path / "state")
+def store(tmp_path: Path) -> Iterator[Store]:
+    opened = Store(tmp_path / "state")
+    yield opened
+    opened.close()
 
 
 def test_all_or_nothing(store: Store) -> None:
@@ -173,6 +176,7 @@ def test_a_commit_survives_reopening(store: Store, tmp_path: Path) -> None:
     assert again.updates(1) == [UPDATE]
     assert again.receipt("u1", "d") == Receipt("u1", "accepted")
     assert again.receipt("u1", "another") is None
+    again.close()
 
 
 def test_the_first_verdict_stands(store: Store) -> None:
@@ -192,7 +196,7 @@ def test_updates_come_in_order_of_device(store: Store) -> None:
 def test_metrics_are_means_of_sums(store: Store) -> None:
     store.add_model(0, BlobRef("aa" * 32, 4), 0, 1)
     store.set_metrics(0, Metrics(4, 2.0, 3), held_out=False)
-    store.set_metrics(0, Metrics(0, 9.0, 9), held_out=True)
+    store.set_metrics(0, Metrics(0, 9.0, 0), held_out=True)
     model = store.model(0)
     assert model is not None
     assert (model.loss, model.accuracy, model.held_out_loss) == (0.5, 0.75, None)
@@ -227,3 +231,4 @@ def test_reading_only(store: Store, tmp_path: Path) -> None:
     assert reader.models() == []
     with pytest.raises(StateError, match="readonly"), reader.transaction():
         reader.set_fact("a", "1")
+    reader.close()
