@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import sqlite3
 import subprocess
@@ -13,9 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.aggregate_job import AggregateJob, contributions
+from coordinator.aggregation import apply_delta, weighted_mean
+from coordinator.store import Store
 from demo.brokers import Broker
 from demo.local import LocalFederation, wait_for
 from edge_client.trainers.opening import available_runtimes
+from fedtide.bundle import sha256_hex
+from fedtide.vectors import decode_vector, encode_vector
 from tests import bundles
 from tests.end_to_end.conftest import DEVICES
 
@@ -122,6 +128,7 @@ def test_a_federation_learns_and_its_models_can_be_deployed(
     assert accuracies[-1] > max(0.8, accuracies[0])
     assert all(row[2] is not None for row in models)
 
+    assert_recomputable(local)
     listing = fedtide("models", "list", "--state-dir", str(local.state_dir))
     assert listing.returncode == 0
     assert len(listing.stdout.splitlines()) == 6
@@ -129,6 +136,20 @@ def test_a_federation_learns_and_its_models_can_be_deployed(
     done = fedtide("models", "export", "--state-dir", str(local.state_dir), "--out", str(out))
     assert done.returncode == 0, done.stderr
     assert deployed_accuracy(out, data("test")) == pytest.approx(accuracies[-1])
+
+
+def assert_recomputable(local: LocalFederation) -> None:
+    """Every model follows, bit for bit, from the one before it and the stored updates."""
+    store = Store(local.state_dir, read_only=True)
+    models = store.models()
+    for base, model in itertools.pairwise(models):
+        updates = tuple(store.updates(model.round_id))
+        job = AggregateJob(model.round_id, base.ref, updates, base.ref.size_bytes // 4)
+        delta = weighted_mean(contributions(job, store.blobs), job.elements_count)
+        old = decode_vector(store.blobs.read(base.ref.digest), "f32", job.elements_count)
+        content = encode_vector(apply_delta(old, delta), "f32")
+        assert sha256_hex(content) == model.ref.digest
+    store.close()
 
 
 def deployed_accuracy(model: Path, test_data: Path) -> float:
