@@ -1,9 +1,9 @@
 """The transport over paho-mqtt: MQTT 5, and 3.1.1 where the broker does not speak it.
 
 What paho and brokers do badly is kept out by construction (docs/adr/0004-clean-sessions.md):
-callbacks only enqueue; every connection is a new client with a clean session, so nothing waits in
-a broker's memory or in paho's; nothing is published without a link or beyond the packet limit;
-reconnecting backs off with jitter.
+callbacks only enqueue; one thread writes to the socket; every connection is a new client with a
+clean session, so nothing waits in a broker's memory or in paho's; nothing is published without a
+link or beyond the packet limit; reconnecting backs off with jitter.
 """
 
 from __future__ import annotations
@@ -106,8 +106,9 @@ class MqttTransport:
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Unsubscribe."""
-        if self._client is not None and filters:
-            self._client.unsubscribe(list(filters))
+        client = self._client
+        if client is not None and filters:
+            client.unsubscribe(list(filters))
 
     def _run(self) -> None:
         delay_s = 0.5
@@ -185,6 +186,9 @@ class MqttTransport:
             )
         client.max_inflight_messages_set(self._inflight_max)
         client.on_socket_open = _without_nagle
+        # Else paho also writes in the thread that publishes, without a lock: on a slow uplink the
+        # two continue each other's packets. So it only wakes our loop, which alone writes.
+        client.on_socket_register_write = lambda *_: None
         client.on_connect = _guarded(self._on_connect)
         client.on_disconnect = _guarded(self._on_disconnect)
         client.on_message = _guarded(self._on_message)

@@ -1,0 +1,165 @@
+"""The MQTT link against brokers that are slow, gone or odd: scripted ones, one behaviour each."""
+
+from __future__ import annotations
+
+import queue
+import random
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+
+import pytest
+
+from fedtide import mqtt
+from fedtide.config import BrokerConfig
+from fedtide.mqtt import MqttTransport
+from fedtide.transport import Connected, Delivered, LinkEvent
+
+TOPIC = "fedtide/1/f/up/d"
+WAIT_S = 10.0
+CONNACK = b"\x20\x02\x00\x00"
+
+
+class Wire:
+    """A connection at the broker's end, read packet by packet."""
+
+    def __init__(self, sock: socket.socket, pause: Callable[[], None]) -> None:
+        self.sock = sock
+        self._pause = pause
+        self._buffer = bytearray()
+
+    def packet(self) -> tuple[int, bytes]:
+        """First byte and body of the next packet."""
+        length, shift, at = 0, 0, 1
+        while True:
+            self._need(at + 1)
+            length |= (self._buffer[at] & 127) << shift
+            shift += 7
+            at += 1
+            if self._buffer[at - 1] < 128:
+                break
+            assert at < 5, "a broken remaining length"
+        self._need(at + length)
+        first, body = self._buffer[0], bytes(self._buffer[at : at + length])
+        del self._buffer[: at + length]
+        return first, body
+
+    def _need(self, count: int) -> None:
+        while len(self._buffer) < count:
+            self._pause()
+            content = self.sock.recv(16_384)
+            if not content:
+                raise EOFError
+            self._buffer += content
+
+
+Script = Callable[[Wire], None]
+
+
+@contextmanager
+def scripted_broker(
+    script: Script, pause: Callable[[], None] = lambda: None, **config: object
+) -> Iterator[tuple[BrokerConfig, list[str]]]:
+    """Each connection runs `script`; what it asserts in vain is in the list."""
+    failures: list[str] = []
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
+
+        def serve(sock: socket.socket) -> None:
+            with sock, suppress(EOFError, OSError):
+                try:
+                    script(Wire(sock, pause))
+                except AssertionError as exc:
+                    failures.append(str(exc))
+
+        def accept() -> None:
+            with suppress(OSError):
+                while True:
+                    sock, _ = server.accept()
+                    threading.Thread(target=serve, args=(sock,), daemon=True).start()
+
+        threading.Thread(target=accept, daemon=True).start()
+        values: dict[str, object] = {"protocol": "3.1.1", "reconnect_ms_max": 500, **config}
+        yield BrokerConfig("127.0.0.1", server.getsockname()[1], **values), failures  # type: ignore[arg-type]
+        with suppress(OSError):
+            server.shutdown(socket.SHUT_RDWR)
+
+
+def taking(wire: Wire) -> None:
+    """A broker that takes publications of one repeated byte, and confirms them."""
+    assert wire.packet()[0] >> 4 == 1
+    wire.sock.sendall(CONNACK)
+    while True:
+        first, body = wire.packet()
+        if first >> 4 != 3:
+            assert first >> 4 in (12, 14), f"packet {first:#x}"
+            continue
+        end = 2 + int.from_bytes(body[:2], "big")
+        assert body[2:end] == TOPIC.encode(), "a broken topic"
+        assert len(set(body[end + 2 :])) == 1, "two publications in one another"
+        wire.sock.sendall(b"\x40\x02" + body[end : end + 2])
+
+
+def wait_for(events: queue.SimpleQueue[LinkEvent], kind: type[LinkEvent]) -> LinkEvent:
+    deadline_s = time.monotonic() + WAIT_S
+    while True:
+        event = events.get(timeout=max(0.01, deadline_s - time.monotonic()))
+        if isinstance(event, kind):
+            return event
+
+
+def test_publications_over_a_slow_uplink_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two threads wrote to one socket: each the rest of a packet that the other had begun."""
+    nagle = mqtt._without_nagle
+
+    def small_buffer(client: object, data: object, sock: socket.socket) -> None:
+        nagle(client, data, sock)  # type: ignore[arg-type]
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
+
+    monkeypatch.setattr(mqtt, "_without_nagle", small_buffer)
+    dice = random.Random(1)
+    never = threading.Event()
+
+    def drain_slowly() -> None:
+        if dice.random() < 0.3:
+            never.wait(dice.random() * 0.002)
+
+    with scripted_broker(taking, drain_slowly) as (config, failures):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        wait_for(events, Connected)
+        under_way: set[int] = set()
+        confirmed = 0
+        end_s = time.monotonic() + 3.0
+        while time.monotonic() < end_s and not failures:
+            while len(under_way) < 5:
+                content = bytes([confirmed % 251]) * dice.choice((114_000, 114_000, 200))
+                token = link.publish(TOPIC, content)
+                assert token is not None, failures
+                under_way.add(token)
+            event = wait_for(events, Delivered)
+            assert isinstance(event, Delivered)
+            under_way.discard(event.token)
+            confirmed += 1
+        link.stop()
+    assert failures == []
+    assert confirmed > 50
+
+
+def test_a_publication_goes_out_at_once() -> None:
+    """The network thread sleeps up to a second when nothing happens; a publication wakes it."""
+    with scripted_broker(taking) as (config, failures):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        wait_for(events, Connected)
+        started_s = time.monotonic()
+        for _ in range(20):
+            assert link.publish(TOPIC, b"x") is not None
+            wait_for(events, Delivered)
+        assert time.monotonic() - started_s < 1.0
+        link.stop()
+    assert failures == []
