@@ -30,10 +30,14 @@ class Aggregated(NamedTuple):
     metrics: Metrics | None
 
 
-class AggregationFailed(NamedTuple):
-    """It could not be done; the coordinator stops with this error."""
+class JobFailed(NamedTuple):
+    """It cannot be done, now or later; the round comes to nothing."""
 
-    error: Exception
+    round_id: int
+    reason: str
+
+
+JobResult = Aggregated | JobFailed
 
 
 def contributions(job: AggregateJob, blobs: BlobStore) -> Iterator[Contribution]:
@@ -45,10 +49,22 @@ def contributions(job: AggregateJob, blobs: BlobStore) -> Iterator[Contribution]
         yield Contribution(update.examples, delta)
 
 
-def run_aggregate_job(job: AggregateJob, blobs: BlobStore, evaluate: Evaluate | None) -> Aggregated:
-    """Make the next global model. The same job gives the same bits."""
+def run_aggregate_job(job: AggregateJob, blobs: BlobStore, evaluate: Evaluate | None) -> JobResult:
+    """Make the next global model. The same job gives the same bits.
+
+    Raises:
+        StateError: the disk is full or failing.
+        FileNotFoundError: the base model is gone; nothing can go on without it.
+    """
     base = decode_vector(blobs.read(job.base.digest), "f32", job.elements_count)
-    delta = weighted_mean(contributions(job, blobs), job.elements_count)
-    model = apply_delta(base, delta)
-    ref = blobs.put(encode_vector(model, "f32"))
+    try:
+        delta = weighted_mean(contributions(job, blobs), job.elements_count)
+        model = apply_delta(base, delta)
+        content = encode_vector(model, "f32")
+        decode_vector(content, "f32", job.elements_count)  # what everybody will do with it
+    except (ValueError, OverflowError) as exc:
+        return JobFailed(job.round_id, f"the aggregate is unusable: {exc}")
+    except FileNotFoundError as exc:
+        return JobFailed(job.round_id, f"a stored update is gone: {exc}")
+    ref = blobs.put(content)
     return Aggregated(job.round_id, ref, None if evaluate is None else evaluate(model))

@@ -31,4 +31,5 @@ def select_cohort(
         return hashlib.sha256(f"{seed}/{round_id}/{device_id}".encode()).digest()
 
     drawn = sorted(set(online), key=ticket)
-    return tuple(sorted(drawn[: math.ceil(wanted * over_selection)]))
+    invited = math.ceil(wanted * over_selection - 1e-9)  # 100 * 1.1 is 110, not 110.00000000000001
+    return tuple(sorted(drawn[:invited]))

@@ -27,6 +27,8 @@ class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Least updates that make a round count when its deadline comes."""
     devices_min: Positive = 1
     """Wait for this many devices to be online before a round opens."""
+    devices_wait_ms: Annotated[int, Meta(ge=1_000)] = 86_400_000
+    """Stop, with a reason, when they are not there for this long."""
     collect_ms: Annotated[int, Meta(ge=100)] = 60_000
     """From the invitation to the deadline."""
     back_off_ms: Annotated[int, Meta(ge=0)] = 5_000

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import uuid
 
+import msgspec
+
 from coordinator.aggregate_job import Aggregated
-from coordinator.config import RoundsConfig
+from coordinator.config import CoordinatorConfig
 from coordinator.round_machine import (
     AbandonRound,
     AggregateRound,
@@ -21,7 +23,7 @@ from coordinator.round_machine import (
     UpdateRejected,
     step,
 )
-from coordinator.store import Model, Store
+from coordinator.store import Model, Store, Terms
 from fedtide.bundle import Bundle
 from fedtide.messages import BlobRef, Metrics, Receipt, Update
 
@@ -42,7 +44,7 @@ def begin_run(store: Store, bundle: Bundle, federation: str, initial: BlobRef, a
 class Ledger:
     """See the module. The store must have been through `begin_run`."""
 
-    def __init__(self, store: Store, config: RoundsConfig) -> None:
+    def __init__(self, store: Store, config: CoordinatorConfig) -> None:
         self._store = store
         self._config = config
         self.state: RoundState = store.load_state()
@@ -53,6 +55,16 @@ class Ledger:
         model = self._store.model(self.state.model_version)
         assert model is not None, "every version up to the state's is committed with it"
         return model
+
+    def terms(self) -> Terms:
+        """What the newest round asks of its cohort."""
+        return self._store.terms(self.state.round_id)
+
+    def _new_terms(self, round_id: int) -> Terms:
+        """Each round shuffles the examples anew, from the configured seeds."""
+        plan = self._config.plan
+        seed = (plan.seed + self._config.rounds.seed + round_id) % 2**53
+        return Terms(msgspec.structs.replace(plan, seed=seed), self._config.encoding)
 
     def apply(self, event: Event, at_ms: int) -> Commands:
         """One transition.
@@ -70,6 +82,9 @@ class Ledger:
             event = UpdateAccepted(update.round_id, device_id, update.update_id)
         elif update.run_id == self.run_id and receipt.verdict == "rejected":
             event = UpdateRejected(update.round_id, device_id)
+        late = update.run_id == self.run_id and update.round_id < self.state.round_id
+        if event is None and not late:
+            return ()  # of no round that we know: not worth a row, whoever sends it
         with self._store.transaction():
             self._store.save_verdict(update, device_id, receipt, at_ms)
             return () if event is None else self._transition(event, at_ms)
@@ -87,7 +102,7 @@ class Ledger:
 
     def _transition(self, event: Event, at_ms: int) -> Commands:
         before = self.state
-        commands, after = step(before, event, at_ms, self._config)
+        commands, after = step(before, event, at_ms, self._config.rounds)
         if after == before and not commands:
             return ()
         self._store.save_event(event, after, at_ms)
@@ -99,7 +114,7 @@ class Ledger:
             elif isinstance(command, AggregateRound) and before.phase == "collecting":
                 self._record_held_out(command.round_id, before.model_version)
         if after.round_id != before.round_id:
-            self._store.open_round(after, at_ms)
+            self._store.open_round(after, self._new_terms(after.round_id), at_ms)
         self.state = after
         return commands
 

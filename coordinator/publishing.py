@@ -29,7 +29,6 @@ class Publisher:
         self._offered: dict[str, BlobRef] = {}
         self._repeated_at_ms: dict[tuple[str, int], int] = {}
         self._sender = ChunkSender(self._publish_chunk)
-        self.bytes_sent = 0
 
     @property
     def chunk_blocks(self) -> int:
@@ -56,11 +55,18 @@ class Publisher:
         wanted = {ref.digest: ref for ref in refs}
         for digest, ref in sorted(self._offered.items()):
             if digest not in wanted:
-                self._withdraw(ref)
+                self._sender.forget(digest)
+                self._clear(ref)
         fresh = [ref for digest, ref in wanted.items() if digest not in self._offered]
         self._offered = wanted
         for ref in fresh:
             self._send_all(ref)
+
+    def withdraw(self, refs: Iterable[BlobRef]) -> None:
+        """Clear these from the broker, unless they are on offer (again)."""
+        for ref in refs:
+            if ref.digest not in self._offered:
+                self._clear(ref)
 
     def repeat(self, want: Want, at_ms: int) -> bool:
         """A device misses these blocks: publish them again. False: not a blob on offer."""
@@ -86,8 +92,7 @@ class Publisher:
         whole = (0, blocks_count(ref.size_bytes))
         self._sender.send(ref, self._blobs.path(ref.digest), [whole])
 
-    def _withdraw(self, ref: BlobRef) -> None:
-        self._sender.forget(ref.digest)
+    def _clear(self, ref: BlobRef) -> None:
         for first, _ in split([(0, blocks_count(ref.size_bytes))], self._sender.chunk_blocks):
             self._link.publish(self._topics.chunk(ref.digest, first), b"", retain=True)
             self._repeated_at_ms.pop((ref.digest, first), None)
@@ -95,5 +100,4 @@ class Publisher:
     def _publish_chunk(self, chunk: Chunk) -> int | None:
         topic = self._topics.chunk(chunk.digest, chunk.first_block)
         payload = encode(chunk, f"b{chunk.first_block}")
-        self.bytes_sent += len(payload)
         return self._link.publish(topic, payload, retain=True)

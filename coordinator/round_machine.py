@@ -47,6 +47,8 @@ class RoundState(Struct, frozen=True):
     model_version: int = 0
     """The newest global model; 0 is the initial one."""
     wanted: int = 0
+    quorum: int = 0
+    """Of the open round, whatever the configuration says by now."""
     cohort: tuple[Member, ...] = ()
     deadline_at_ms: int | None = None
     abandoned_in_a_row: int = 0
@@ -112,6 +114,13 @@ class RoundAggregated(Struct, frozen=True, tag=True):
     round_id: int
 
 
+class AggregationFailed(Struct, frozen=True, tag=True):
+    """No usable model comes out of this round's updates."""
+
+    round_id: int
+    reason: str
+
+
 Event = (
     Restarted
     | DeviceArrived
@@ -121,6 +130,7 @@ Event = (
     | TaskDeclined
     | TimeReached
     | RoundAggregated
+    | AggregationFailed
 )
 
 
@@ -183,6 +193,10 @@ def step(state: RoundState, event: Event, at_ms: int, config: RoundsConfig) -> S
             return _time(state, at_ms, config)
         case RoundAggregated(round_id):
             return _aggregated(state, round_id, at_ms, config)
+        case AggregationFailed(round_id, reason):
+            if state.phase != "aggregating" or round_id != state.round_id:
+                return Step((), state)
+            return _abandon(state, reason, at_ms, config)
 
 
 def _resume(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
@@ -202,7 +216,7 @@ def _resume(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
         state = _with(state, phase="waiting", judged=False, abandoned_in_a_row=0)
     elif state.phase == "finished":
         return _finish(state, state.reason, succeeded=True)
-    return _look(state, at_ms, config)
+    return _look(_with(state, deadline_at_ms=None), at_ms, config)
 
 
 def _look(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
@@ -218,10 +232,14 @@ def _look(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
             f"{state.abandoned_in_a_row} rounds in a row were abandoned; last: {state.reason}",
             succeeded=False,
         )
-    needed = max(config.devices_min, config.quorum)
-    if len(state.online) < needed:
-        return Step((), _with(state, reason=f"{len(state.online)} of {needed} devices are online"))
-    return _open(state, at_ms, config)
+    # For the devices' opinion of the final model one is enough, and nobody waits long.
+    needed = 1 if done else max(config.devices_min, config.quorum)
+    if len(state.online) >= needed:
+        return _open(state, at_ms, config)
+    patience_ms = config.collect_ms if done else config.devices_wait_ms
+    deadline_at_ms = state.deadline_at_ms or at_ms + patience_ms
+    reason = f"{len(state.online)} of {needed} devices are online"
+    return Step((), _with(state, deadline_at_ms=deadline_at_ms, reason=reason))
 
 
 def _open(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
@@ -236,6 +254,7 @@ def _open(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
         round_id=round_id,
         kind="evaluate" if evaluates else "train",
         wanted=wanted,
+        quorum=1 if evaluates else config.quorum,
         cohort=tuple(Member(device_id) for device_id in device_ids),
         deadline_at_ms=at_ms + config.collect_ms,
     )
@@ -266,33 +285,36 @@ def _time(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
         return _close_or_abandon(state, "the deadline has come", at_ms, config)
     if state.phase == "backing_off":
         return _look(_with(state, phase="waiting", deadline_at_ms=None), at_ms, config)
+    if state.phase == "waiting" and state.rounds_done >= config.count:
+        return _look(_with(state, judged=True, deadline_at_ms=None), at_ms, config)
+    if state.phase == "waiting":
+        return _finish(state, f"nobody waits for ever: {state.reason}", succeeded=False)
     return Step((), state)
 
 
 def _close_or_abandon(state: RoundState, why: str, at_ms: int, config: RoundsConfig) -> Step:
     accepted = len(state.accepted())
-    # Nobody waits twice for the devices' opinion of the final model.
-    if accepted >= (1 if state.kind == "evaluate" else config.quorum):
+    if accepted >= state.quorum:
         return _close(state)
-    reason = f"{why} with {accepted} of at least {config.quorum} updates"
+    reason = f"{why} with {accepted} of at least {state.quorum} updates"
+    return _abandon(state, reason, at_ms, config)
+
+
+def _abandon(state: RoundState, reason: str, at_ms: int, config: RoundsConfig) -> Step:
+    command = AbandonRound(state.round_id, reason)
+    state = _with(state, cohort=(), reason=reason, deadline_at_ms=None)
+    if state.kind == "evaluate":  # nobody asks twice for the devices' opinion
+        commands, state = _look(_with(state, phase="waiting", judged=True), at_ms, config)
+        return Step((command, *commands), state)
     abandoned = state.abandoned_in_a_row + 1
     pause_ms = min(config.back_off_ms * 2 ** min(abandoned - 1, 16), BACK_OFF_MS_MAX)
-    command = AbandonRound(state.round_id, reason)
-    if state.kind == "evaluate":
-        judged = _with(state, judged=True)
-        commands, state = _finish(judged, f"{config.count} rounds are done", succeeded=True)
-        return Step((command, *commands), state)
-    return Step(
-        (command,),
-        _with(
-            state,
-            phase="backing_off",
-            cohort=(),
-            abandoned_in_a_row=abandoned,
-            deadline_at_ms=at_ms + pause_ms,
-            reason=reason,
-        ),
+    state = _with(
+        state,
+        phase="backing_off",
+        abandoned_in_a_row=abandoned,
+        deadline_at_ms=at_ms + pause_ms,
     )
+    return Step((command,), state)
 
 
 def _close(state: RoundState) -> Step:

@@ -11,7 +11,14 @@ from queue import Empty, SimpleQueue
 
 from safetensors.numpy import load as load_safetensors
 
-from coordinator.aggregate_job import Aggregated, AggregateJob, Evaluate, run_aggregate_job
+from coordinator.aggregate_job import (
+    Aggregated,
+    AggregateJob,
+    Evaluate,
+    JobFailed,
+    JobResult,
+    run_aggregate_job,
+)
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import TestSet
 from coordinator.ledger import begin_run
@@ -43,7 +50,7 @@ class _Failed:
         self.error = error
 
 
-Item = LinkEvent | Aggregated | _Stop | _Failed
+Item = LinkEvent | JobResult | _Stop | _Failed
 
 
 class Clock:
@@ -94,7 +101,7 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
         future = executor.submit(run_aggregate_job, job, store.blobs, evaluate)
         future.add_done_callback(_report)
 
-    def _report(future: Future[Aggregated]) -> None:
+    def _report(future: Future[JobResult]) -> None:
         error = future.exception()
         inbox.put(future.result() if error is None else _Failed(error))
 
@@ -175,7 +182,7 @@ def _serve(
                 raise _as_fedtide(item.error)
             case Refused(reason):
                 raise BrokerError(reason, hint="check broker.username and broker.password_file")
-            case Aggregated():
+            case Aggregated() | JobFailed():
                 service.job_done(item, clock.now_ms())
             case _:
                 if isinstance(item, Connected):
@@ -206,7 +213,9 @@ def _as_fedtide(error: BaseException) -> BaseException:
     if isinstance(error, FedtideError):
         return error
     if isinstance(error, FileNotFoundError):
-        return StateError(f"a stored model or update is missing: {error}")
+        return StateError(
+            f"the current model is gone: {error}", hint="restore the state folder from a backup"
+        )
     return error
 
 

@@ -13,13 +13,15 @@ from collections.abc import Callable
 
 import msgspec
 
-from coordinator.aggregate_job import Aggregated, AggregateJob
+from coordinator.aggregate_job import AggregateJob, JobFailed, JobResult
 from coordinator.config import CoordinatorConfig
+from coordinator.intake import Intake
 from coordinator.ledger import Ledger
 from coordinator.publishing import Publisher
 from coordinator.round_machine import (
     AbandonRound,
     AggregateRound,
+    AggregationFailed,
     Command,
     DeviceArrived,
     DeviceLeft,
@@ -33,11 +35,10 @@ from coordinator.round_machine import (
     TimeReached,
 )
 from coordinator.store import Model, Store
-from coordinator.uploads import Uploads
-from coordinator.vetting import admit, defect, misfit
 from coordinator.voice import Voice
 from fedtide.bundle import Bundle
 from fedtide.errors import BrokerError, BundleError
+from fedtide.limits import DEVICES_MAX
 from fedtide.manifest import MANIFEST_NAME, runtime_files
 from fedtide.messages import (
     Chunk,
@@ -47,14 +48,11 @@ from fedtide.messages import (
     Offer,
     Presence,
     Problem,
-    Receipt,
     Task,
-    Update,
     Want,
     Welcome,
     decode,
 )
-from fedtide.plan import Plan
 from fedtide.topics import Topics
 from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Received, Transport
 
@@ -83,9 +81,9 @@ class Service:
         self._start_job = start_job
         self._topics = Topics(config.federation)
         self._voice = Voice(link, self._topics, session)
-        self._ledger = Ledger(store, config.rounds)
+        self._ledger = Ledger(store, config)
         self._publisher = Publisher(store.blobs, link, self._topics)
-        self._uploads = Uploads(store.blobs)
+        self._intake = Intake(bundle.manifest.elements_count, store, self._ledger, self._voice)
         self._heard_at_ms: dict[str, int] = {}
         self._connected = False
         self.finished: FinishFederation | None = None
@@ -156,13 +154,17 @@ class Service:
                         f"the broker takes packets of {packet_bytes_max} bytes at most",
                         hint="raise its limit (Mosquitto: max_packet_size) to 20,000 or more",
                     )
+                # Withdrawn without a link, or before a crash: what is no longer on offer.
+                self._publisher.withdraw(model.ref for model in self._store.models()[-4:-1])
                 self._voice.beacon(online=True)
                 self._publish_status(at_ms)
             case Disconnected(reason):
                 _log.warning("%s; trying again", reason)
                 self._connected = False
                 self._publisher.link_lost()
-            case Delivered(token):
+            case Delivered(token, refused):
+                if refused is not None:
+                    _log.warning("the broker refuses a message: %s; check its ACL", refused)
                 self._publisher.delivered(token)
             case Received(topic, payload):
                 self._received(topic, payload, at_ms)
@@ -188,7 +190,7 @@ class Service:
             case Hello() as hello:
                 self._hello(device_id, hello, at_ms)
             case Offer(update):
-                self._offer(device_id, update, at_ms)
+                self._perform(self._intake.offer(device_id, update, at_ms), at_ms)
             case Chunk() as chunk:
                 self._chunk(device_id, envelope.id, chunk, at_ms)
             case Want() as want:
@@ -203,14 +205,16 @@ class Service:
     def _refuse(self, device_id: str, regarding: str, reason: str) -> None:
         """A bad message is data: counted (by what stands before the colon), logged, answered."""
         _log.warning("message from %s refused: %s", device_id, reason)
-        with self._store.transaction():
-            self._store.count(f"refused: {reason.split(':', maxsplit=1)[0][:60]}")
+        self._store.count(f"refused: {reason.split(':', maxsplit=1)[0][:60]}")
         self._voice.say(device_id, Problem(regarding, reason[:1000]))
 
     # ---- what devices say ----
 
     def _hello(self, device_id: str, hello: Hello, at_ms: int) -> None:
         new = device_id not in self._heard_at_ms
+        if new and len(self._heard_at_ms) >= DEVICES_MAX:
+            self._refuse(device_id, "", f"too many devices: {DEVICES_MAX} are online")
+            return
         self._heard_at_ms[device_id] = at_ms
         model = self._ledger.newest_model()
         self._voice.say(
@@ -239,82 +243,25 @@ class Service:
         if new:
             self._apply(DeviceArrived(device_id), at_ms)
 
-    def _offer(self, device_id: str, update: Update, at_ms: int) -> None:
-        known = self._store.receipt(update.update_id, device_id)
-        if known is not None:
-            self._voice.say(device_id, known)  # what followed from it was committed with it
-            return
-        receipt = admit(update, device_id, self._state, self._ledger.run_id)
-        if receipt is not None:
-            self._conclude(device_id, update, receipt, at_ms)
-            return
-        elements = self._bundle.manifest.elements_count
-        model, encoding = self._ledger.newest_model().ref, self._config.encoding
-        reason = misfit(update, self._state, model.digest, encoding, elements)
-        if reason is not None:
-            self._conclude(device_id, update, Receipt(update.update_id, "rejected", reason), at_ms)
-            return
-        if update.blob is None:
-            self._conclude(device_id, update, Receipt(update.update_id, "accepted"), at_ms)
-            return
-        missing = self._uploads.expect(device_id, update)
-        if missing:
-            self._voice.say(device_id, Want(update.blob.digest, tuple(missing)))
-        else:
-            self._complete(device_id, update, at_ms)
-
     def _decline(self, device_id: str, decline: Decline, at_ms: int) -> None:
         _log.warning("%s declines round %d: %s", device_id, decline.round_id, decline.reason)
         if decline.run_id == self._ledger.run_id:
             self._apply(TaskDeclined(decline.round_id, device_id), at_ms)
 
     def _chunk(self, device_id: str, message_id: str, chunk: Chunk, at_ms: int) -> None:
-        result = self._uploads.arrived(device_id, chunk)
+        result = self._intake.chunk(device_id, chunk, at_ms)
         if isinstance(result, str):
             self._refuse(device_id, message_id, f"unusable: {result}")
-        elif result is not None:
-            late = admit(result, device_id, self._state, self._ledger.run_id)
-            if late is None:
-                self._complete(device_id, result, at_ms)
-            else:
-                self._conclude(device_id, result, late, at_ms)
-
-    def _complete(self, device_id: str, update: Update, at_ms: int) -> None:
-        """All blocks of an update are here: check it, and say so."""
-        assert update.blob is not None
-        content = self._uploads.finish(device_id, update)
-        if content is None:
-            # Damaged on the way: ask for all of it again.
-            missing = self._uploads.expect(device_id, update)
-            self._voice.say(device_id, Want(update.blob.digest, tuple(missing)))
-            return
-        reason = content if isinstance(content, str) else None
-        if isinstance(content, bytes):
-            reason = defect(content, update, self._bundle.manifest.elements_count)
-        verdict = Receipt(update.update_id, "accepted")
-        if reason is not None:
-            verdict = Receipt(update.update_id, "rejected", reason)
-            self._store.blobs.discard(update.blob.digest)
-        self._conclude(device_id, update, verdict, at_ms)
-
-    def _conclude(self, device_id: str, update: Update, receipt: Receipt, at_ms: int) -> None:
-        """Commit a verdict, then tell the device; accepted updates enter the round."""
-        if receipt.verdict != "accepted":
-            _log.warning(
-                "%s: update of round %d %s: %s",
-                device_id,
-                update.round_id,
-                receipt.verdict,
-                receipt.reason,
-            )
-        commands = self._ledger.conclude(update, device_id, receipt, at_ms)
-        self._voice.say(device_id, receipt)
-        self._perform(commands, at_ms)
+        else:
+            self._perform(result, at_ms)
 
     # ---- rounds ----
 
-    def job_done(self, result: Aggregated, at_ms: int) -> None:
-        """The aggregate of a round is on disk."""
+    def job_done(self, result: JobResult, at_ms: int) -> None:
+        """An aggregate is on disk, or cannot be made."""
+        if isinstance(result, JobFailed):
+            self._apply(AggregationFailed(result.round_id, result.reason), at_ms)
+            return
         commands = self._ledger.add_model(result, at_ms)
         model = self._ledger.newest_model()
         if model.ref != result.model:
@@ -332,7 +279,7 @@ class Service:
             match command:
                 case InviteDevices(device_ids):
                     _log.info("round %d: inviting %s", self._state.round_id, ", ".join(device_ids))
-                    self._uploads.begin_round(self._state.round_id)
+                    self._intake.begin_round(self._state.round_id)
                     self._invite(device_ids, at_ms)
                 case AggregateRound(round_id, kind, _):
                     self._aggregate(round_id, kind == "train", at_ms)
@@ -357,7 +304,7 @@ class Service:
         )
 
     def _invite(self, device_ids: tuple[str, ...], at_ms: int) -> None:
-        state, model = self._state, self._ledger.newest_model()
+        state, model, terms = self._state, self._ledger.newest_model(), self._ledger.terms()
         task = Task(
             run_id=self._ledger.run_id,
             round_id=state.round_id,
@@ -366,17 +313,12 @@ class Service:
             model=model.ref,
             model_version=model.version,
             chunk_blocks=self._publisher.chunk_blocks,
-            plan=self._plan(state.round_id),
-            encoding=self._config.encoding,
+            plan=terms.plan,
+            encoding=terms.encoding,
             deadline_ms=max(0, (state.deadline_at_ms or at_ms) - at_ms),
         )
         for device_id in device_ids:
             self._voice.say(device_id, task)
-
-    def _plan(self, round_id: int) -> Plan:
-        """The round's plan: each round shuffles anew, from the configured seeds."""
-        seed = (self._config.plan.seed + self._config.rounds.seed + round_id) % 2**53
-        return msgspec.structs.replace(self._config.plan, seed=seed)
 
     # ---- speaking ----
 

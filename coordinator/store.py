@@ -8,6 +8,7 @@ are fsynced before the transaction that names them.
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +19,8 @@ import msgspec
 from coordinator.round_machine import AbandonRound, Event, RoundState
 from fedtide.blobs import BlobStore
 from fedtide.errors import StateError
-from fedtide.messages import BlobRef, Metrics, Receipt, Update
+from fedtide.messages import BlobRef, Encoding, Metrics, Receipt, Update
+from fedtide.plan import Plan
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -28,13 +30,13 @@ CREATE TABLE events (
 CREATE TABLE rounds (
     round_id INTEGER PRIMARY KEY, kind TEXT NOT NULL, opened_at_ms INTEGER NOT NULL,
     closed_at_ms INTEGER, outcome TEXT NOT NULL DEFAULT 'open', reason TEXT NOT NULL DEFAULT '',
-    cohort_json TEXT NOT NULL, base_version INTEGER NOT NULL);
+    cohort_json TEXT NOT NULL, base_version INTEGER NOT NULL,
+    plan_json TEXT NOT NULL, encoding TEXT NOT NULL);
 CREATE TABLE updates (
     update_id TEXT NOT NULL, round_id INTEGER NOT NULL, device_id TEXT NOT NULL,
     verdict TEXT NOT NULL, reason TEXT NOT NULL, at_ms INTEGER NOT NULL,
     examples INTEGER NOT NULL, training_ms INTEGER NOT NULL, payload_bytes INTEGER NOT NULL,
-    update_json TEXT NOT NULL, PRIMARY KEY (device_id, update_id));
-CREATE INDEX updates_by_round ON updates (round_id);
+    update_json TEXT NOT NULL, PRIMARY KEY (round_id, device_id));
 CREATE TABLE models (
     version INTEGER PRIMARY KEY, digest TEXT NOT NULL, size_bytes INTEGER NOT NULL,
     round_id INTEGER NOT NULL, made_at_ms INTEGER NOT NULL,
@@ -44,6 +46,13 @@ CREATE TABLE devices (
     device_id TEXT PRIMARY KEY, heard_at_ms INTEGER NOT NULL, hello_json TEXT NOT NULL);
 CREATE TABLE counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
 """
+
+
+class Terms(NamedTuple):
+    """What a round asks of its cohort."""
+
+    plan: Plan
+    encoding: Encoding
 
 
 class Model(NamedTuple):
@@ -81,6 +90,7 @@ class Store:
                 self._db.close()
                 raise
         self.blobs = BlobStore(folder, read_only=read_only)
+        self._counts: Counter[str] = Counter()
 
     def _prepare(self, folder: Path, *, read_only: bool) -> None:
         self._db.execute("PRAGMA busy_timeout = 5000")
@@ -109,7 +119,9 @@ class Store:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
+                self._write_counts()
                 self._db.execute("COMMIT")
+                self._counts.clear()
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -120,6 +132,9 @@ class Store:
 
     def close(self) -> None:
         """Close the database."""
+        if self._counts:
+            with self.transaction():
+                pass
         self._db.close()
 
     def fact(self, name: str) -> str | None:
@@ -149,14 +164,30 @@ class Store:
         rows = self._db.execute("SELECT at_ms, event_json FROM events ORDER BY sequence")
         return [(at_ms, msgspec.json.decode(raw, type=Event)) for at_ms, raw in rows]
 
-    def open_round(self, state: RoundState, at_ms: int) -> None:
-        """Record a round that has just opened."""
+    def open_round(self, state: RoundState, terms: Terms, at_ms: int) -> None:
+        """Record a round that has just opened, and what was asked of its cohort."""
         cohort = msgspec.json.encode([member.device_id for member in state.cohort]).decode()
+        plan = msgspec.json.encode(terms.plan).decode()
         self._db.execute(
-            "INSERT INTO rounds (round_id, kind, opened_at_ms, cohort_json, base_version)"
-            " VALUES (?, ?, ?, ?, ?)",
-            (state.round_id, state.kind, at_ms, cohort, state.model_version),
+            "INSERT INTO rounds (round_id, kind, opened_at_ms, cohort_json, base_version,"
+            " plan_json, encoding) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (
+                state.round_id,
+                state.kind,
+                at_ms,
+                cohort,
+                state.model_version,
+                plan,
+                terms.encoding,
+            ),
         )
+
+    def terms(self, round_id: int) -> Terms:
+        """What was asked of a round's cohort, whatever the configuration says by now."""
+        plan, encoding = self._db.execute(
+            "SELECT plan_json, encoding FROM rounds WHERE round_id = ?", (round_id,)
+        ).fetchone()
+        return Terms(msgspec.json.decode(plan, type=Plan), encoding)
 
     def close_round(self, round_id: int, at_ms: int, abandoned: AbandonRound | None) -> None:
         """Record how a round ended."""
@@ -167,7 +198,7 @@ class Store:
         )
 
     def save_verdict(self, update: Update, device_id: str, receipt: Receipt, at_ms: int) -> None:
-        """Record an update and the verdict on it; the first verdict stands."""
+        """Record an update and its verdict; the first one of a device in a round stands."""
         self._db.execute(
             "INSERT OR IGNORE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
@@ -243,15 +274,20 @@ class Store:
         )
 
     def count(self, name: str) -> None:
-        """Add one to a named counter, such as a reason for refusing a message."""
-        self._db.execute(
-            "INSERT INTO counts VALUES (?, 1) ON CONFLICT (name) DO UPDATE SET value = value + 1",
-            (name,),
+        """Add one to a named counter; written with the next transaction, or at `close`."""
+        self._counts[name] += 1
+
+    def _write_counts(self) -> None:
+        self._db.executemany(
+            "INSERT INTO counts VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            list(self._counts.items()),
         )
 
     def counts(self) -> dict[str, int]:
-        """All counters."""
-        return dict(self._db.execute("SELECT name, value FROM counts ORDER BY name"))
+        """All counters, sorted by name."""
+        written = Counter(dict(self._db.execute("SELECT name, value FROM counts")))
+        return dict(sorted((written + self._counts).items()))
 
 
 def _model(row: tuple[object, ...]) -> Model:

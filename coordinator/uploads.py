@@ -65,28 +65,39 @@ class Uploads:
             return reason
         return upload.update if upload.partial.complete else None
 
-    def finish(self, device_id: str, update: Update) -> bytes | str | None:
-        """The content of a complete update, now on disk; or why it is refused for good.
+    def content(self, device_id: str, update: Update) -> bytes | str | None:
+        """The complete content; or why it is refused for good.
 
         None: it is damaged, and is expected anew (up to `FETCHES_MAX` times).
         """
         assert update.blob is not None
         if self._blobs.has(update.blob.digest):
-            self._by_device.pop(device_id, None)
             try:
                 return self._blobs.read(update.blob.digest)
             except FileNotFoundError:
                 return None
         upload = self._by_device[device_id]
-        content = upload.partial.finish(durable=True)
+        content = upload.partial.content()
         if content is not None:
-            del self._by_device[device_id]
             return content
         upload.failures += 1
         if upload.failures >= FETCHES_MAX:
-            self._drop(device_id)
             return f"its content failed the digest {upload.failures} times"
         return None
+
+    def keep(self, device_id: str) -> None:
+        """The content counts: it is on disk for good."""
+        upload = self._by_device.pop(device_id, None)
+        if upload is not None and not self._blobs.has(upload.ref.digest):
+            upload.partial.keep(durable=True)
+
+    def reject(self, update: Update) -> None:
+        """Forget these bytes, whoever is sending them; what was kept before stays."""
+        assert update.blob is not None
+        self._by_device = {
+            name: upload for name, upload in self._by_device.items() if upload.ref != update.blob
+        }
+        self._blobs.discard_arriving(update.blob.digest)
 
     def _drop(self, device_id: str) -> None:
         """This device sends it no more; what has arrived stays if another one does."""

@@ -35,7 +35,7 @@ def misfit(
     if update.model != model_digest:
         return f"it starts from model {update.model[:12]}, not from {model_digest[:12]}"
     if update.kind == "evaluate":
-        return None
+        return None if update.blob is None else "an evaluation has no blob"
     if update.examples < 1:
         return "it was trained on no examples"
     if update.encoding != encoding:

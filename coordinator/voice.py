@@ -10,8 +10,8 @@ from fedtide.messages import Beacon, Status, ToDevice, encode
 from fedtide.topics import Topics
 from fedtide.transport import Transport
 
-NAMES_MAX = 500
-"""Devices named in a status: 64 characters each, twice, fit into the smallest packet limit."""
+NAMES_MAX = 100
+"""Devices named in a status: 64 characters each, twice, fit into the smallest packet we accept."""
 
 
 class Voice:

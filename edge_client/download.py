@@ -49,7 +49,7 @@ class Download:
         if self.done:
             return
         if self._partial.complete:  # the last life ended just before the digest was checked
-            self.done = self._partial.finish(durable=False) is not None
+            self.done = self._partial.finish()
             if self.done:
                 return
         self._asked.clear()
@@ -80,7 +80,7 @@ class Download:
                 self._ask()
             return None
         self.abandon()
-        self.done = self._partial.finish(durable=False) is not None
+        self.done = self._partial.finish()
         if not self.done:
             # Not at once: what is retained may be wrong for long.
             self._failures = min(self._failures + 1, 8)

@@ -224,30 +224,44 @@ class PartialBlob:
             return "chunk is not a whole number of blocks"
         return None
 
-    def finish(self, *, durable: bool) -> bytes | None:
-        """Check the digest and move to the finished blobs: the content, or None: damaged.
-
-        A damaged blob is missing again, all of it. `durable`: survive a power cut; a blob that
-        can be fetched again need not.
+    def content(self) -> bytes | None:
+        """The complete content, or None: it fails the digest, and all of it is missing again.
 
         Raises:
             StateError: the disk is full or failing.
         """
         with disk_errors_of(self._path.parent), self._path.open("rb+") as file:
             content = file.read(self.ref.size_bytes)
-            if sha256_hex(content) != self.ref.digest:
-                self._marks[:] = 0
-                file.seek(self.ref.size_bytes)
-                file.write(self._marks.tobytes())
-                return None
-            file.truncate(self.ref.size_bytes)
-            if durable:
-                file.flush()
-                os.fsync(file.fileno())
+            if sha256_hex(content) == self.ref.digest:
+                return content
+            self._marks[:] = 0
+            file.seek(self.ref.size_bytes)
+            file.write(self._marks.tobytes())
+        return None
+
+    def keep(self, *, durable: bool) -> None:
+        """Move to the finished blobs, after `content` was given.
+
+        `durable`: survive a power cut; a blob that can be fetched again need not.
+
+        Raises:
+            StateError: the disk is full or failing.
+        """
+        with disk_errors_of(self._path.parent):
+            with self._path.open("rb+") as file:
+                file.truncate(self.ref.size_bytes)
+                if durable:
+                    os.fsync(file.fileno())
             self._path.replace(self._blob_path)
             if durable:
                 sync_folder(self._blob_path.parent)
-        return content
+
+    def finish(self) -> bool:
+        """Check and keep a blob that can be fetched again; False: damaged, all is missing."""
+        if self.content() is None:
+            return False
+        self.keep(durable=False)
+        return True
 
 
 def _write_at(file: io.FileIO, offset: int, content: bytes) -> None:

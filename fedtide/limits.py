@@ -34,6 +34,10 @@ ELEMENTS_MAX = 1 << 29
 METRIC_MAX = 1e300
 """Largest loss that is reported, so that sums of them stay finite, too."""
 
+DEVICES_MAX = 10_000
+"""Devices online at one coordinator: as many as Google's took part in a round at its peak
+(Bonawitz et al. 2019, section 9)."""
+
 VALUE_ABS_MAX = 1e30
 """Largest absolute value in an update: sums of any number of them stay finite in float32."""
 

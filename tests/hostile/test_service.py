@@ -11,7 +11,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from coordinator import aggregate_job, service, vetting
+from coordinator import aggregate_job, intake, vetting
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.round_machine import RoundState
 from coordinator.uploads import FETCHES_MAX
@@ -467,6 +467,6 @@ def test_the_checker_finds_a_late_update_that_was_recorded_as_accepted(
         late = state.phase == "aggregating" and device_id == "mallory"
         return next(lenient) if late else honest(update, device_id, state, run_id)
 
-    monkeypatch.setattr(service, "admit", admit)
+    monkeypatch.setattr(intake, "admit", admit)
     with pytest.raises(AssertionError):
         test_an_upload_that_completes_after_its_round_is_late(tmp_path)

@@ -174,7 +174,12 @@ class Rounds(RuleBasedStateMachine):
     def always_a_deadline_or_a_reason(self) -> None:
         assert self.state.reason
         has_deadline = self.state.deadline_at_ms is not None
-        assert has_deadline == (self.state.phase in ("collecting", "backing_off"))
+        if self.state.phase in ("collecting", "backing_off"):
+            assert has_deadline
+        elif self.state.phase in ("aggregating", "finished"):
+            assert not has_deadline
+        else:
+            assert has_deadline or self.state == RoundState()
         assert (self.state.phase == "aggregating") == (self.pending is not None)
 
     @invariant()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedtide.errors import BundleError
 from fedtide.onnx_scan import ORT_TRAINING_OPERATORS, scan_model
-from fedtide.runtime import load_session
+from fedtide.runtime import load_session, session_options
 
 
 def varint(value: int) -> bytes:
@@ -202,6 +202,22 @@ def test_fields_that_two_parsers_would_read_differently_are_refused() -> None:
         scan_model(model(graph(node("Relu") + block(4, "Loop"))))
     with pytest.raises(BundleError, match="wire type"):
         scan_model(model(graph(node("Relu"))) + varint(7 << 3 | 3))
+
+
+def test_bytes_that_are_also_a_file_in_onnxruntimes_own_format_are_refused() -> None:
+    """Valid protobuf whose unknown field 9 puts the mark of the other format at byte 4."""
+    polyglot = number(9, 0) + b"\xcd\x00ORTM" + GOOD
+    assert polyglot[4:8] == b"ORTM"
+    with pytest.raises(BundleError, match="own format"):
+        scan_model(polyglot)
+    scan_model(polyglot.replace(b"ORTM", b"ORTN"))
+
+
+def test_onnxruntime_does_not_guess_the_format() -> None:
+    if importlib.util.find_spec("onnxruntime") is None:
+        pytest.skip("no onnxruntime in this environment")
+    options = session_options(1)
+    assert options.get_session_config_entry("session.load_model_format") == "ONNX"
 
 
 def test_truncation_anywhere_is_an_error_of_ours_or_a_smaller_model() -> None:

@@ -9,6 +9,7 @@ from coordinator.config import RoundsConfig
 from coordinator.round_machine import (
     AbandonRound,
     AggregateRound,
+    AggregationFailed,
     DeviceArrived,
     DeviceLeft,
     Event,
@@ -32,6 +33,7 @@ COLLECTING = RoundState(
     phase="collecting",
     round_id=1,
     wanted=2,
+    quorum=1,
     cohort=(Member("a"), Member("b")),
     deadline_at_ms=6_000,
     online=("a", "b"),
@@ -67,7 +69,8 @@ def after(state: RoundState, event: Event, at_ms: int = 5_000) -> tuple[object, 
 def test_the_first_device_waits_for_the_second() -> None:
     commands, state = after(RoundState(), DeviceArrived("b"))
     assert commands == ()
-    assert state == RoundState(online=("b",), reason="1 of 2 devices are online")
+    reason = "1 of 2 devices are online"
+    assert state == RoundState(online=("b",), reason=reason, deadline_at_ms=5_000 + 86_400_000)
     commands, state = after(state, DeviceArrived("a"))
     assert commands == (InviteDevices(("a", "b")),)
     assert state == COLLECTING
@@ -142,6 +145,7 @@ def test_the_last_model_is_judged_and_then_all_is_done() -> None:
         judged=True,
         model_version=2,
         wanted=2,
+        quorum=1,
         online=("a", "b"),
         reason="2 rounds are done",
     )
@@ -226,3 +230,45 @@ def test_more_rounds_than_last_time_go_on() -> None:
     done = msgspec.structs.replace(finished, rounds_done=2, reason="2 rounds are done")
     commands, _ = after(done, Restarted())
     assert commands == (FinishFederation("2 rounds are done", True),)
+
+
+def test_nobody_waits_for_ever() -> None:
+    _, state = after(RoundState(), DeviceArrived("b"))
+    commands, state = after(state, TimeReached(), 5_000 + 86_400_000)
+    reason = "nobody waits for ever: 1 of 2 devices are online"
+    assert commands == (FinishFederation(reason, False),)
+    commands, state = after(state, Restarted())
+    assert (commands, state.phase) == ((), "waiting")
+
+
+def test_the_final_model_does_not_wait_for_devices_that_are_gone() -> None:
+    last = msgspec.structs.replace(
+        AGGREGATING, rounds_done=1, model_version=1, round_id=2, online=()
+    )
+    commands, state = after(last, RoundAggregated(2))
+    assert (commands, state.phase, state.deadline_at_ms) == ((), "waiting", 6_000)
+    commands, _ = after(state, TimeReached(), 6_000)
+    assert commands == (FinishFederation("2 rounds are done", True),)
+    commands, _ = after(state, DeviceArrived("a"))
+    assert commands == (InviteDevices(("a",)),)
+
+
+def test_more_rounds_configured_during_the_final_evaluation_are_run() -> None:
+    judging = msgspec.structs.replace(COLLECTING, kind="evaluate", rounds_done=1, round_id=2)
+    commands, state = after(judging, TimeReached(), 6_000)  # CONFIG asks for two
+    reason = "the deadline has come with 0 of at least 1 updates"
+    assert commands == (AbandonRound(2, reason), InviteDevices(("a", "b")))
+    assert (state.kind, state.round_id) == ("train", 3)
+
+
+def test_an_aggregate_that_cannot_be_made_abandons_its_round() -> None:
+    assert after(AGGREGATING, AggregationFailed(2, "old")) == ((), AGGREGATING)
+    commands, state = after(AGGREGATING, AggregationFailed(1, "the aggregate is unusable"))
+    assert commands == (AbandonRound(1, "the aggregate is unusable"),)
+    assert (state.phase, state.deadline_at_ms) == ("backing_off", 5_300)
+
+
+def test_a_quorum_that_is_changed_counts_from_the_next_round() -> None:
+    strict = msgspec.structs.replace(CONFIG, quorum=2)
+    commands, _ = step(HALF, TimeReached(), 6_000, strict)
+    assert commands == (AggregateRound(1, "train", ("ua",)),)

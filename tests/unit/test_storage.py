@@ -160,7 +160,7 @@ def test_all_or_nothing(store: Store) -> None:
 
     with pytest.raises(RuntimeError, match="crash"):
         crash()
-    assert (store.fact("a"), store.events(), store.counts()) == (None, [], {})
+    assert (store.fact("a"), store.events(), store.counts()) == (None, [], {"c": 1})
     assert store.load_state() == RoundState()
     with store.transaction():
         store.save_event(DeviceArrived("d"), RoundState(round_id=3), 5)
