@@ -56,6 +56,8 @@ _DEPTH_MAX = 16
 _RANK_MAX = 64
 _SHAPE_ELEMENTS_MAX = 64
 _INT64 = 7
+_ORT_FORMAT = b"ORTM"
+"""Where onnxruntime finds this at byte 4 it reads a flatbuffer, whatever else the bytes are."""
 
 _NO_DOMAINS: Mapping[str, frozenset[str]] = {}
 
@@ -104,6 +106,8 @@ def scan_model(
         raise BundleError(
             f"the ONNX model has {len(raw):,} bytes, at most {bytes_max:,} are loaded"
         )
+    if raw[4:8] == _ORT_FORMAT:
+        raise BundleError("the model is in onnxruntime's own format, which is not accepted")
     allowed = {**extra_domains, "": OPERATORS | extra_domains.get("", frozenset())}
     walk = _Walk(allowed, elements_max)
     graphs = 0

@@ -72,6 +72,8 @@ def session_options(threads: int) -> Any:
     options.enable_mem_pattern = False
     options.log_severity_level = 4  # a failure is raised; the log would only say it again
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Never guess: bytes that are both ONNX and ORT format would be scanned as one, run as other.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
     return options
 
 
