@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
-.PHONY: demo test test-slow check bench bundles clean
+.PHONY: demo test test-slow check bench clean mosquitto
 .DELETE_ON_ERROR:
 
 demo: $(EXPORT)/.ready $(DEVICE)/.ready
@@ -40,7 +40,6 @@ bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m benchmarks.client_footprint
 	$(EXPORT)/bin/python -m benchmarks.model_fan_out
 
-.PHONY: mosquitto
 mosquitto:
 	@deploy/system_packages mosquitto
 

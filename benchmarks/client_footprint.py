@@ -29,7 +29,7 @@ MB = 1e6
 WAIT_S = 120.0
 _DISTRIBUTIONS = (
     "import importlib.metadata as m, json;"
-    "print(json.dumps(sorted(d.name for d in m.distributions())))"
+    "print(json.dumps({d.name: d.version for d in m.distributions()}, sort_keys=True))"
 )
 
 
@@ -46,12 +46,12 @@ def main() -> None:
             bundle = folder / "bundle"
             main_of_fedtide(["export", "export.models.fedavg:mnist_cnn", "--out", str(bundle)])
         memory = measure(folder, bundle, python)
-    ours = [name for name in installed if name not in ("pip", "setuptools")]
+    ours = {name: v for name, v in installed.items() if name not in ("pip", "setuptools")}
     save(
         "client_footprint",
         {
             "distributions": len(ours),
-            "distribution_names": ours,
+            "distribution_versions": ours,
             "site_packages_mb": round(site_bytes / MB, 1),
             **{key: round(value / MB, 1) for key, value in memory.items()},
         },

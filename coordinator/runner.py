@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from safetensors.numpy import load as load_safetensors
@@ -25,12 +26,13 @@ from coordinator.ledger import begin_run
 from coordinator.service import Service
 from coordinator.store import Store
 from fedtide.bundle import Bundle, open_bundle_dir
-from fedtide.errors import BrokerError, BundleError, FedtideError, StateError
+from fedtide.errors import BundleError, FedtideError, StateError
 from fedtide.files import locked
 from fedtide.messages import Beacon, encode
 from fedtide.mqtt import MqttTransport
+from fedtide.patience import Patience, await_delivery
 from fedtide.topics import Topics
-from fedtide.transport import Connected, Delivered, LinkEvent, Refused, Will
+from fedtide.transport import LinkEvent, Will
 from fedtide.vectors import Vector, encode_vector
 
 _log = logging.getLogger(__name__)
@@ -93,7 +95,7 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
     topics = Topics(config.federation)
     gone = encode(Beacon(online=False, session=session), "will")
     link = MqttTransport(
-        config.broker, f"{config.federation}.coordinator", inbox.put, Will(topics.beacon, gone)
+        config.broker, f"{config.federation}//coordinator", inbox.put, Will(topics.beacon, gone)
     )
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregation")
 
@@ -160,53 +162,31 @@ def _initial_model(bundle: Bundle) -> Vector:
 def _serve(
     config: CoordinatorConfig, service: Service, inbox: SimpleQueue[Item], clock: Clock
 ) -> int:
-    give_up_at_ms: int | None = None
-    if config.broker.give_up_ms:
-        give_up_at_ms = clock.now_ms() + config.broker.give_up_ms
+    patience = Patience(config.broker, clock.now_ms())
     while service.finished is None:
-        deadlines = [service.next_deadline_at_ms(), give_up_at_ms]
+        deadlines = [service.next_deadline_at_ms(), patience.deadline_at_ms]
         soonest = min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
         wait_s = _IDLE_S if soonest is None else max(0.0, (soonest - clock.now_ms()) / 1000)
-        try:
+        with suppress(Empty):
             item = inbox.get(timeout=wait_s)
-        except Empty:
-            if give_up_at_ms is not None and clock.now_ms() >= give_up_at_ms:
-                raise _never_connected(config) from None
-            service.time_reached(clock.now_ms())
-            continue
-        match item:
-            case _Stop():
-                _log.info("stopping; start again to go on with the same round")
-                break
-            case _Failed():
-                raise _as_fedtide(item.error)
-            case Refused(reason):
-                raise BrokerError(reason, hint="check broker.username and broker.password_file")
-            case Aggregated() | JobFailed():
-                service.job_done(item, clock.now_ms())
-            case _:
-                if isinstance(item, Connected):
-                    give_up_at_ms = None
-                service.link_event(item, clock.now_ms())
+            match item:
+                case _Stop():
+                    _log.info("stopping; start again to go on with the same round")
+                    break
+                case _Failed():
+                    raise _as_fedtide(item.error)
+                case Aggregated() | JobFailed():
+                    service.job_done(item, clock.now_ms())
+                case _:
+                    patience.link_event(item)
+                    service.link_event(item, clock.now_ms())
+        patience.time_reached(clock.now_ms())
         service.time_reached(clock.now_ms())
-    _say_goodbye(service, inbox)
+    await_delivery(inbox, service.goodbye(), _GOODBYE_S)
     if service.finished is None:
         return 0
     _log.info("finished: %s", service.finished.reason)
     return 0 if service.finished.succeeded else 1
-
-
-def _say_goodbye(service: Service, inbox: SimpleQueue[Item]) -> None:
-    """Until the broker has taken our last word, or a moment has passed."""
-    token = service.goodbye()
-    deadline_s = time.monotonic() + _GOODBYE_S
-    while token is not None and (left_s := deadline_s - time.monotonic()) > 0:
-        try:
-            item = inbox.get(timeout=left_s)
-        except Empty:
-            return
-        if isinstance(item, Delivered) and item.token == token:
-            return
 
 
 def _as_fedtide(error: BaseException) -> BaseException:
@@ -217,11 +197,3 @@ def _as_fedtide(error: BaseException) -> BaseException:
             f"the current model is gone: {error}", hint="restore the state folder from a backup"
         )
     return error
-
-
-def _never_connected(config: CoordinatorConfig) -> BrokerError:
-    broker = config.broker
-    return BrokerError(
-        f"no broker answered at {broker.host}:{broker.port} within {broker.give_up_ms / 1000:g} s",
-        hint="start the broker or correct [broker]; give_up_ms = 0 waits for ever",
-    )

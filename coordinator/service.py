@@ -1,9 +1,9 @@
 """The coordinator without threads, clock or sockets: events in, calls on its ports out.
 
 Ports are the transport, the store and `start_job` (which runs an `AggregateJob` anywhere and feeds
-its result back through `job_done`). The runner drives it in real time, the simulator in virtual
-time. One incoming event is one transaction; what it causes outside happens after the commit, and
-can be derived again from the committed state.
+its result back through `job_done`). The runner drives it in real time, tests in virtual time. One
+incoming event is one transaction; what it causes outside happens after the commit, and can be
+derived again from the committed state.
 """
 
 from __future__ import annotations

@@ -73,7 +73,7 @@ class Outcome:
 
 
 def read_rounds(state_dir: Path) -> list[RoundRecord]:
-    """The training rounds in the coordinator's store: the only place that knows its tables."""
+    """The training rounds in the coordinator's store: read as the report needs them."""
     database = sqlite3.connect(
         f"{(state_dir / 'coordinator.db').resolve().as_uri()}?mode=ro", uri=True
     )
@@ -110,14 +110,9 @@ def _record(
         loss=model[1],
         accepted=tuple(name for name, verdict, _ in updates if verdict == "accepted"),
         late=tuple(name for name, verdict, _ in updates if verdict == "discarded"),
-        invited=_names(json.loads(cohort_json)),
+        invited=tuple(sorted(json.loads(cohort_json))),
         upload_bytes=sum(size for _, verdict, size in updates if verdict == "accepted"),
     )
-
-
-def _names(cohort: list[Any]) -> tuple[str, ...]:
-    """Cohorts are stored as names, or as records with a name."""
-    return tuple(sorted(m if isinstance(m, str) else m["device_id"] for m in cohort))
 
 
 def fates(records: list[RoundRecord], scene: Scene) -> dict[str, list[Fate]]:

@@ -27,7 +27,7 @@ def build(spec_name: str) -> Path:
         if python is None:
             raise RuntimeError(
                 f"bundle {spec_name!r} is not built and there is no environment to export it: "
-                "run make bundles, or set FEDTIDE_EXPORT_PYTHON"
+                "run make test, or set FEDTIDE_EXPORT_PYTHON"
             )
         CACHE.mkdir(parents=True, exist_ok=True)
         _export(python, spec_name, folder)
