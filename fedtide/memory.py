@@ -88,7 +88,7 @@ class MemoryTransport:
         self._filters.update(filters)
         for topic, payload in sorted(self._broker.retained.items()):
             if any(matches(topic_filter, topic) for topic_filter in filters):
-                self.deliver(Received(topic, payload))
+                self.deliver(Received(topic, payload, retained=True))
 
     def unsubscribe(self, filters: Sequence[str]) -> None:
         """Unsubscribe."""

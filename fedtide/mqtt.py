@@ -25,8 +25,18 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fedtide.config import BrokerConfig
+from fedtide.errors import ConfigError
 from fedtide.limits import MESSAGE_BYTES_MAX
-from fedtide.transport import Connected, Deliver, Delivered, Disconnected, Received, Refused, Will
+from fedtide.transport import (
+    Broken,
+    Connected,
+    Deliver,
+    Delivered,
+    Disconnected,
+    Received,
+    Refused,
+    Will,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +62,14 @@ class MqttTransport:
     def __init__(
         self, config: BrokerConfig, client_id: str, deliver: Deliver, will: Will | None = None
     ) -> None:
+        """Reads the files that `config` names.
+
+        Raises:
+            ConfigError: one of them cannot be used.
+        """
         self._config = config
+        self._password = config.password()
+        self._tls = _tls_of(config)
         self._client_id = client_id
         self._deliver = deliver
         self._will = will
@@ -111,6 +128,13 @@ class MqttTransport:
             client.unsubscribe(list(filters))
 
     def _run(self) -> None:
+        try:
+            self._connect_until_stopped()
+        except Exception as exc:  # noqa: BLE001
+            _log.exception("the link has failed")
+            self._deliver(Broken(f"the link has failed: {type(exc).__name__}: {exc}"))
+
+    def _connect_until_stopped(self) -> None:
         delay_s = 0.5
         while not self._stopped.is_set():
             reason = self._connect_once()
@@ -173,9 +197,9 @@ class MqttTransport:
         )
         client.connect_timeout = 10
         if self._config.username is not None:
-            client.username_pw_set(self._config.username, self._config.password())
-        if self._config.ca_file is not None:
-            client.tls_set(ca_certs=str(self._config.ca_file))
+            client.username_pw_set(self._config.username, self._password)
+        if self._tls is not None:
+            client.tls_set_context(self._tls)
         if self._will is not None:
             properties = None
             if self._protocol == 5:
@@ -237,7 +261,7 @@ class MqttTransport:
             self._reason = f"connection lost: {code}"
 
     def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
-        self._deliver(Received(message.topic, bytes(message.payload)))
+        self._deliver(Received(message.topic, bytes(message.payload), bool(message.retain)))
 
     def _on_publish(
         self, _client: paho.Client, _data: object, mid: int, code: ReasonCode, _more: object
@@ -250,6 +274,18 @@ class MqttTransport:
         for code in codes:
             if code.is_failure:
                 _log.warning("the broker refuses a subscription: %s", code)
+
+
+def _tls_of(config: BrokerConfig) -> ssl.SSLContext | None:
+    if config.ca_file is None:
+        return None
+    try:
+        return ssl.create_default_context(cafile=str(config.ca_file))
+    except (OSError, ssl.SSLError) as exc:
+        raise ConfigError(
+            f"broker.ca_file {str(config.ca_file)!r} cannot be used: {exc}",
+            hint="it must be a PEM file with the certificate of an authority",
+        ) from exc
 
 
 def _guarded(callback: Callable[..., None]) -> Callable[..., None]:

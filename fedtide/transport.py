@@ -27,16 +27,24 @@ class Disconnected(Struct, frozen=True):
 
 
 class Refused(Struct, frozen=True):
-    """The broker does not want us (credentials, permission); trying again will not help."""
+    """The broker does not want us (credentials, permission). The transport goes on trying: whoever
+    was welcome before may be so again; whoever never was had better look at the configuration."""
+
+    reason: str
+
+
+class Broken(Struct, frozen=True):
+    """The transport itself has failed and will say nothing more."""
 
     reason: str
 
 
 class Received(Struct, frozen=True):
-    """A message came in."""
+    """A message came in. `retained`: the broker had kept it; nobody need have sent it just now."""
 
     topic: str
     payload: bytes
+    retained: bool = False
 
 
 class Delivered(Struct, frozen=True):
@@ -46,7 +54,7 @@ class Delivered(Struct, frozen=True):
     refused: str | None = None
 
 
-LinkEvent = Connected | Disconnected | Refused | Received | Delivered
+LinkEvent = Connected | Disconnected | Refused | Broken | Received | Delivered
 Deliver = Callable[[LinkEvent], None]
 
 

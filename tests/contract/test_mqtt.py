@@ -9,13 +9,21 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 
 from fedtide import mqtt
 from fedtide.config import BrokerConfig
+from fedtide.errors import ConfigError
 from fedtide.mqtt import MqttTransport
-from fedtide.transport import Connected, Delivered, LinkEvent
+from fedtide.transport import (
+    Broken,
+    Connected,
+    Delivered,
+    LinkEvent,
+    Refused,
+)
 
 TOPIC = "fedtide/1/f/up/d"
 WAIT_S = 10.0
@@ -163,3 +171,47 @@ def test_a_publication_goes_out_at_once() -> None:
         assert time.monotonic() - started_s < 1.0
         link.stop()
     assert failures == []
+
+
+def test_a_refusal_is_said_and_the_link_goes_on_trying() -> None:
+    answers = [b"\x20\x02\x00\x05", CONNACK]
+
+    def refusing_once(wire: Wire) -> None:
+        wire.packet()
+        wire.sock.sendall(answers.pop(0))
+        wire.packet()
+
+    with scripted_broker(refusing_once) as (config, _):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        refused = wait_for(events, Refused)
+        wait_for(events, Connected)
+        link.stop()
+    assert isinstance(refused, Refused)
+    assert "refuses the connection" in refused.reason
+
+
+def test_a_failure_of_the_link_itself_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_self: MqttTransport) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(MqttTransport, "_new_client", fail)
+    events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+    link = MqttTransport(BrokerConfig(), "x", events.put)
+    link.start()
+    broken = wait_for(events, Broken)
+    link.stop()
+    assert isinstance(broken, Broken)
+    assert "RuntimeError: a bug" in broken.reason
+
+
+@pytest.mark.parametrize("key", ["password_file", "ca_file"])
+def test_files_that_cannot_be_used_are_an_error_at_once(tmp_path: Path, key: str) -> None:
+    """Not in the network thread, where the client would wait for ever."""
+    junk = tmp_path / "junk"
+    junk.write_bytes(b"")
+    for path in (tmp_path / "missing", junk):
+        config = BrokerConfig(username="d", **{key: path})  # type: ignore[arg-type]
+        with pytest.raises(ConfigError, match=key):
+            MqttTransport(config, "x", lambda _event: None)

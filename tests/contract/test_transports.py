@@ -160,7 +160,7 @@ def test_the_retained_chunk_is_there_for_who_subscribes_later(world: World) -> N
     coordinator.wait(Delivered)
     alpha = world.connect("alpha")
     alpha.transport.subscribe([topic])
-    assert alpha.wait(Received) == Received(topic, content)
+    assert alpha.wait(Received) == Received(topic, content, retained=True)
 
 
 def test_a_retained_message_is_cleared_by_an_empty_one(world: World) -> None:
@@ -172,7 +172,7 @@ def test_a_retained_message_is_cleared_by_an_empty_one(world: World) -> None:
     coordinator.wait(Delivered)
     alpha = world.connect("alpha")
     alpha.transport.subscribe([TOPICS.chunk("cd" * 32, 0), TOPICS.beacon])
-    assert alpha.wait(Received) == Received(TOPICS.beacon, b"kept")
+    assert alpha.wait(Received) == Received(TOPICS.beacon, b"kept", retained=True)
 
 
 def test_nothing_arrives_that_was_not_subscribed_to(world: World) -> None:
