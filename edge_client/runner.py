@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from edge_client.config import ClientConfig
@@ -12,15 +13,17 @@ from edge_client.session import Session, will_of
 from edge_client.session_machine import Event
 from edge_client.worker import Worker
 from fedtide.blobs import BlobStore
-from fedtide.errors import BrokerError, DataError, StateError
+from fedtide.errors import DataError, StateError
 from fedtide.files import locked
 from fedtide.mqtt import MqttTransport
+from fedtide.patience import Patience, await_delivery
 from fedtide.topics import Topics
-from fedtide.transport import Connected, Disconnected, LinkEvent, Refused
+from fedtide.transport import LinkEvent
 
 _log = logging.getLogger(__name__)
 
 _IDLE_S = 3600.0
+_GOODBYE_S = 2.0
 
 
 class _Stop:
@@ -40,6 +43,7 @@ def run_client(config: ClientConfig) -> None:
 
     Raises:
         DataError: there is no data file.
+        ConfigError: a file that the configuration names cannot be used.
         BrokerError: the broker refuses us, or never answered within `broker.give_up_ms`.
         StateError: the state folder is in use, full, failing or damaged.
     """
@@ -54,59 +58,43 @@ def run_client(config: ClientConfig) -> None:
         topics = Topics(config.federation)
         link = MqttTransport(
             config.broker,
-            f"{config.federation}.{config.device}",
+            f"{config.federation}/{config.device}",
             inbox.put,
             will_of(topics, config.device),
         )
         worker = Worker(config, BlobStore(config.state_dir), inbox.put)
         session = Session(config.device, topics, config.state_dir, link, worker)
+        reason = "ended by an error; the device's own log says why"
         try:
             session.start(monotonic_ms())
             link.start()
             _serve(config, session, inbox)
-            session.goodbye()
+            reason = "stopped"
         finally:
+            # Whatever ended us: a clean disconnect keeps our will unsaid, so it is said here.
+            await_delivery(inbox, session.goodbye(reason), _GOODBYE_S)
             worker.stop()
             link.stop()
 
 
 def _serve(config: ClientConfig, session: Session, inbox: SimpleQueue[Item]) -> None:
-    give_up_at_ms: int | None = None
-    if config.broker.give_up_ms:
-        give_up_at_ms = monotonic_ms() + config.broker.give_up_ms
+    patience = Patience(config.broker, monotonic_ms())
     while True:
-        deadlines = [session.next_deadline_at_ms(), give_up_at_ms]
+        deadlines = [session.next_deadline_at_ms(), patience.deadline_at_ms]
         soonest = min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
         wait_s = _IDLE_S if soonest is None else max(0.0, (soonest - monotonic_ms()) / 1000)
-        try:
+        with suppress(Empty):
             item = inbox.get(timeout=wait_s)
-        except Empty:
-            if give_up_at_ms is not None and monotonic_ms() >= give_up_at_ms:
-                raise _never_connected(config) from None
-            session.time_reached(monotonic_ms())
-            continue
-        match item:
-            case _Stop():
-                _log.info("stopping")
-                return
-            case StateError():
-                raise item
-            case Refused(reason):
-                raise BrokerError(reason, hint="check broker.username and broker.password_file")
-            case Connected() | Disconnected():
-                if isinstance(item, Connected):
-                    give_up_at_ms = None
-                session.link_event(item, monotonic_ms())
-            case _ if isinstance(item, LinkEvent):
-                session.link_event(item, monotonic_ms())
-            case _:
-                session.task_event(item, monotonic_ms())
+            match item:
+                case _Stop():
+                    _log.info("stopping")
+                    return
+                case StateError():
+                    raise item
+                case _ if isinstance(item, LinkEvent):
+                    patience.link_event(item)
+                    session.link_event(item, monotonic_ms())
+                case _:
+                    session.task_event(item, monotonic_ms())
+        patience.time_reached(monotonic_ms())
         session.time_reached(monotonic_ms())
-
-
-def _never_connected(config: ClientConfig) -> BrokerError:
-    broker = config.broker
-    return BrokerError(
-        f"no broker answered at {broker.host}:{broker.port} within {broker.give_up_ms / 1000:g} s",
-        hint="start the broker or correct [broker]; give_up_ms = 0 waits for ever",
-    )

@@ -1,7 +1,7 @@
 """The client without threads, clock or sockets: the session machine and its ports.
 
 Ports are the transport, the state folder and `trainer` (which does a task anywhere and feeds the
-result back through `task_event`). The runner drives it in real time, the simulator in virtual
+result back through `task_event`). The runner drives it in real time, tests in virtual
 time. The machine's durable state is written before any command of the same step runs.
 """
 
@@ -365,10 +365,10 @@ class Session:
             payload = encode(now, f"{next(self._message_ids)}")
             self._link.publish(self._topics.presence(self._device_id), payload, retain=True)
 
-    def goodbye(self) -> None:
-        """Say that this device goes away in good order."""
-        payload = encode(Presence(False, "offline", reason="stopped"), "bye")
-        self._link.publish(self._topics.presence(self._device_id), payload, retain=True)
+    def goodbye(self, reason: str = "stopped") -> int | None:
+        """Say that this device goes away; the token of its delivery, None: there is no link."""
+        payload = encode(Presence(False, "offline", reason=reason), "bye")
+        return self._link.publish(self._topics.presence(self._device_id), payload, retain=True)
 
     # ---- durable state ----
 
