@@ -31,7 +31,7 @@ class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Stop, with a reason, when they are not there for this long."""
     collect_ms: Annotated[int, Meta(ge=100)] = 60_000
     """From the invitation to the deadline."""
-    back_off_ms: Annotated[int, Meta(ge=0)] = 5_000
+    back_off_ms: Annotated[int, Meta(ge=100)] = 5_000
     """Pause after an abandoned round; doubles with each in a row, up to a minute."""
     abandoned_max: Positive = 20
     """Stop, with a reason, after this many abandoned rounds in a row."""

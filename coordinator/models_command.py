@@ -86,7 +86,10 @@ def _export(store: Store, model: Model, out: Path) -> None:
         bundle = open_stored_bundle(digest, blobs.read)
         vector = decode_vector(blobs.read(model.ref.digest), "f32", bundle.manifest.elements_count)
     except FileNotFoundError as exc:
-        raise StateError(f"model {model.version} cannot be read: {exc}") from exc
+        raise StateError(
+            f"model {model.version} cannot be read: {exc}",
+            hint="`fedtide models list` names the others; --version N exports one of them",
+        ) from exc
     if out.suffix == ".onnx":
         content = _with_weights(bundle.read(bundle.manifest.inference), bundle.manifest, vector)
     else:

@@ -86,6 +86,7 @@ class Service:
         self._intake = Intake(bundle.manifest.elements_count, store, self._ledger, self._voice)
         self._heard_at_ms: dict[str, int] = {}
         self._connected = False
+        self._told = ""
         self.finished: FinishFederation | None = None
         self._adopt_bundle()
 
@@ -291,6 +292,14 @@ class Service:
             self._publish_status(at_ms)
 
     def _aggregate(self, round_id: int, train: bool, at_ms: int) -> None:
+        judged = self._ledger.newest_model()
+        if judged.held_out_accuracy is not None:
+            _log.info(
+                "model %d on %d held-out examples of the devices: accuracy %.4f",
+                judged.version,
+                judged.held_out_examples,
+                judged.held_out_accuracy,
+            )
         if not train:
             self._apply(RoundAggregated(round_id), at_ms)
             return
@@ -327,8 +336,11 @@ class Service:
         return self._voice.beacon(online=False)
 
     def _publish_status(self, at_ms: int) -> None:
-        model = self._ledger.newest_model()
-        self._voice.status(self._state, model, self._config.rounds.count, at_ms)
+        state, model = self._state, self._ledger.newest_model()
+        if state.phase == "waiting" and state.reason != self._told:
+            _log.info("waiting: %s", state.reason)
+        self._told = state.reason
+        self._voice.status(state, model, self._config.rounds.count, at_ms)
 
 
 def _quality(model: Model) -> str:

@@ -295,6 +295,12 @@ def _model(row: tuple[object, ...]) -> Model:
     return Model(version, BlobRef(digest, size_bytes), *rest)  # type: ignore[arg-type]
 
 
+def _hint(exc: Exception) -> str:
+    if isinstance(exc, sqlite3.DatabaseError) and not isinstance(exc, sqlite3.OperationalError):
+        return "the database is damaged: restore the state folder from a backup"
+    return "free space or repair the disk, then start again: the last commit is intact"
+
+
 @contextmanager
 def _database_errors(folder: Path) -> Iterator[None]:
     try:
@@ -302,5 +308,5 @@ def _database_errors(folder: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError) as exc:
         raise StateError(
             f"the coordinator's state in {str(folder)!r} cannot be used: {exc}",
-            hint="free space or repair the disk, then start again: the last commit is intact",
+            hint=_hint(exc),
         ) from exc

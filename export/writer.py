@@ -9,8 +9,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-from fedtide.bundle import sha256_hex
-from fedtide.errors import ConfigError
+from fedtide.bundle import open_bundle_dir, sha256_hex
+from fedtide.errors import BundleError, ConfigError
 from fedtide.manifest import MANIFEST_NAME, File
 
 
@@ -28,6 +28,24 @@ def check_target(out: Path) -> None:
         raise ConfigError(
             f"{str(out)!r} is not empty and holds no bundle; nothing was written",
             hint="choose another --out, or empty that directory yourself",
+        )
+    if any(out.iterdir()):
+        _refuse_foreign_files(out)
+
+
+def _refuse_foreign_files(out: Path) -> None:
+    """A bundle is replaced as a whole: what is not part of it would be lost."""
+    try:
+        ours = {MANIFEST_NAME, *open_bundle_dir(out).manifest.files}
+    except BundleError:
+        ours = {MANIFEST_NAME}
+    files = (path.relative_to(out).as_posix() for path in out.rglob("*") if not path.is_dir())
+    foreign = sorted(set(files) - ours)
+    if foreign:
+        raise ConfigError(
+            f"{str(out)!r} holds {foreign[0]!r}, which is no part of the bundle there; "
+            "nothing was written",
+            hint="choose another --out, or move that file away",
         )
 
 

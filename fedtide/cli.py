@@ -9,11 +9,12 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple, Protocol
 
 from fedtide import __version__
-from fedtide.errors import ConfigError, FedtideError
+from fedtide.errors import ConfigError, FedtideError, install_hint
 
 
 class _Command(NamedTuple):
@@ -29,6 +30,8 @@ _COMMANDS = {
     "models": _Command("coordinator.models_command", "list and export models", "coordinator"),
     "demo": _Command("demo.command", "a whole federation on this machine", "demo"),
 }
+
+_OURS = ("fedtide", "edge_client", "coordinator", "export", "demo")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,34 +57,45 @@ def _run(arguments: list[str]) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     chosen = next((word for word in arguments if not word.startswith("-")), None)
     for name, command in _COMMANDS.items():
-        sub = commands.add_parser(name, help=command.help, description=command.help.capitalize())
+        description = command.help[0].upper() + command.help[1:]
+        sub = commands.add_parser(name, help=command.help, description=description)
         if name == chosen:
-            _load(command).add_arguments(sub)
+            with _packages_of(command):
+                _load(command).add_arguments(sub)
     parsed = parser.parse_args(arguments)
-    return int(_load(_COMMANDS[parsed.command]).run(parsed))
+    command = _COMMANDS[parsed.command]
+    with _packages_of(command):
+        return _load(command).run(parsed)
+
+
+class _CommandModule(Protocol):
+    """What a command's module offers."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare flags."""
+
+    def run(self, parsed: argparse.Namespace) -> int:
+        """Do it; the exit code."""
 
 
 def _load(command: _Command) -> _CommandModule:
-    try:
-        module: _CommandModule = importlib.import_module(command.module)  # type: ignore[assignment]
-    except ModuleNotFoundError as exc:
-        if exc.name is None or exc.name.split(".")[0] == command.module.split(".")[0]:
-            raise
-        raise ConfigError(
-            f"this command needs the Python package {exc.name!r}, which is not installed",
-            hint=f"pip install 'fedtide[{command.extra}]'",
-        ) from exc
+    module: _CommandModule = importlib.import_module(command.module)
     return module
 
 
-class _CommandModule:
-    """What a command's module offers."""
+@contextmanager
+def _packages_of(command: _Command) -> Iterator[None]:
+    """A package that is not installed is a message; one of our own modules is a bug.
 
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        """Declare flags."""
-
-    @staticmethod
-    def run(parsed: argparse.Namespace) -> int:
-        """Do it; the exit code."""
-        raise AssertionError(parsed)
+    Raises:
+        ConfigError: naming the package and the extra that brings it.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as exc:
+        if exc.name is None or exc.name.split(".")[0] in _OURS:
+            raise
+        raise ConfigError(
+            f"this command needs the Python package {exc.name!r}, which is not installed",
+            hint=install_hint(command.extra),
+        ) from exc

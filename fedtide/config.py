@@ -5,6 +5,7 @@ Relative paths in a file are relative to that file.
 
 from __future__ import annotations
 
+import logging
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -15,6 +16,7 @@ from msgspec import Meta, Struct
 from fedtide.errors import ConfigError
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 Positive = Annotated[int, Meta(ge=1)]
 
@@ -44,12 +46,16 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         """
         if self.password_file is None:
             return None
+        where = f"broker.password_file {str(self.password_file)!r}"
         try:
-            return self.password_file.read_text().splitlines()[0]
-        except (OSError, UnicodeDecodeError, IndexError) as exc:
-            raise ConfigError(
-                f"broker.password_file {str(self.password_file)!r} cannot be read: {exc}"
-            ) from exc
+            lines = self.password_file.read_text().splitlines()
+            if self.password_file.stat().st_mode & 0o077:
+                _log.warning("%s can be read by others: chmod 600", where)
+        except (OSError, UnicodeDecodeError) as exc:
+            raise ConfigError(f"{where} cannot be read: {exc}") from exc
+        if not lines or not lines[0]:
+            raise ConfigError(f"{where} is empty", hint="its first line is the password")
+        return lines[0]
 
 
 def load_config(path: Path, kind: type[T]) -> T:

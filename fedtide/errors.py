@@ -28,6 +28,11 @@ class FedtideError(Exception):
         return f"{message}\n\nhint: {self.hint}" if self.hint else message
 
 
+def install_hint(extra: str) -> str:
+    """How to install what an extra of ours brings."""
+    return f"in a copy of fedtide's repository: pip install '.[{extra}]'"
+
+
 class ConfigError(FedtideError):
     """A configuration file, flag or path is wrong."""
 

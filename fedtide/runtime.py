@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from fedtide import limits
-from fedtide.errors import BundleError, ConfigError
+from fedtide.errors import BundleError, ConfigError, install_hint
 from fedtide.onnx_scan import scan_model
 
 _TRAINING = "onnxruntime.training"
@@ -41,7 +41,7 @@ def import_onnxruntime() -> Any:
     if "onnxruntime" in sys.modules:
         return sys.modules["onnxruntime"]
     if importlib.util.find_spec("onnxruntime") is None:
-        raise ConfigError("onnxruntime is not installed here", hint="pip install 'fedtide[client]'")
+        raise ConfigError("onnxruntime is not installed here", hint=install_hint("client"))
     folder = training_package()
     if folder is None:
         return importlib.import_module("onnxruntime")

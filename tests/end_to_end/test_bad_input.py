@@ -157,7 +157,7 @@ def test_data_that_do_not_fit_are_declined_with_the_reason(
     data = tmp_path / "bad.npz"
     np.savez(data, **arrays)  # type: ignore[arg-type]
     with LocalFederation(tmp_path / "run", mosquitto) as local:
-        rounds = {"count": 1, "cohort_size": 1, "abandoned_max": 1, "back_off_ms": 0}
+        rounds = {"count": 1, "cohort_size": 1, "abandoned_max": 1, "back_off_ms": 100}
         local.add_coordinator(bundle, rounds=rounds)
         local.add_device("alpha", data, DEVICE_PYTHON)
         local.start()

@@ -49,7 +49,7 @@ def test_a_missing_package_names_the_extra(
     assert cli.main(["export"]) == 2
     error = capsys.readouterr().err
     assert "torch" in error
-    assert "fedtide[export]" in error
+    assert "pip install '.[export]'" in error
 
 
 @pytest.mark.parametrize("kind", FedtideError.__subclasses__())
