@@ -6,6 +6,7 @@ Relative paths in a file are relative to that file.
 from __future__ import annotations
 
 import logging
+import re
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,6 +17,7 @@ from msgspec import Meta, Struct
 from fedtide.errors import ConfigError
 
 T = TypeVar("T")
+_IDENTIFIER_RULE = "a name of letters, digits, '.', '_' or '-', at most 64"
 _log = logging.getLogger(__name__)
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -81,6 +83,7 @@ def load_config(path: Path, kind: type[T]) -> T:
         return msgspec.convert(raw, kind, dec_hook=decode)
     except msgspec.ValidationError as exc:
         text = str(exc).replace("`$.", "`").replace(" - at", ": at")
+        text = re.sub(r"`?str`? matching regex .*?(?=:)", _IDENTIFIER_RULE, text)
         raise ConfigError(
             f"{str(path)!r}: {text}", hint="docs/configuration.md lists every key and its meaning"
         ) from exc
