@@ -1,32 +1,57 @@
-"""What of a bundle and a model is on this device, and what is still to be fetched."""
+"""What of a bundle and a model is on this device, and what is still to be fetched.
+
+Whoever names a blob says how large it is, and a download takes that much of the disk at once: so
+every size is checked here against what such a thing may measure.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from fedtide import limits
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle, open_stored_bundle
 from fedtide.errors import BundleError
-from fedtide.manifest import Runtimes, runtime_files
+from fedtide.manifest import Manifest, Runtimes, runtime_files
 from fedtide.messages import BlobRef
 
 
-def missing_blobs(
+def needed_blobs(
     blobs: BlobStore, bundle: BlobRef, model: BlobRef, runtimes: Sequence[str]
 ) -> list[BlobRef]:
-    """Blobs that are not here yet: the manifest first, for it names the files.
+    """What a task needs: only the manifest, until it is here and tells about the rest.
 
     Raises:
-        BundleError: the manifest is unusable, or offers none of the `runtimes` installed here.
+        BundleError: the manifest is unusable, offers none of the `runtimes` installed here, or
+            something has a size that it cannot have.
     """
-    refs = [bundle]
-    if is_intact(blobs, bundle):
-        manifest = held_bundle(blobs, bundle).manifest
-        refs = [
-            BlobRef(manifest.files[path].sha256, manifest.files[path].size_bytes)
-            for path in runtime_files(manifest, _runtime(manifest.runtimes, runtimes))
-        ]
-    return [ref for ref in (*refs, model) if not blobs.has(ref.digest)]
+    if bundle.size_bytes > limits.MANIFEST_BYTES_MAX:
+        raise BundleError(
+            f"manifest.json is said to have {bundle.size_bytes:,} bytes, "
+            f"at most {limits.MANIFEST_BYTES_MAX:,} are fetched"
+        )
+    if not is_intact(blobs, bundle):
+        return [bundle]
+    manifest = held_bundle(blobs, bundle).manifest
+    if model.size_bytes != manifest.vector_bytes:
+        raise BundleError(
+            f"the model is said to have {model.size_bytes:,} bytes, "
+            f"the bundle's have {manifest.vector_bytes:,}"
+        )
+    return [*_runtime_blobs(manifest, runtimes), model]
+
+
+def _runtime_blobs(manifest: Manifest, runtimes: Sequence[str]) -> list[BlobRef]:
+    refs = []
+    for path in runtime_files(manifest, _runtime(manifest.runtimes, runtimes)):
+        file = manifest.files[path]
+        if file.size_bytes > limits.GRAPH_BYTES_MAX:
+            raise BundleError(
+                f"{path!r} is said to have {file.size_bytes:,} bytes, "
+                f"at most {limits.GRAPH_BYTES_MAX:,} are fetched"
+            )
+        refs.append(BlobRef(file.sha256, file.size_bytes))
+    return refs
 
 
 def is_intact(blobs: BlobStore, ref: BlobRef) -> bool:

@@ -12,14 +12,12 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-import msgspec
-
 from edge_client.download import Download
-from edge_client.holdings import held_bundle, is_intact, missing_blobs
+from edge_client.holdings import held_bundle, is_intact, needed_blobs
+from edge_client.saved_session import SavedSession
 from edge_client.session_machine import (
     Command,
     DropTask,
-    Durable,
     Event,
     ForgetUpdate,
     Heard,
@@ -44,8 +42,8 @@ from edge_client.session_machine import (
 from fedtide import __version__
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle
-from fedtide.errors import BundleError, FedtideError, StateError
-from fedtide.generations import Generations
+from fedtide.errors import BundleError, FedtideError
+from fedtide.limits import CHUNK_BLOCKS_MAX
 from fedtide.messages import (
     Beacon,
     BlobRef,
@@ -77,7 +75,6 @@ from fedtide.vectors import ENCODINGS
 
 _log = logging.getLogger(__name__)
 
-STATE_NAME = "session"
 ANNOUNCE_MS_MIN = 200
 """Presence changes faster than this are told as one: nobody could read them."""
 
@@ -88,6 +85,9 @@ class TaskRunner(Protocol):
     runtimes: tuple[str, ...]
     """What is installed here, best first."""
     examples_count: int
+
+    def check(self, bundle: Bundle) -> None:
+        """Tasks of this bundle may come: tell this device's log if the local data do not fit."""
 
     def start(self, task: Task, bundle: Bundle, model: bytes) -> None:
         """Begin; a task that is being done is dropped."""
@@ -111,12 +111,14 @@ class Session:
         self._topics = topics
         self._link = link
         self._runner = runner
-        self._generations = Generations(folder / STATE_NAME)
+        self._saved = SavedSession(folder, topics.federation, device_id)
         self.blobs = BlobStore(folder)
         self._message_ids = count(1)
         self._sender = ChunkSender(self._publish)
         self._downloads: list[Download] = []
+        self._chunk_grid = CHUNK_BLOCKS_MAX
         self._prefetched: tuple[BlobRef, ...] = ()
+        self._checked: BlobRef | None = None
         self._presence: Presence | None = None
         self._announced_at_ms = 0
         self._announce_due = False
@@ -128,11 +130,10 @@ class Session:
         """Go on where the last life of this device ended.
 
         Raises:
-            StateError: both generations of the saved state are damaged.
+            StateError: the saved state is damaged, or another device's.
         """
-        commands, self._state = resume(self._load())
-        if self._state.durable.task is not None:
-            self._save()
+        commands, self._state = resume(self._saved.load())
+        self._saved.save(self._state.durable)
         self._perform(commands, at_ms)
 
     def next_deadline_at_ms(self) -> int | None:
@@ -256,7 +257,7 @@ class Session:
         before = self._state.durable
         commands, self._state = step(self._state, event, at_ms)
         if self._state.durable != before:
-            self._save()
+            self._saved.save(self._state.durable)
         self._perform(commands, at_ms)
         self._announce(at_ms)
 
@@ -289,33 +290,41 @@ class Session:
     def _prefetch(self, bundle: BlobRef, model: BlobRef, at_ms: int) -> None:
         self._prefetched = (bundle, model)
         try:
-            missing = missing_blobs(self.blobs, bundle, model, self._runner.runtimes)
-            if missing:
-                self._fetch(missing, self._chunk_grid, at_ms)
+            needed = needed_blobs(self.blobs, bundle, model, self._runner.runtimes)
+            if bundle not in needed and bundle != self._checked:
+                self._checked = bundle
+                self._runner.check(held_bundle(self.blobs, bundle))
         except BundleError as exc:
             _log.warning("the bundle cannot be used: %s", exc)
+            return
+        missing = [ref for ref in needed if not self.blobs.has(ref.digest)]
+        if missing:
+            self._fetch(missing, self._chunk_grid, at_ms)
 
     def _prepare(self, task: Task, at_ms: int) -> None:
         self._prefetched = (task.bundle, task.model)
         self._chunk_grid = task.chunk_blocks
         try:
-            missing = missing_blobs(self.blobs, task.bundle, task.model, self._runner.runtimes)
+            needed = needed_blobs(self.blobs, task.bundle, task.model, self._runner.runtimes)
         except BundleError as exc:
-            self._apply(TaskFailed(task.round_id, str(exc)), at_ms)
+            self._apply(TaskFailed(task.run_id, task.round_id, str(exc)), at_ms)
             return
-        if not missing and not is_intact(self.blobs, task.model):
-            missing = [task.model]
+        missing = [ref for ref in needed if not self.blobs.has(ref.digest)]
         if not missing:
-            self._apply(TaskPrepared(task.round_id), at_ms)
-            return
-        self._fetch(missing, task.chunk_blocks, at_ms)
+            missing = [ref for ref in needed if not is_intact(self.blobs, ref)]
+        if missing:
+            self._fetch(missing, task.chunk_blocks, at_ms)
+        else:
+            self._apply(TaskPrepared(task.run_id, task.round_id), at_ms)
 
     def _start_task(self, task: Task, at_ms: int) -> None:
         try:
             bundle = held_bundle(self.blobs, task.bundle)
             model = self.blobs.read(task.model.digest)
-        except (FedtideError, FileNotFoundError) as exc:
-            self._apply(TaskFailed(task.round_id, str(exc)), at_ms)
+        except (FedtideError, FileNotFoundError):
+            _log.exception("round %d: what was fetched is gone", task.round_id)
+            reason = "what was fetched is gone from the disk"
+            self._apply(TaskFailed(task.run_id, task.round_id, reason), at_ms)
             return
         self._discard_unneeded(task, bundle)
         _log.info("round %d: %s from model %d", task.round_id, task.kind, task.model_version)
@@ -369,20 +378,3 @@ class Session:
         """Say that this device goes away; the token of its delivery, None: there is no link."""
         payload = encode(Presence(False, "offline", reason=reason), "bye")
         return self._link.publish(self._topics.presence(self._device_id), payload, retain=True)
-
-    # ---- durable state ----
-
-    def _save(self) -> None:
-        self._generations.save(msgspec.json.encode(self._state.durable))
-
-    def _load(self) -> Durable:
-        raw = self._generations.load()
-        if raw is None:
-            return Durable()
-        try:
-            return msgspec.json.decode(raw, type=Durable)
-        except msgspec.DecodeError as exc:
-            raise StateError(
-                f"the saved session is not of this version of fedtide: {exc}",
-                hint="use the version that wrote it, or remove the state folder to start afresh",
-            ) from exc

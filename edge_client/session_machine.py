@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from edge_client.durable import Durable
 from fedtide.messages import (
     Beacon,
     Decline,
@@ -34,26 +35,13 @@ RESTARTS_MAX = 3
 """A task that brings the client down more often is declined: the loop must end."""
 OUTBOX_MAX = 16
 """Updates that wait for a receipt; beyond it the oldest is given up."""
+TEXT_CHARS_MAX = 1_000
+"""Of a text on the wire; a longer one would be malformed."""
 HELLO_RETRY_MS = 3_000
 OFFER_RETRY_MS = 3_000
 RETRY_MS_MAX = 60_000
 HELLO_MS = 30_000
 """Until the coordinator says otherwise."""
-
-
-class Durable(Struct, frozen=True, forbid_unknown_fields=True):
-    """On disk before anything that follows from it."""
-
-    version: Literal[1] = 1
-    task: Task | None = None
-    restarts: int = 0
-    """How often the client started anew while it had this task."""
-    outbox: tuple[Update, ...] = ()
-    run_id: str = ""
-    answered_round: int = 0
-    """Newest round of this run that was trained or declined."""
-    declined_because: str = ""
-    """Non-empty: that round was declined."""
 
 
 class Wait(Struct, frozen=True):
@@ -101,6 +89,7 @@ class Heard(Struct, frozen=True):
 class TaskPrepared(Struct, frozen=True):
     """Bundle and model of the task are on disk."""
 
+    run_id: str
     round_id: int
 
 
@@ -111,8 +100,9 @@ class TaskDone(Struct, frozen=True):
 
 
 class TaskFailed(Struct, frozen=True):
-    """The task cannot be done on this device."""
+    """The task cannot be done on this device. `reason` leaves it: nothing of the data in it."""
 
+    run_id: str
     round_id: int
     reason: str
 
@@ -230,12 +220,12 @@ def step(state: State, event: Event, at_ms: int) -> Step:
             return Step((Note(reason),), _with(state, connected=False, welcomed=False, hello=None))
         case Heard(message):
             return _heard(state, message, at_ms)
-        case TaskPrepared(round_id):
-            return _start(state, round_id)
+        case TaskPrepared(run_id, round_id):
+            return _start(state, run_id, round_id)
         case TaskDone(update):
             return _done(state, update, at_ms)
-        case TaskFailed(round_id, reason):
-            return _failed(state, round_id, reason)
+        case TaskFailed(run_id, round_id, reason):
+            return _failed(state, run_id, round_id, reason)
         case TimeReached():
             return _time(state, at_ms)
 
@@ -248,15 +238,17 @@ def resume(durable: Durable) -> Step:
     task = durable.task
     if durable.restarts >= RESTARTS_MAX:
         reason = f"the client went down {durable.restarts + 1} times while working on it"
-        return _failed(state, task.round_id, reason)
+        return _failed(state, task.run_id, task.round_id, reason)
     durable = msgspec.structs.replace(durable, restarts=durable.restarts + 1)
     return Step((PrepareTask(task),), _with(state, durable=durable, phase="fetching"))
 
 
 def _heard(state: State, message: ToDevice, at_ms: int) -> Step:
     match message:
-        case Beacon(online=online, session=session):
-            if online and session != state.coordinator_session and state.connected:
+        case Beacon(online=False):
+            return Step((), _with(state, coordinator_session=""))
+        case Beacon(session=session):
+            if session != state.coordinator_session and state.connected:
                 state = _with(state, coordinator_session=session, hello=Wait(at_ms))
                 return _say_hello(state, at_ms)
             return Step((), state)
@@ -308,16 +300,15 @@ def _task(state: State, task: Task, at_ms: int) -> Step:
     return Step((*dropped, PrepareTask(task)), state)
 
 
-def _start(state: State, round_id: int) -> Step:
-    task = state.durable.task
-    if task is None or task.round_id != round_id or state.phase != "fetching":
+def _start(state: State, run_id: str, round_id: int) -> Step:
+    task = _task_at_hand(state, run_id, round_id)
+    if task is None or state.phase != "fetching":
         return Step((), state)
     return Step((StartTask(task),), _with(state, phase="training", reason=""))
 
 
 def _done(state: State, update: Update, at_ms: int) -> Step:
-    task = state.durable.task
-    if task is None or (task.run_id, task.round_id) != (update.run_id, update.round_id):
+    if _task_at_hand(state, update.run_id, update.round_id) is None:
         return Step((ForgetUpdate(update, None),), state)
     outbox = (*state.durable.outbox, update)
     given_up = outbox[:-OUTBOX_MAX]
@@ -335,18 +326,15 @@ def _done(state: State, update: Update, at_ms: int) -> Step:
     return Step((*forgotten, *commands), state)
 
 
-def _failed(state: State, round_id: int, reason: str) -> Step:
-    task = state.durable.task
-    if task is None or task.round_id != round_id:
+def _failed(state: State, run_id: str, round_id: int, reason: str) -> Step:
+    if _task_at_hand(state, run_id, round_id) is None:
         return Step((), state)
+    reason = reason[:TEXT_CHARS_MAX]
     durable = msgspec.structs.replace(
         state.durable, task=None, restarts=0, answered_round=round_id, declined_because=reason
     )
-    commands = (
-        Note(f"round {round_id}: {reason}"),
-        Say(Decline(task.run_id, round_id, reason[:1000])),
-    )
-    return Step(commands, _with(state, durable=durable, phase="idle", reason=reason[:1000]))
+    commands = (Note(f"round {round_id}: {reason}"), Say(Decline(run_id, round_id, reason)))
+    return Step(commands, _with(state, durable=durable, phase="idle", reason=reason))
 
 
 def _receipt(state: State, receipt: Receipt) -> Step:
@@ -387,6 +375,12 @@ def _offer_due(state: State, at_ms: int) -> Step:
             commands.append(Say(Offer(update)))
             offers[update.update_id] = wait.later(at_ms, OFFER_RETRY_MS)
     return Step(tuple(commands), _with(state, offers=offers))
+
+
+def _task_at_hand(state: State, run_id: str, round_id: int) -> Task | None:
+    """The task, if this is still the one at hand."""
+    task = state.durable.task
+    return task if task is not None and (task.run_id, task.round_id) == (run_id, round_id) else None
 
 
 def _digest(update: Update) -> str | None:

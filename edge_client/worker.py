@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edge_client.config import ClientConfig
 from edge_client.session_machine import Event, TaskDone, TaskFailed
+from edge_client.trainers import GraphFailedError
 from edge_client.trainers.opening import available_runtimes
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle
 from fedtide.dataset import Dataset, load_dataset
-from fedtide.errors import ConfigError, FedtideError, StateError
+from fedtide.errors import BundleError, ConfigError, DataError, FedtideError, StateError
 from fedtide.limits import METRIC_MAX
 from fedtide.messages import Metrics, Task, Update
 from fedtide.vectors import decode_vector, encode_vector
@@ -38,6 +39,13 @@ LOSSES_MAX = 100
 """Newest epochs whose losses are told: an offer must fit into any broker's packet limit."""
 IDLE_S = 30.0
 """Without a task for this long, the model and the data leave memory; opening takes a moment."""
+
+
+DATA_REASON = "the local data do not fit the model; the device's own log says why"
+
+
+class DivergedError(Exception):
+    """Training led to values that are no model."""
 
 
 class _Job(NamedTuple):
@@ -61,12 +69,16 @@ class Worker:
         self._config = config
         self._blobs = blobs
         self._report = report
-        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._jobs: SimpleQueue[_Job | Bundle | None] = SimpleQueue()
         self._dropped = threading.Event()
         self._opened: tuple[str, Trainer] | None = None
         self._dataset: tuple[tuple[object, ...], Dataset] | None = None
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
         self._thread.start()
+
+    def check(self, bundle: Bundle) -> None:
+        """The log says whether the local data fit the model of this bundle."""
+        self._jobs.put(bundle)
 
     def start(self, task: Task, bundle: Bundle, model: bytes) -> None:
         """Begin; a task that is being done is dropped."""
@@ -85,23 +97,48 @@ class Worker:
         self._thread.join(timeout=10)
 
     def _run(self) -> None:
+        while (item := self._next()) is not None:
+            if isinstance(item, Bundle):
+                self._look_at_data(item)
+            else:
+                self._work(item)
+
+    def _work(self, job: _Job) -> None:
         from edge_client.training import TrainingInterruptedError
 
-        while (job := self._next()) is not None:
-            try:
-                self._report(TaskDone(self._do(job)))
-            except TrainingInterruptedError:
-                _log.info("round %d: training was stopped", job.task.round_id)
-            except StateError as exc:
-                self._report(exc)
-            except FedtideError as exc:
-                self._report(TaskFailed(job.task.round_id, str(exc)))
-            except Exception as exc:  # noqa: BLE001 - the session must hear of every end
-                _log.exception("round %d: unexpected failure", job.task.round_id)
-                self._report(TaskFailed(job.task.round_id, f"{type(exc).__name__}: {exc}"))
+        try:
+            event: Event | StateError = TaskDone(self._do(job))
+        except TrainingInterruptedError:
+            event = self._failed(job, "stopped")
+        except StateError as exc:
+            event = exc
+        except (FedtideError, DivergedError) as exc:
+            _log.error("round %d: %s", job.task.round_id, one_line(exc))
+            event = self._failed(job, public_reason(exc))
+        except Exception as exc:  # noqa: BLE001 - the session must hear of every end
+            _log.exception("round %d: unexpected failure", job.task.round_id)
+            event = self._failed(job, public_reason(exc))
+        if job.dropped.is_set() and not isinstance(event, StateError):
+            _log.info("round %d: training was stopped", job.task.round_id)
+        else:
+            self._report(event)
 
-    def _next(self) -> _Job | None:
-        """The next job; a device that is idle for long gives its memory back meanwhile."""
+    def _look_at_data(self, bundle: Bundle) -> None:
+        """Whoever looks after this device shall not learn at the first task only."""
+        try:
+            count = len(self._data(bundle).training.x)
+        except FedtideError as exc:
+            _log.error("tasks will be declined: %s", one_line(exc))
+        except Exception:  # noqa: BLE001 - a task would say it again, as its reason
+            _log.exception("tasks will be declined: the local data cannot be used")
+        else:
+            _log.info("the local data fit the model: %d examples to train on", count)
+
+    def _failed(self, job: _Job, reason: str) -> TaskFailed:
+        return TaskFailed(job.task.run_id, job.task.round_id, reason)
+
+    def _next(self) -> _Job | Bundle | None:
+        """The next thing to do; a device that is idle for long gives its memory back meanwhile."""
         try:
             return self._jobs.get(timeout=IDLE_S)
         except Empty:
@@ -132,7 +169,7 @@ class Worker:
         training_ms = round((time.monotonic() - started_s) * 1000)
         if learned is not None:
             if not all(map(_reportable, learned.losses)):
-                raise FedtideError("training diverged: its loss is not finite")
+                raise DivergedError("training diverged: its loss is not finite")
             blob = self._blobs.put(self._encoded(learned.delta, task))
         return Update(
             update_id=update_id(task, self._config.device),
@@ -191,7 +228,24 @@ class Worker:
         try:
             return encode_vector(delta, task.encoding)  # type: ignore[arg-type]
         except OverflowError as exc:
-            raise FedtideError(f"training diverged: {exc}") from exc
+            raise DivergedError(f"training diverged: {exc}") from exc
+
+
+def public_reason(error: Exception) -> str:
+    """What may leave the device of an error: nothing that quotes its data, paths or files."""
+    if isinstance(error, DataError):
+        return DATA_REASON
+    if isinstance(error, GraphFailedError):
+        return "a graph of the bundle fails on the local data; the device's own log says why"
+    from_disk = isinstance(error.__cause__, OSError)
+    if isinstance(error, BundleError | DivergedError) and not from_disk:
+        return one_line(error)
+    return f"{type(error).__name__} on the device; its own log says more"
+
+
+def one_line(error: Exception) -> str:
+    """An error and its hint, for the log."""
+    return "; ".join(str(error).split("\n\n"))
 
 
 def release_memory() -> None:

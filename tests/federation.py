@@ -98,6 +98,11 @@ class FakeRunner:
         self._device = device
         self.held = False
         self.pending: tuple[Task, bytes] | None = None
+        self.checked: list[str] = []
+
+    def check(self, bundle: Bundle) -> None:
+        """Remember what was asked."""
+        self.checked.append(bundle.digest)
 
     def start(self, task: Task, bundle: Bundle, model: bytes) -> None:
         """Begin."""

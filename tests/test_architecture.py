@@ -24,6 +24,7 @@ PURE = frozenset(
         "coordinator/cohort.py",
         "coordinator/aggregation.py",
         "coordinator/vetting.py",
+        "edge_client/durable.py",
         "edge_client/session_machine.py",
         "fedtide/messages.py",
         "fedtide/topics.py",

@@ -11,7 +11,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from fedtide.errors import BundleError
 from fedtide.vectors import Vector
+
+
+class GraphFailedError(BundleError):
+    """A graph failed on a batch. The text is onnxruntime's and may quote values of the data."""
 
 
 class Evaluation(NamedTuple):

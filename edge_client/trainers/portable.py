@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.trainers import Evaluation
+from edge_client.trainers import Evaluation, GraphFailedError
 from edge_client.trainers.batches import AnyArray, check_batch
 from fedtide.bundle import Bundle
 from fedtide.errors import BundleError
@@ -72,7 +72,7 @@ class PortableTrainer:
 
         Raises:
             DataError: the batch does not fit the model.
-            BundleError: onnxruntime failed.
+            GraphFailedError: onnxruntime failed.
         """
         current, other = self._sides_or_raise()
         x, y = check_batch(self._manifest, x, y)
@@ -139,7 +139,7 @@ def _run(session: Any, binding: Any) -> None:
     try:
         session.run_with_iobinding(binding)
     except Exception as exc:  # its errors share no base class
-        raise BundleError(f"onnxruntime failed in a graph of the bundle: {exc}") from exc
+        raise GraphFailedError(f"onnxruntime failed in a graph of the bundle: {exc}") from exc
 
 
 def _check_train_graph(session: Any, manifest: Manifest) -> frozenset[str]:

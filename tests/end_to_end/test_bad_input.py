@@ -15,6 +15,7 @@ import pytest
 
 from demo.brokers import COORDINATOR, Broker, find_broker, free_port, write_private
 from demo.local import LocalFederation, wait_for
+from edge_client.worker import DATA_REASON
 from fedtide.memory import matches
 from fedtide.mqtt import MqttTransport
 from tests import bundles
@@ -146,14 +147,14 @@ def test_a_bundle_with_a_flipped_byte(tmp_path: Path, bundle: Path) -> None:
         ({"x": np.zeros((5, 8), np.float32), "y": np.full(5, 3)}, "out of range"),
     ],
 )
-def test_data_that_do_not_fit_are_declined_with_the_reason(
+def test_data_that_do_not_fit_are_declined_and_only_the_device_says_why(
     tmp_path: Path,
     mosquitto: Broker,
     bundle: Path,
     arrays: dict[str, np.ndarray],
     expected: str,
 ) -> None:
-    """The round is abandoned and says so; the device stays and names what is wrong."""
+    """The round is abandoned and says so; the device stays, and no value or path leaves it."""
     data = tmp_path / "bad.npz"
     np.savez(data, **arrays)  # type: ignore[arg-type]
     with LocalFederation(tmp_path / "run", mosquitto) as local:
@@ -162,7 +163,13 @@ def test_data_that_do_not_fit_are_declined_with_the_reason(
         local.add_device("alpha", data, DEVICE_PYTHON)
         local.start()
         assert local.coordinator.wait(WAIT_S) == 1
-        assert expected in local.coordinator.log_path.read_text()
+        told = local.coordinator.log_path.read_text()
+        assert DATA_REASON in told
+        assert expected not in told
+        assert str(data) not in told
+        own = local.devices["alpha"].log_path.read_text()
+        assert expected in own
+        assert str(data) in own
         assert local.devices["alpha"].exit_code() is None
         assert_clean(local)
 

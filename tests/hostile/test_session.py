@@ -10,9 +10,12 @@ import msgspec
 import numpy as np
 import pytest
 
+from edge_client.saved_session import SavedSession
 from edge_client.session import Session
+from edge_client.session_machine import RESTARTS_MAX
 from fedtide.blobs import BlobStore, blocks_count, make_chunk, split
 from fedtide.bundle import sha256_hex
+from fedtide.errors import StateError
 from fedtide.manifest import MANIFEST_NAME
 from fedtide.memory import MemoryTransport
 from fedtide.messages import (
@@ -33,6 +36,7 @@ from fedtide.messages import (
     encode,
 )
 from fedtide.plan import Plan
+from fedtide.topics import Topics
 from fedtide.transport import LinkEvent, Received
 from fedtide.vectors import encode_vector
 from tests.federation import ELEMENTS, Device, Federation, learn
@@ -213,6 +217,51 @@ def test_an_empty_file_in_a_manifest_is_declined(voice: Voice) -> None:
     assert isinstance(voice.heard[-1], Decline)
 
 
+def changed_manifest(voice: Voice, old: bytes, new: bytes) -> BlobRef:
+    raw = voice.federation.bundle.fetch(MANIFEST_NAME)
+    assert old in raw
+    ref = voice.put(raw.replace(old, new))
+    voice.publish_all()
+    return ref
+
+
+@pytest.mark.parametrize("what", ["manifest", "graph", "model"])
+def test_sizes_that_cannot_be_are_declined_before_the_disk_is_touched(
+    voice: Voice, what: str
+) -> None:
+    """A download takes its place on the disk, and its marks in memory, at once."""
+    huge = 2**31
+    task = voice.task()
+    voice.publish_all()
+    if what == "manifest":
+        task = voice.task(bundle=BlobRef("ab" * 32, huge))
+    elif what == "graph":
+        old, new = b'"size_bytes": 5', b'"size_bytes": 2000000000'
+        task = voice.task(bundle=changed_manifest(voice, old, new))
+    else:
+        task = voice.task(model=BlobRef("cd" * 32, huge))
+    voice.say(voice.welcome(bundle=task.bundle, model=task.model), task)
+    declined = voice.heard[-1]
+    assert isinstance(declined, Decline)
+    assert "is said to have" in declined.reason
+    folder = voice.device.folder / "partial"
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 10_000_000
+
+
+def test_the_model_is_fetched_after_the_manifest_that_tells_its_size(voice: Voice) -> None:
+    voice.publish(voice.model)
+    voice.say(voice.welcome())
+    assert voice.session.blobs.digests() == []
+    voice.publish_all()
+    assert voice.model.digest in voice.session.blobs.digests()
+
+
+def test_the_data_are_looked_at_once_for_each_bundle_before_any_task(voice: Voice) -> None:
+    voice.publish_all()
+    voice.say(voice.welcome(), voice.welcome())
+    assert voice.device.runner.checked == [voice.manifest.digest]
+
+
 def test_a_hello_asked_for_all_the_time_is_refused(voice: Voice) -> None:
     """Else the two would talk as fast as the network carries it."""
     voice.say(voice.welcome(hello_ms=0))
@@ -336,11 +385,12 @@ def test_a_power_cut_between_the_last_block_and_the_digest(voice: Voice) -> None
     assert len(voice.offers()) == 1
 
 
-@pytest.mark.parametrize("what", ["model", "manifest"])
+@pytest.mark.parametrize("what", ["model", "manifest", "graph"])
 def test_a_download_that_a_power_cut_damaged_is_fetched_again(voice: Voice, what: str) -> None:
     voice.publish_all()
     voice.say(voice.welcome())
-    ref = voice.model if what == "model" else voice.manifest
+    graph = BlobRef(sha256_hex(b"train"), 5)
+    ref = {"model": voice.model, "manifest": voice.manifest, "graph": graph}[what]
     voice.session.blobs.path(ref.digest).write_bytes(bytes(ref.size_bytes))
     voice.say(voice.task())
     assert [type(m) for m in voice.heard if isinstance(m, Offer | Decline)] == [Offer]
@@ -363,3 +413,29 @@ def test_a_beacon_of_another_session_brings_a_hello(voice: Voice) -> None:
         voice.federation.broker.route(topics.beacon, payload, retain=True)
         voice.federation.settle()
     assert [type(m) for m in voice.heard] == [Hello, Hello]
+
+
+def test_the_state_of_another_device_is_refused(voice: Voice) -> None:
+    """Its update would be offered, and counted, once more under this name."""
+    voice.publish_all()
+    voice.say(voice.welcome(), voice.task())
+    voice.device.kill()
+    for device_id, federation in (("e", "test"), ("d", "other")):
+        link = MemoryTransport(voice.federation.broker, lambda _event: None)
+        topics = Topics(federation)
+        copy = Session(device_id, topics, voice.device.folder, link, voice.device.runner)
+        with pytest.raises(StateError, match="'d' of federation 'test'") as caught:
+            copy.start(0)
+        assert repr(device_id) in str(caught.value)
+        assert repr(federation) in str(caught.value)
+
+
+def test_a_decline_made_at_the_start_is_saved(voice: Voice) -> None:
+    voice.say(voice.welcome(), voice.task())  # whose blobs never come
+    for _ in range(RESTARTS_MAX + 1):
+        restart(voice)
+    saved = SavedSession(voice.device.folder, "test", "d").load()
+    assert saved.task is None
+    assert "went down" in saved.declined_because
+    voice.say(voice.welcome(), voice.task())
+    assert isinstance(voice.heard[-1], Decline)

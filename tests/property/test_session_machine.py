@@ -15,11 +15,11 @@ from hypothesis.stateful import (
 )
 
 from edge_client import session_machine
+from edge_client.durable import Durable
 from edge_client.session_machine import (
     OUTBOX_MAX,
     RESTARTS_MAX,
     Command,
-    Durable,
     Event,
     ForgetUpdate,
     Heard,
@@ -163,7 +163,7 @@ class Session(RuleBasedStateMachine):
     @rule()
     def prepares(self) -> None:
         if self.state.durable.task is not None:
-            self.feed(TaskPrepared(self.state.durable.task.round_id))
+            self.feed(TaskPrepared("run", self.state.durable.task.round_id))
 
     @rule(stale=st.booleans())
     def finishes(self, stale: bool) -> None:
@@ -186,7 +186,7 @@ class Session(RuleBasedStateMachine):
         task = self.state.durable.task
         if task is not None:
             self.done.add(task.round_id)
-            commands = self.feed(TaskFailed(task.round_id, "no data"))
+            commands = self.feed(TaskFailed(task.run_id, task.round_id, "no data"))
             assert Say(Decline(task.run_id, task.round_id, "no data")) in commands
 
     @rule(data=st.data(), known=st.booleans())

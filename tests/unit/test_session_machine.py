@@ -5,12 +5,12 @@ from __future__ import annotations
 import msgspec
 import pytest
 
+from edge_client.durable import Durable
 from edge_client.session_machine import (
     HELLO_RETRY_MS,
     OUTBOX_MAX,
     RESTARTS_MAX,
     DropTask,
-    Durable,
     ForgetUpdate,
     Heard,
     Linked,
@@ -32,7 +32,18 @@ from edge_client.session_machine import (
     resume,
     step,
 )
-from fedtide.messages import Decline, Offer, Presence, Receipt, Want, Welcome
+from fedtide.messages import (
+    Beacon,
+    Decline,
+    Envelope,
+    Offer,
+    Presence,
+    Receipt,
+    Want,
+    Welcome,
+    decode,
+    encode,
+)
 from tests.property.test_session_machine import MANIFEST, MODEL, task_of, update_of
 
 TASK, UPDATE = task_of(1), update_of(task_of(1))
@@ -48,7 +59,7 @@ def live(state: State, *events: object, at_ms: int = 1_000) -> tuple[tuple[objec
 
 
 WELCOMED = live(State(), Linked(), Heard(WELCOME))[1]
-OWING = live(WELCOMED, Heard(TASK), TaskPrepared(1), TaskDone(UPDATE))[1]
+OWING = live(WELCOMED, Heard(TASK), TaskPrepared("run", 1), TaskDone(UPDATE))[1]
 
 
 def test_a_whole_life() -> None:
@@ -59,7 +70,7 @@ def test_a_whole_life() -> None:
     commands, state = live(state, Heard(TASK))
     assert commands == (PrepareTask(TASK),)
     assert (state.phase, state.durable.task) == ("fetching", TASK)
-    commands, state = live(state, TaskPrepared(1))
+    commands, state = live(state, TaskPrepared("run", 1))
     assert (commands, state.phase) == ((StartTask(TASK),), "training")
     commands, state = live(state, TaskDone(UPDATE))
     assert (commands, state.phase) == ((Say(Offer(UPDATE)),), "idle")
@@ -75,7 +86,7 @@ def test_a_whole_life() -> None:
 
 
 def test_a_newer_task_replaces_the_one_at_hand() -> None:
-    training = live(WELCOMED, Heard(TASK), TaskPrepared(1))[1]
+    training = live(WELCOMED, Heard(TASK), TaskPrepared("run", 1))[1]
     commands, state = live(training, Heard(task_of(2)))
     assert commands == (DropTask(1), PrepareTask(task_of(2)))
     assert live(state, Heard(TASK)) == ((), state)
@@ -91,7 +102,7 @@ def test_a_new_run_begins_to_count_again() -> None:
 
 
 def test_a_failure_is_declined_and_declined_again_when_asked_again() -> None:
-    commands, state = live(WELCOMED, Heard(TASK), TaskFailed(1, "no data"))
+    commands, state = live(WELCOMED, Heard(TASK), TaskFailed("run", 1, "no data"))
     decline = Say(Decline("run", 1, "no data"))
     assert commands == (Note("round 1: no data"), decline)
     assert (state.phase, state.durable.task) == ("idle", None)
@@ -99,10 +110,34 @@ def test_a_failure_is_declined_and_declined_again_when_asked_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "event", [TaskPrepared(1), TaskPrepared(9), TaskFailed(9, ""), TimeReached()]
+    "event",
+    [TaskPrepared("run", 1), TaskPrepared("run", 9), TaskFailed("run", 9, ""), TimeReached()],
 )
 def test_what_does_not_apply_changes_nothing(event: object) -> None:
     assert live(WELCOMED, event) == ((), WELCOMED)
+
+
+def test_what_an_older_run_reports_does_not_touch_the_round_of_the_same_number() -> None:
+    state = live(WELCOMED, Heard(task_of(1, "second")))[1]
+    assert live(state, TaskPrepared("run", 1)) == ((), state)
+    assert live(state, TaskFailed("run", 1, "of the old run")) == ((), state)
+    assert live(state, TaskPrepared("second", 1))[1].phase == "training"
+
+
+def test_a_long_reason_is_cut_once_and_stays_the_same() -> None:
+    """Said again from what is stored, it was too long for the wire."""
+    commands, state = live(WELCOMED, Heard(TASK), TaskFailed("run", 1, "x" * 5_000))
+    decline = Decline("run", 1, "x" * 1_000)
+    assert commands[-1] == Say(decline)
+    assert live(state, Heard(TASK))[0] == (Say(decline),)
+    assert decode(encode(decline, "1")) == Envelope(1, "1", decline)
+
+
+def test_a_coordinator_that_was_gone_is_greeted_although_its_session_is_the_same() -> None:
+    state = live(WELCOMED, Heard(Beacon(True, "one")))[1]
+    assert live(state, Heard(Beacon(True, "one")))[0] == ()
+    commands, state = live(state, Heard(Beacon(False, "one")), Heard(Beacon(True, "one")))
+    assert commands == (SayHello(),)
 
 
 def test_hellos_are_repeated_ever_more_slowly() -> None:
@@ -146,7 +181,7 @@ def test_the_oldest_update_is_given_up_when_the_outbox_is_full() -> None:
     for round_id in range(1, OUTBOX_MAX + 2):
         task = task_of(round_id)
         commands, state = live(
-            state, Heard(task), TaskPrepared(round_id), TaskDone(update_of(task))
+            state, Heard(task), TaskPrepared("run", round_id), TaskDone(update_of(task))
         )
     assert ForgetUpdate(UPDATE, None) in commands
     assert len(state.durable.outbox) == OUTBOX_MAX

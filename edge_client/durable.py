@@ -1,0 +1,27 @@
+"""What a device must still know after a power cut."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from msgspec import Struct
+
+from fedtide.messages import Task, Update
+
+
+class Durable(Struct, frozen=True, forbid_unknown_fields=True):
+    """On disk before anything that follows from it."""
+
+    version: Literal[1] = 1
+    federation: str = ""
+    device: str = ""
+    """Whose state this is."""
+    task: Task | None = None
+    restarts: int = 0
+    """How often the client started anew while it had this task."""
+    outbox: tuple[Update, ...] = ()
+    run_id: str = ""
+    answered_round: int = 0
+    """Newest round of this run that was trained or declined."""
+    declined_because: str = ""
+    """Non-empty: that round was declined."""
