@@ -167,8 +167,10 @@ class Service:
                 if refused is not None:
                     _log.warning("the broker refuses a message: %s; check its ACL", refused)
                 self._publisher.delivered(token)
-            case Received(topic, payload):
-                self._received(topic, payload, at_ms)
+            case Received(topic, payload, retained):
+                # What a device says is never retained: a copy that lies at the broker says nothing.
+                if not (retained and topic.startswith(self._topics.up(""))):
+                    self._received(topic, payload, at_ms)
             case _:
                 pass
 

@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from fedtide.messages import BlobRef, Offer, Receipt, Want
+from fedtide.messages import BlobRef, Hello, Offer, Receipt, Want, encode
 from tests.federation import ELEMENTS, Federation, Peer
 from tests.hostile.test_service import complete, peer
 
@@ -143,3 +143,13 @@ def test_models_withdrawn_without_a_link_do_not_stay_at_the_broker(tmp_path: Pat
     retained = {t.split("/")[-2] for t in federation.broker.retained if "/blob/" in t}
     assert newest in retained
     assert not old & retained
+
+
+def test_a_hello_that_lies_at_the_broker_makes_no_device(federation: Federation) -> None:
+    hello = encode(Hello("0", ("portable",), 10, ("f32",)), "ghost.1")
+    federation.broker.route(federation.topics.up("ghost"), hello, retain=True)
+    federation.kill_coordinator()
+    federation.settle()
+    federation.boot_coordinator()
+    federation.settle()
+    assert federation.store.load_state().online == ()
