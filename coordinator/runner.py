@@ -134,7 +134,10 @@ def _open_store(
             f"the state in {str(config.state_dir)!r} belongs to federation {federation!r}",
             hint="give this federation a state_dir of its own",
         )
-    initial = store.blobs.put(encode_vector(_initial_model(bundle), "f32"))
+    try:
+        initial = store.blobs.put(encode_vector(_initial_model(bundle), "f32"))
+    except OverflowError as exc:
+        raise BundleError(f"the initial model is unusable: {exc}") from exc
     evaluate = None if config.evaluation.data is None else TestSet(config.evaluation, bundle)
     begin_run(store, bundle, config.federation, initial, clock.now_ms())
     first = store.model(0)

@@ -17,6 +17,8 @@ Vector = NDArray[np.float32]
 
 ENCODINGS: dict[Encoding, np.dtype[np.generic]] = {"f32": np.dtype("<f4"), "f16": np.dtype("<f2")}
 
+_LARGEST: dict[Encoding, float] = {"f32": VALUE_ABS_MAX, "f16": float(np.finfo(np.float16).max)}
+
 
 def check_vector(vector: Vector, manifest: Manifest) -> None:
     """Nothing, if `vector` is float32[elements_count].
@@ -46,16 +48,18 @@ def encoded_bytes(elements_count: int, encoding: Encoding) -> int:
 
 
 def encode_vector(vector: Vector, encoding: Encoding) -> bytes:
-    """Bytes of `vector`, float32[n].
+    """Bytes of `vector`, float32[n]; `decode_vector` takes whatever this returns.
 
     Raises:
-        OverflowError: a finite value does not fit the encoding.
+        OverflowError: a value is not finite, too large, or does not fit the encoding.
     """
-    with np.errstate(over="ignore"):
-        encoded = vector.astype(ENCODINGS[encoding])
-    if encoding != "f32" and not np.array_equal(np.isfinite(encoded), np.isfinite(vector)):
-        raise OverflowError(f"the vector has values that {encoding} cannot hold")
-    return encoded.tobytes()
+    bound = _LARGEST[encoding]
+    # False for NaN, which both extremes pass on.
+    if not (vector.min(initial=0) >= -bound and vector.max(initial=0) <= bound):
+        raise OverflowError(
+            f"the vector has values that are not within ±{bound:g}, the range of {encoding}"
+        )
+    return vector.astype(ENCODINGS[encoding]).tobytes()
 
 
 def decode_vector(content: bytes | memoryview, encoding: Encoding, elements_count: int) -> Vector:

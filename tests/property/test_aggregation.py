@@ -14,6 +14,7 @@ from hypothesis.extra import numpy as hnp
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.cohort import select_cohort, wanted_count
 from coordinator.config import RoundsConfig
+from fedtide.messages import Encoding
 from fedtide.vectors import Vector, decode_vector, encode_vector
 
 ELEMENTS = 5
@@ -127,6 +128,16 @@ def test_f16_has_eleven_bits(vector: Vector) -> None:
 def test_f16_refuses_what_it_cannot_hold(value: float) -> None:
     with pytest.raises(OverflowError):
         encode_vector(np.array([0, value], dtype=np.float32), "f16")
+
+
+@pytest.mark.parametrize("encoding", ["f32", "f16"])
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1.1e30, -1.1e30])
+def test_what_no_receiver_would_take_is_not_encoded(value: float, encoding: Encoding) -> None:
+    vector = np.array([0, value, 1], dtype=np.float32)
+    with pytest.raises(OverflowError, match=encoding):
+        encode_vector(vector, encoding)
+    with pytest.raises(ValueError, match="value 1"):
+        decode_vector(vector.tobytes(), "f32", 3)
 
 
 # ---- the lottery ----

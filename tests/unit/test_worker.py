@@ -129,3 +129,15 @@ def test_a_dropped_task_reports_nothing(
     bench.start(2)
     assert bench.report() == TaskDone(update_of(task_of(2)))
     assert bench.reports.empty()
+
+
+def test_a_model_that_diverged_is_declined_and_not_sent(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its loss may still be finite when its values are not."""
+    delta = np.array([np.nan], dtype=np.float32)
+    monkeypatch.setattr(bench.worker, "_do", lambda job: bench.worker._encoded(delta, job.task))
+    bench.start()
+    failed = bench.report()
+    assert isinstance(failed, TaskFailed)
+    assert failed.reason.startswith("training diverged: the vector has values")
