@@ -1,0 +1,92 @@
+"""The client's loop: whatever ends it, nobody goes on believing that the device is online."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edge_client import runner
+from edge_client.config import ClientConfig, DataConfig
+from edge_client.runner import run_client
+from edge_client.session import Session
+from edge_client.trainers.opening import available_runtimes
+from fedtide.errors import BrokerError, StateError
+from fedtide.memory import MemoryBroker, MemoryTransport
+from fedtide.messages import Envelope, Presence, decode
+from fedtide.transport import Broken, Deliver, LinkEvent, Refused, Will
+
+pytestmark = pytest.mark.skipif(
+    not available_runtimes(), reason="no onnxruntime in this environment"
+)
+
+
+class Scripted(MemoryTransport):
+    """Connects, then delivers what the test wants."""
+
+    broker = MemoryBroker()
+    events: tuple[LinkEvent, ...] = ()
+    client_id = ""
+
+    def __init__(self, _config: object, client_id: str, deliver: Deliver, will: Will) -> None:
+        super().__init__(self.broker, deliver, will)
+        Scripted.client_id = client_id
+
+    def start(self) -> None:
+        super().start()
+        for event in self.events:
+            self.deliver(event)
+
+
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientConfig]:
+    monkeypatch.setattr(runner, "MqttTransport", Scripted)
+    monkeypatch.setattr(Scripted, "broker", MemoryBroker())
+    data = tmp_path / "data.npz"
+    np.savez(data, x=np.zeros((3, 2), np.float32), y=np.zeros(3, np.int64))
+    before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+    yield ClientConfig("f", "d", tmp_path / "state", DataConfig(data))
+    for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
+        signal.signal(number, handler)
+
+
+def presence() -> Presence:
+    envelope = decode(Scripted.broker.retained["fedtide/1/f/presence/d"])
+    assert isinstance(envelope, Envelope)
+    assert isinstance(envelope.body, Presence)
+    return envelope.body
+
+
+def test_a_client_that_ends_on_an_error_says_goodbye(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise StateError("no space left on /home/somebody")
+
+    monkeypatch.setattr(Session, "link_event", full)
+    with pytest.raises(StateError, match="no space"):
+        run_client(config)
+    assert not presence().online
+    assert presence().reason == "ended by an error; the device's own log says why"
+
+
+def test_a_link_that_failed_ends_the_client(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Scripted, "events", (Refused("banned for a while"), Broken("a bug")))
+    with pytest.raises(BrokerError, match="a bug"):
+        run_client(config)
+    assert not presence().online
+
+
+def test_no_two_devices_have_the_same_client_id(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Names may hold dots: a.b and c were a and b.c to the broker, which cut each off in turn."""
+    monkeypatch.setattr(Scripted, "events", (Broken("enough"),))
+    with pytest.raises(BrokerError):
+        run_client(config)
+    assert Scripted.client_id == "f/d"
