@@ -186,6 +186,8 @@ class MqttTransport:
                     self._protocol = 4 if self._protocol == 5 else 5
                     self._reason += f"; trying MQTT {'5' if self._protocol == 5 else '3.1.1'}"
                 client.disconnect()
+                client.loop(timeout=0.1)  # writes that, and waits for nobody
+                return
 
     def _new_client(self) -> paho.Client:
         client = paho.Client(

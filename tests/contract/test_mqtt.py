@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -171,6 +172,28 @@ def test_a_publication_goes_out_at_once() -> None:
         assert time.monotonic() - started_s < 1.0
         link.stop()
     assert failures == []
+
+
+def test_a_broker_that_misreads_mqtt_5_is_spoken_to_in_the_older_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mqtt, "ANSWER_S", 0.2)
+    levels: list[int] = []
+
+    def old(wire: Wire) -> None:
+        _, body = wire.packet()
+        levels.append(body[6])
+        if body[6] == 4:
+            wire.sock.sendall(CONNACK)
+        wire.packet()
+
+    with scripted_broker(old, protocol="auto") as (config, _):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        assert wait_for(events, Connected) == Connected("MQTT 3.1.1", mock.ANY)
+        link.stop()
+    assert levels == [5, 4]
 
 
 def test_a_refusal_is_said_and_the_link_goes_on_trying() -> None:
