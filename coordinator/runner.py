@@ -113,6 +113,8 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
         link.start()
         return _serve(config, service, inbox, clock)
     finally:
+        # Whatever ended us: a clean disconnect keeps our will unsaid, so it is said here.
+        await_delivery(inbox, service.goodbye(), _GOODBYE_S)
         link.stop()
         executor.shutdown(wait=True, cancel_futures=True)
 
@@ -185,7 +187,6 @@ def _serve(
                     service.link_event(item, clock.now_ms())
         patience.time_reached(clock.now_ms())
         service.time_reached(clock.now_ms())
-    await_delivery(inbox, service.goodbye(), _GOODBYE_S)
     if service.finished is None:
         return 0
     _log.info("finished: %s", service.finished.reason)
