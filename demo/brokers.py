@@ -47,6 +47,20 @@ def mosquitto_path() -> str | None:
     return shutil.which("mosquitto", path=path)
 
 
+def mosquitto_version() -> str:
+    """What `mosquitto -h` says of itself first."""
+    said = subprocess.run(
+        [mosquitto_path() or "mosquitto", "-h"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=START_S,
+        check=False,  # help is an error to it
+    ).stdout
+    return next(iter(said.splitlines()), "").removeprefix("mosquitto version ").strip()
+
+
 def find_broker(kind: str = "auto") -> Kind:
     """Which broker can run here; `auto` prefers Mosquitto.
 

@@ -8,14 +8,9 @@ import shutil
 import signal
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from demo.outcome import ROUNDS, Outcome
 from fedtide.errors import ConfigError
-
-if TYPE_CHECKING:
-    from demo.outcome import Outcome
-
-ROUNDS = 40
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -82,14 +77,15 @@ def _summary(outcome: Outcome, out: Path) -> str:
     """The end of the story, in a few lines."""
     runtimes = sorted(set(outcome.runtimes.values()))
     mixed = ", ".join(f"{list(outcome.runtimes.values()).count(r)} on {r}" for r in runtimes)
+    abandoned = f" ({outcome.abandoned} more abandoned)" if outcome.abandoned else ""
     return f"""
 accuracy on {outcome.test_examples} unseen images
   the federation          {outcome.accuracy:7.1%}
   all data in one place   {outcome.central_accuracy:7.1%}
   best device alone       {outcome.best_single_accuracy:7.1%}
 
-{outcome.rounds} rounds over {outcome.broker}, {len(outcome.runtimes)} devices ({mixed}), \
-{outcome.seconds:.0f} s in all
+{outcome.rounds} rounds{abandoned} over {outcome.broker}, \
+{len(outcome.runtimes)} devices ({mixed}), {outcome.seconds:.0f} s in all
 {outcome.dropouts} times a device was killed in mid-training, {outcome.late} updates came too late
 the exported model, run by onnxruntime, reads {outcome.inference_accuracy:.1%}, as the \
 coordinator measured

@@ -1,9 +1,10 @@
 """What goes wrong in the demo, and when: a pure function of the seed.
 
-In every round about a fifth of the devices that could take part are killed in mid-training and
-come back one or two rounds later; one more has a link so slow that its update comes after the
-deadline; and once, for two or three rounds, one device loses its network. However it falls, the
-quorum is left alone.
+The first round is left alone: in it the devices open the model for the first time. From then on, in
+every round about a fifth of the devices that could take part are killed in mid-training and come
+back one or two rounds later; one more has a link so slow that its update comes after the deadline;
+and once, for two or three rounds, one device loses its network. However it falls, the quorum is
+left alone.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass, field
 
 DROP_RATE = 0.2
 """Of the devices that can take part in a round."""
+FIRST_ROUND = 2
+"""The first round with faults."""
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,8 @@ def plan_faults(seed: int, devices: Sequence[str], rounds: int, quorum: int) -> 
     lots = random.Random(f"faults/{seed}")  # noqa: S311 - a repeatable demo, not a secret
     victim, outage = _outage(lots, devices, rounds)
     away_until: dict[str, int] = {}
-    planned: list[RoundFaults] = []
-    for round_id in range(1, rounds + 1):
+    planned = [RoundFaults()] * min(rounds, FIRST_ROUND - 1)
+    for round_id in range(FIRST_ROUND, rounds + 1):
         if round_id in outage:
             away_until[victim] = max(away_until.get(victim, 0), outage.stop)
         able = [
@@ -75,7 +78,7 @@ def plan_faults(seed: int, devices: Sequence[str], rounds: int, quorum: int) -> 
 def _outage(lots: random.Random, devices: Sequence[str], rounds: int) -> tuple[str, range]:
     """Who loses the network, and in which rounds: somewhere in the middle of the run."""
     length = lots.choice((2, 3))
-    start = lots.randint(rounds // 4 + 1, rounds // 2 + 1)
+    start = max(FIRST_ROUND, lots.randint(rounds // 4 + 1, rounds // 2 + 1))
     return lots.choice(devices), range(start, min(start + length, rounds + 1))
 
 

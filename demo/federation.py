@@ -108,7 +108,8 @@ class Federation:
                 )
             self._estimate()
             refresh()
-        self._scene.close_round()
+        self._scene.finish()
+        refresh()
 
     def _look_after_processes(self) -> None:
         self._coordinator.check(may_end=True)
@@ -151,7 +152,7 @@ class Federation:
             if self._first_round_s is None:
                 self._first_round_s = time.monotonic()
             self._open_round(status.round_id)
-        if status.phase == "waiting":
+        if status.phase == "waiting" or self._scene.evaluating:
             # For devices, that is; with no round to open, those away would stay away.
             self._bring_back(sys.maxsize)
 

@@ -10,17 +10,20 @@ import matplotlib as mpl
 from demo.scene import MEANING, Fate
 
 if TYPE_CHECKING:
-    from demo.outcome import Outcome, RoundRecord
+    from demo.outcome import ModelRecord, Outcome, RoundRecord
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import MaxNLocator
 
 _GREEN, _RED, _YELLOW, _PURPLE, _GREY = "#2a7f5f", "#c0392b", "#e0a030", "#7b52ab", "#c9c9c9"
+_DARK_GREY = "#8a8a8a"
 _FATES = {
     Fate.COUNTED: ("s", _GREEN),
     Fate.KILLED: ("X", _RED),
     Fate.LATE: ("o", _YELLOW),
     Fate.OFFLINE: ("v", _PURPLE),
+    Fate.ABANDONED: ("D", _DARK_GREY),
     Fate.ABSENT: (".", _GREY),
 }
 
@@ -37,16 +40,18 @@ def accuracy_plot(outcome: Outcome) -> str:
         axes.axhline(100 * value, color="#444444", linestyle=style, linewidth=1)
         beside = axes.get_yaxis_transform()
         axes.text(1.01, 100 * value, text, transform=beside, va="center", color="#444444")
-    axes.set(xlabel="model version", ylabel="accuracy, % of the test set", ylim=(0, 101))
+    axes.set(ylabel="accuracy, % of the test set", ylim=(0, 101))
+    _round_axis(axes, len(values) - 1)
     return _svg(figure)
 
 
-def loss_plot(records: list[RoundRecord]) -> str:
+def loss_plot(models: list[ModelRecord], rounds_count: int) -> str:
     """Loss of every global model on the test set."""
     figure, axes = _axes(2.4)
-    points = [(record.round_id, record.loss) for record in records if record.loss is not None]
+    points = [(model.round_id, model.loss) for model in models if model.loss is not None]
     axes.plot([x for x, _ in points], [y for _, y in points], color=_GREEN, linewidth=2)
-    axes.set(xlabel="round", ylabel="cross-entropy", ylim=(0, None))
+    axes.set(ylabel="cross-entropy", ylim=(0, None))
+    _round_axis(axes, rounds_count)
     return _svg(figure)
 
 
@@ -58,7 +63,8 @@ def bytes_plot(records: list[RoundRecord]) -> str:
         [record.upload_bytes / 1e6 for record in records],
         color=_GREEN,
     )
-    axes.set(xlabel="round", ylabel="updates, MB")
+    axes.set(ylabel="counted updates, MB")
+    _round_axis(axes, len(records))
     return _svg(figure)
 
 
@@ -84,8 +90,8 @@ def timeline_plot(records: list[RoundRecord], table: dict[str, list[Fate]]) -> s
         )
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
-    axes.set(xlabel="round")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=5, frameon=False)
+    _round_axis(axes, len(records))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(_FATES), frameon=False)
     return _svg(figure)
 
 
@@ -97,6 +103,12 @@ def _axes(height: float) -> tuple[Any, Any]:
     axes.grid(visible=True, axis="y", color="#eeeeee")
     axes.set_axisbelow(True)
     return figure, axes
+
+
+def _round_axis(axes: Any, rounds_count: int) -> None:
+    """The same for every plot; round 0 is the model that all began with."""
+    axes.set(xlabel="round", xlim=(-0.8, rounds_count + 0.8))
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
 
 
 def _svg(figure: Any) -> str:

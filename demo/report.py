@@ -7,13 +7,18 @@ from pathlib import Path
 import jinja2
 from markupsafe import Markup
 
-from demo.outcome import Outcome, RoundRecord
+from demo.outcome import ModelRecord, Outcome, RoundRecord
 from demo.plots import accuracy_plot, bytes_plot, loss_plot, timeline_plot
-from demo.scene import Fate
+from demo.scene import Fate, Scene
 
 
 def write_report(
-    path: Path, outcome: Outcome, records: list[RoundRecord], table: dict[str, list[Fate]]
+    path: Path,
+    outcome: Outcome,
+    records: list[RoundRecord],
+    models: list[ModelRecord],
+    table: dict[str, list[Fate]],
+    scene: Scene,
 ) -> None:
     """Write the page; no scripts, nothing loaded from elsewhere."""
     environment = jinja2.Environment(
@@ -26,13 +31,15 @@ def write_report(
     plots = {
         "accuracy": accuracy_plot(outcome),
         "timeline": timeline_plot(records, table),
-        "loss": loss_plot(records),
+        "loss": loss_plot(models, len(records)),
         "bytes": bytes_plot(records),
     }
     page = environment.get_template("report.html").render(
         outcome=outcome,
         failure=outcome.failure(),
-        abandoned=[record for record in records if record.outcome == "abandoned"],
+        abandoned=[record for record in records if record.abandoned],
+        quorum=scene.quorum,
+        judges=scene.answers_count,
         plots={name: Markup(svg) for name, svg in plots.items()},  # noqa: S704 - our own SVG
     )
     path.write_text(page, encoding="utf-8")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import platform
 import shutil
 import subprocess
 import sys
@@ -14,11 +13,18 @@ from pathlib import Path
 
 import numpy as np
 
-from demo.brokers import COORDINATOR, Broker, Kind, child_environment, find_broker
+from demo.brokers import (
+    COORDINATOR,
+    Broker,
+    Kind,
+    child_environment,
+    find_broker,
+    mosquitto_version,
+)
 from demo.data import DEVICES, Part, Split, split_digits
 from demo.faults import FaultPlan, plan_faults
 from demo.federation import Federation
-from demo.outcome import Outcome, fates, read_rounds
+from demo.outcome import Outcome, accuracy_by_round, fates, read_models, read_rounds
 from demo.prepare import (
     QUORUM,
     Runtime,
@@ -39,7 +45,18 @@ from fedtide.runtime import load_session
 BASELINES_S = 120.0
 MODELS_S = 60.0
 _RUN_FOLDER = "demo-run"
-_PACKAGES = ("onnxruntime", "onnxruntime-training-cpu", "torch", "paho-mqtt", "numpy", "amqtt")
+_PACKAGES = ("onnxruntime", "onnxruntime-training-cpu", "torch", "paho-mqtt", "numpy")
+_DEVICE_PACKAGES = ("onnxruntime", "onnxruntime-training-cpu", "paho-mqtt", "numpy")
+_ASK_VERSIONS = """
+import importlib.metadata, json, platform, sys
+found = {"python": platform.python_version()}
+for package in sys.argv[1:]:
+    try:
+        found[package] = importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        pass
+print(json.dumps(found))
+"""
 
 
 @dataclass(frozen=True)
@@ -69,21 +86,24 @@ def run_demo(options: Options) -> Outcome:
     split = split_digits(options.seed)
     write_data(folder, split)
     devices = {name: DeviceScene(name, part.digits(), "") for name, part in split.devices.items()}
-    scene = Scene(devices, options.rounds, kind)
+    scene = Scene(devices, options.rounds, kind, QUORUM)
     with open_view(scene, plain=options.plain) as view:
         _step(scene, view, "exporting the PyTorch model to ONNX, and checking it against PyTorch")
         runtimes = choose_runtimes(export_model(settings))
         kills = _perform(settings, kind, split, runtimes, scene, view)
         _step(scene, view, "exporting the final model, and running it")
         exported = _export_final(folder, options.out / "inference.onnx", split.test)
-    records = read_rounds(folder / "coordinator")
+        scene.step = ""
+    records, models = read_rounds(folder / "coordinator"), read_models(folder / "coordinator")
+    curve = accuracy_by_round(models, len(records))
     singles = json.loads((folder / "baselines.json").read_text())
     manifest = open_bundle_dir(folder / "bundle").manifest
     outcome = Outcome(
-        accuracy=scene.accuracies[-1],
+        accuracy=curve[-1],
         central_accuracy=singles["central"],
         best_single_accuracy=max(singles["alone"].values()),
         rounds=sum(record.outcome == "done" for record in records),
+        abandoned=sum(record.abandoned for record in records),
         dropouts=kills,
         late=sum(len(record.late) for record in records),
         seconds=round(time.monotonic() - started_s, 1),
@@ -94,14 +114,15 @@ def run_demo(options: Options) -> Outcome:
         parameters=manifest.elements_count,
         upload_bytes=sum(record.upload_bytes for record in records),
         inference_accuracy=exported,
-        accuracy_by_round=tuple(scene.accuracies),
+        accuracy_by_round=curve,
         single_accuracies=singles["alone"],
         runtimes=dict(runtimes),
         digits={name: part.digits() for name, part in split.devices.items()},
-        versions=_versions(),
+        versions=_versions(kind, options.device_python),
     )
     outcome.write(options.out / "demo.json")
-    write_report(options.out / "demo.html", outcome, records, fates(records, scene))
+    table = fates(records, scene)
+    write_report(options.out / "demo.html", outcome, records, models, table, scene)
     _check_export(outcome)
     return outcome
 
@@ -210,12 +231,31 @@ def _check_export(outcome: Outcome) -> None:
         )
 
 
-def _versions() -> dict[str, str]:
-    """Of what this ran on."""
-    versions = {"fedtide": __version__, "python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+def _versions(kind: Kind, device_python: str) -> dict[str, str]:
+    """Of what this ran on; where the devices' Python has something else, with their name to it."""
+    versions = {"fedtide": __version__, **_ask_versions(sys.executable, _PACKAGES)}
+    for name, version in _ask_versions(device_python, _DEVICE_PACKAGES).items():
+        if versions.setdefault(name, version) != version:
+            versions[f"{name} (devices)"] = version
+    if kind == "mosquitto":
+        versions[kind] = mosquitto_version()
+    else:
+        versions[kind] = importlib.metadata.version(kind)
     return versions
+
+
+def _ask_versions(python: str, packages: tuple[str, ...]) -> dict[str, str]:
+    """What a Python has of these packages."""
+    done = subprocess.run(
+        [python, "-c", _ASK_VERSIONS, *packages],
+        env=child_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=MODELS_S,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise ProcessError(f"{python} does not say what is installed:\n{done.stderr}")
+    found: dict[str, str] = json.loads(done.stdout)
+    return found

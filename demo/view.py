@@ -19,6 +19,7 @@ _FATE_STYLE = {
     Fate.KILLED: "bold red",
     Fate.LATE: "yellow",
     Fate.OFFLINE: "magenta",
+    Fate.ABANDONED: "grey50",
     Fate.ABSENT: "dim",
 }
 _DOING_STYLE = {
@@ -27,6 +28,7 @@ _DOING_STYLE = {
     "no network": "magenta",
     "starting again": "blue",
     "starting": "blue",
+    "done": "green",
 }
 _NEWS_LINES = 4
 
@@ -62,16 +64,21 @@ class PlainView:
         self._scene = scene
         self._step = ""
         self._told_round = 0
+        self._told_end = False
 
     def refresh(self) -> None:
         """Print what is new."""
         scene = self._scene
-        if scene.step != self._step:
-            self._step = scene.step
-            print(f"{scene.step} ...", flush=True)
-        while self._told_round < scene.round_id - 1:
+        while self._told_round < scene.closed_round_id:
             self._told_round += 1
             print(round_line(scene, self._told_round), flush=True)
+        if scene.finished and scene.evaluating and not self._told_end:
+            self._told_end = True
+            print(f"final evaluation · {evaluation_words(scene)}", flush=True)
+        if scene.step != self._step:
+            self._step = scene.step
+            if scene.step:
+                print(f"{scene.step} ...", flush=True)
 
     def __enter__(self) -> Self:
         self.refresh()
@@ -106,7 +113,10 @@ def round_line(scene: Scene, round_id: int) -> str:
     by_fate: dict[Fate, list[str]] = {fate: [] for fate in Fate}
     for device in scene.devices.values():
         by_fate[device.fates.get(round_id, Fate.ABSENT)].append(device.name.removeprefix("device-"))
-    parts = [f"round {round_id:2}", f"{len(by_fate[Fate.COUNTED])} updates"]
+    counted = len(by_fate[Fate.COUNTED])
+    update_words = f"{counted} {'update' if counted == 1 else 'updates'}"
+    abandoned = round_id in scene.abandoned
+    parts = [f"round {round_id:2}", scene.abandonment(round_id) if abandoned else update_words]
     for fate, word in (
         (Fate.KILLED, "killed"),
         (Fate.LATE, "too late"),
@@ -119,6 +129,11 @@ def round_line(scene: Scene, round_id: int) -> str:
     if scene.seconds_left is not None:
         parts.append(f"{scene.seconds_left:.0f} s left")
     return " · ".join(parts)
+
+
+def evaluation_words(scene: Scene) -> str:
+    """The devices' part after the last round."""
+    return f"{scene.answers_count} of {len(scene.devices)} devices have run the final model"
 
 
 def render(scene: Scene, width: int) -> RenderableType:
@@ -139,8 +154,12 @@ def _progress(scene: Scene, width: int) -> Text:
     filled = round(20 * scene.rounds_done / max(1, scene.rounds_count))
     text.append(f"{scene.rounds_done} of {scene.rounds_count} rounds ", style="bold")
     text.append("━" * filled, style="green").append("━" * (20 - filled), style="dim")
-    if scene.seconds_left is not None:
+    if scene.seconds_left is not None and not scene.evaluating:
         text.append(f"  about {scene.seconds_left:.0f} s left", style="cyan")
+    if scene.finished:
+        text.append(f"  {scene.step} ..." if scene.step else "  done", style="bold cyan")
+    elif scene.evaluating:
+        text.append("  final evaluation", style="bold cyan")
     if scene.accuracies:
         text.append("\nThe shared model reads ")
         text.append(f"{scene.accuracies[-1]:.1%}", style="bold green")
@@ -173,7 +192,7 @@ def _devices(scene: Scene, width: int) -> Table:
             " ".join(map(str, device.digits)),
             device.runtime,
             _now(scene, device),
-            _fates(device, scene.round_id, room),
+            _fates(device, scene.training_round_id, room),
         )
     return table
 
@@ -183,7 +202,7 @@ def _now(scene: Scene, device: DeviceScene) -> Text:
     if device.held:
         return Text("slow link", style="yellow")
     if device.name in scene.accepted and doing in ("idle", "uploading", "training"):
-        return Text("update is in", style="green")
+        return Text("has run it" if scene.evaluating else "update is in", style="green")
     if doing == "idle":
         doing = "waiting"
     return Text(doing, style=_DOING_STYLE.get(doing, ""))

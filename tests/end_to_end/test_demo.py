@@ -57,12 +57,17 @@ def test_a_short_run_writes_everything_it_promises(tmp_path: Path, broker: str) 
     assert figures["rounds"] == 8, errors
     assert figures["accuracy"] > figures["best_single_accuracy"]
     assert figures["inference_accuracy"] == pytest.approx(figures["accuracy"], abs=0.005)
+    assert len(figures["accuracy_by_round"]) == 1 + 8 + figures["abandoned"]
+    assert broker in figures["versions"]
+    assert {"mosquitto", "amqtt"} - {broker} - set(figures["versions"])
     assert (figures["dropouts"], figures["broker"]) == (0, broker)
     page = (tmp_path / "demo.html").read_text()
     assert page.count("<svg") == 4
     assert "<script" not in page
     assert demo.returncode == (0 if "failed" not in errors else 1)
     assert "8 rounds" in said
+    assert said.count("abandoned, ") == figures["abandoned"]
+    assert f"final evaluation · {len(figures['runtimes'])} of" in said
     assert children_of(tmp_path) == []
 
 

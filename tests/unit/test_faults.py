@@ -55,6 +55,12 @@ def test_the_killed_come_back_one_or_two_rounds_later(seed: int, rounds: int) ->
     assert plan.restarted(1) == ()
 
 
+@given(SEEDS, ROUNDS)
+def test_the_first_round_is_left_alone(seed: int, rounds: int) -> None:
+    plan = plan_faults(seed, DEVICES, rounds, 4)
+    assert troubled(plan, 1) == set()
+
+
 @given(SEEDS, st.integers(min_value=8, max_value=60))
 def test_one_device_loses_its_network_once_for_two_or_three_rounds(seed: int, rounds: int) -> None:
     plan = plan_faults(seed, DEVICES, rounds, 4)
