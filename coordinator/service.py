@@ -233,13 +233,8 @@ class Service:
         if new:
             with self._store.transaction():
                 self._store.heard(device_id, msgspec.json.encode(hello).decode(), at_ms)
-            _log.info(
-                "%s is online: fedtide %s, %s, %d examples",
-                device_id,
-                hello.version,
-                "/".join(hello.runtimes),
-                hello.examples,
-            )
+            runtimes = "/".join(hello.runtimes)
+            _log.info("%s is online: fedtide %s, %s", device_id, hello.version, runtimes)
         member = self._state.member(device_id)
         if self._state.phase == "collecting" and member and member.answer == "none":
             self._invite((device_id,), at_ms)
