@@ -12,9 +12,10 @@ from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from queue import Empty, SimpleQueue
 
-from demo.brokers import OBSERVER, Broker, write_private
+from demo.brokers import COORDINATOR, OBSERVER, Broker, write_private
 from demo.data import DEVICES, Split
 from demo.faults import FaultPlan
+from demo.outcome import count_answers
 from demo.prepare import (
     COLLECT_MS,
     FEDERATION,
@@ -108,6 +109,7 @@ class Federation:
                 )
             self._estimate()
             refresh()
+        self._scene.answers_count = count_answers(self._settings.folder / COORDINATOR)
         self._scene.finish()
         refresh()
 

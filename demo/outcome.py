@@ -135,6 +135,16 @@ def read_models(state_dir: Path) -> list[ModelRecord]:
         return [ModelRecord(*row) for row in rows]
 
 
+def count_answers(state_dir: Path) -> int:
+    """Devices that took part in the final evaluation; the last answer ends it before it is told."""
+    with closing(_open_store(state_dir)) as database:
+        (count,) = database.execute(
+            "SELECT count(*) FROM updates JOIN rounds USING (round_id)"
+            " WHERE kind = 'evaluate' AND verdict = 'accepted'"
+        ).fetchone()
+    return int(count)
+
+
 def accuracy_by_round(models: list[ModelRecord], rounds_count: int) -> tuple[float, ...]:
     """Of the global model after each round, from round 0."""
     made = {model.round_id: model.accuracy for model in models}

@@ -48,8 +48,11 @@ def accuracy_plot(outcome: Outcome) -> str:
 def loss_plot(models: list[ModelRecord], rounds_count: int) -> str:
     """Loss of every global model on the test set."""
     figure, axes = _axes(2.4)
-    points = [(model.round_id, model.loss) for model in models if model.loss is not None]
-    axes.plot([x for x, _ in points], [y for _, y in points], color=_GREEN, linewidth=2)
+    made = {model.round_id: model.loss for model in models if model.loss is not None}
+    # An abandoned round leaves the model, and its loss, as they were.
+    rounds = [x for x in range(rounds_count + 1) if made and x >= min(made)]
+    held = [made[max(y for y in made if y <= x)] for x in rounds]
+    axes.plot(rounds, held, color=_GREEN, linewidth=2)
     axes.set(ylabel="cross-entropy", ylim=(0, None))
     _round_axis(axes, rounds_count)
     return _svg(figure)

@@ -99,7 +99,7 @@ class Scene:
         if status.accuracy is not None and len(self.accuracies) <= status.model_version:
             self.accuracies.append(status.accuracy)
         if self.evaluating:
-            self.answers_count = max(self.answers_count, len(status.accepted))
+            self.answers_count = len(self.accepted)
             return
         for name in status.accepted:
             if name in self.devices:

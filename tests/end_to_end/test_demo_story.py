@@ -16,6 +16,7 @@ from demo.outcome import (
     Outcome,
     RoundRecord,
     accuracy_by_round,
+    count_answers,
     fates,
     read_rounds,
 )
@@ -115,6 +116,9 @@ def test_the_store_has_the_last_word_on_what_counts(tmp_path: Path) -> None:
         CREATE TABLE models (version, round_id, accuracy, loss);
         INSERT INTO rounds VALUES (1, 'train', 0, 1500, 'abandoned', '{json.dumps(NAMES)}');
         INSERT INTO rounds VALUES (2, 'train', 2000, 3000, 'done', '{json.dumps(NAMES)}');
+        INSERT INTO rounds VALUES (3, 'evaluate', 3000, 3100, 'done', '{json.dumps(NAMES)}');
+        INSERT INTO updates VALUES (3, 'device-01', 'accepted', 0);
+        INSERT INTO updates VALUES (3, 'device-02', 'discarded', 0);
         INSERT INTO updates VALUES (1, 'device-01', 'accepted', 100);
         INSERT INTO updates VALUES (1, 'device-02', 'discarded', 100);
         INSERT INTO updates VALUES (2, 'device-01', 'accepted', 100);
@@ -127,6 +131,7 @@ def test_the_store_has_the_last_word_on_what_counts(tmp_path: Path) -> None:
     assert (abandoned.accepted, abandoned.in_vain) == ((), ("device-01",))
     assert (done.accepted, done.in_vain, done.accuracy) == (("device-01",), (), 0.5)
     assert [record.upload_bytes for record in (abandoned, done)] == [0, 100]
+    assert count_answers(tmp_path) == 1
     assert told(abandoned, done) == {
         "device-01": [Fate.ABANDONED, Fate.COUNTED],
         "device-02": [Fate.ABANDONED, Fate.LATE],
