@@ -305,9 +305,13 @@ def test_foreign_directories_are_left_alone(tmp_path: Path) -> None:
 def test_a_bundle_is_replaced_as_a_whole(tmp_path: Path) -> None:
     out = tmp_path / "b"
     export(models.tiny_cnn(), out)
-    (out / "leftover").write_text("x")
+    notes = out / "notes.txt"
+    notes.write_text("mine")
+    with pytest.raises(ConfigError, match="'notes.txt', which is no part of the bundle"):
+        export(models.tiny_mlp(), out)
+    assert notes.read_text() == "mine"
+    notes.unlink()
     export(models.tiny_mlp(), out)
-    assert not (out / "leftover").exists()
     assert list(tmp_path.iterdir()) == [out]
 
 
