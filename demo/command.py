@@ -51,8 +51,10 @@ def run(parsed: argparse.Namespace) -> int:
     if found is None:
         raise ConfigError(f"--device-python {parsed.device_python!r} is no program")
     python = str(Path(found).absolute())
-    # A plain kill must stop the federation's processes as Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # A plain kill must stop the federation's processes as Ctrl-C does, and Ctrl-C must work even
+    # where it was inherited as ignored, as in a shell's background job.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
     from demo.run import Options, run_demo
 
     outcome = run_demo(
