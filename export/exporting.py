@@ -25,7 +25,6 @@ from fedtide.manifest import (
     encode_manifest,
 )
 
-OPSET_MIN, OPSET_MAX = 18, 21
 DEFAULT_OPSET = 18
 Progress = Callable[[str], None]
 
