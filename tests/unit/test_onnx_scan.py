@@ -123,7 +123,7 @@ def test_external_data_in_functions_is_refused() -> None:
 
 
 def test_foreign_operators_are_refused_by_name() -> None:
-    for op_type in ("If", "Loop", "Scan", "RandomNormal", "StringNormalizer", "NoSuchOperator"):
+    for op_type in ("If", "Loop", "RandomNormal", "StringNormalizer", "NoSuchOperator"):
         with pytest.raises(BundleError, match=op_type):
             scan_model(model(graph(node(op_type))))
     with pytest.raises(BundleError, match="evil"):
@@ -137,8 +137,14 @@ def test_foreign_operators_are_refused_by_name() -> None:
             model(graph(node("PyOp", domain="com.microsoft"))),
             extra_domains=ORT_TRAINING_OPERATORS,
         )
-    with pytest.raises(BundleError, match="Scan"):
-        scan_model(model(graph(node("Relu", more=attribute(6, graph(node("Scan")))))))
+
+
+@pytest.mark.parametrize("op_type", ["If", "Loop", "RandomUniformLike"])
+def test_bodies_are_scanned_like_graphs(op_type: str) -> None:
+    scan_model(model(graph(node("Scan", more=attribute(6, graph(node("Relu")))))))
+    inner = graph(node("Scan", more=attribute(6, graph(node(op_type)))))
+    with pytest.raises(BundleError, match=op_type):
+        scan_model(model(graph(node("Scan", more=attribute(6, inner)))))
 
 
 def test_default_domain_has_two_names() -> None:
