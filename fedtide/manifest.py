@@ -1,11 +1,16 @@
 """`manifest.json`: everything a runtime must know about a bundle before it opens another file.
 
 The flat float32 vector in manifest order is the one currency of the system: both runtimes, the
-wire, checkpoints and strategies speak it. Here its layout is defined.
+wire, checkpoints and strategies speak it. Here its layout is defined, in five parts:
 
-Invariants, checked by `parse_manifest`: offsets are contiguous from 0 in listed order; names are
-unique; every file that a runtime names is listed with size and SHA-256; sizes are within
-`fedtide.limits`.
+    shared statistics | shared parameters | local parameters | local statistics | frozen
+
+so that what travels and is averaged (`shared_count`) is a prefix, what an optimizer changes
+(`trained`) is one slice, and what stays on a device is the rest.
+
+Invariants, checked by `parse_manifest`: offsets are contiguous from 0 in listed order; the parts
+come in the order above; names are unique; every file that is named is listed with size and
+SHA-256; sizes are within `fedtide.limits`.
 """
 
 from __future__ import annotations
@@ -20,17 +25,25 @@ from msgspec import Meta, Struct
 from fedtide import limits
 from fedtide.errors import BundleError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST_NAME = "manifest.json"
 INPUT_PREFIX = "tensor."
 """A graph's input for a tensor is this and the tensor's name (docs/bundle.md)."""
+BASE_PREFIX = "base."
+"""The training step's input for what a parameter's scaled gradient is added to."""
 OUTPUT_PREFIX = "new."
-"""The training step's output for the tensor after the step."""
+"""The training step's output for a parameter or statistic after the step."""
+WEIGHT_SUFFIX = ".weight"
+"""The evaluation graph's output for the weight of a measure, beside that for its sum."""
 
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Dimension = Annotated[int, Meta(ge=1, le=limits.ELEMENTS_MAX)]
 Shape = Annotated[tuple[Dimension, ...], Meta(max_length=8)]
 Count = Annotated[int, Meta(ge=0)]
+Kind = Literal["parameter", "statistic", "frozen"]
+"""A parameter follows its gradient; a statistic (running mean and variance of a batch
+normalisation) is recomputed by each step; what is frozen never changes."""
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,63}\Z")]
 
 
 class Tensor(Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,8 +52,10 @@ class Tensor(Struct, frozen=True, forbid_unknown_fields=True):
     name: Annotated[str, Meta(min_length=1, max_length=512)]
     shape: Shape
     offset: Count
-    trainable: bool
-    """False for buffers (such as running statistics) and frozen parameters."""
+    kind: Kind
+    shared: bool
+    """Whether it travels and is averaged; what is not stays on each device (FedBN), or is
+    frozen."""
 
     @property
     def size(self) -> int:
@@ -77,10 +92,11 @@ class OrtTrainingRuntime(Struct, frozen=True, forbid_unknown_fields=True):
     """
 
     train: str
-    evaluate: str
     optimizer: str
     checkpoint: str
     order: tuple[str, ...]
+    statistics: tuple[str, ...]
+    """Statistics in the order of the training graph's outputs after loss and weight."""
 
 
 class Runtimes(Struct, frozen=True, forbid_unknown_fields=True):
@@ -94,19 +110,32 @@ class Runtimes(Struct, frozen=True, forbid_unknown_fields=True):
 class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     """The content of `manifest.json`; its own SHA-256 is the bundle's identity."""
 
-    format_version: Literal[1]
+    format_version: Literal[2]
     name: Annotated[str, Meta(min_length=1, max_length=128)]
     tensors: Annotated[tuple[Tensor, ...], Meta(min_length=1, max_length=limits.PARAMETERS_MAX)]
     inputs: Array
     labels: Array
     classes: Annotated[int, Meta(ge=2)] | None
     """Number of classes of a classifier; labels are in [0, classes). None for regression."""
-    loss: Literal["cross_entropy", "mse"]
-    optimizers: Annotated[tuple[Literal["sgd"], ...], Meta(min_length=1)]
+    ignored_label: int | None
+    """A label outside the classes that stands for "no label here"."""
+    loss: Annotated[str, Meta(min_length=1, max_length=128)]
+    """Name of the loss, for people."""
+    metrics: Annotated[tuple[Name, ...], Meta(max_length=32)]
+    """Measures that the evaluation graph gives beside "loss"; "accuracy" for a classifier."""
+    optimizers: Annotated[tuple[Literal["sgd", "adamw"], ...], Meta(min_length=1)]
+    additive: bool
+    """The gradient of a batch is the sum of those of its parts, so that it can be accumulated
+    exactly; not so with batch normalisation, where examples of a batch see each other."""
+    random: bool
+    """The training step draws random numbers (dropout) and has an input `seed`."""
     opset: Annotated[int, Meta(ge=13, le=21)]
     runtimes: Runtimes
     initial_model: str
     """Path of the initial model: safetensors, one float32 tensor `vector`."""
+    rest: str | None
+    """Path of the initial values that do not travel, `vector[shared_count:]`, as little-endian
+    float32; None if there are none. A device needs it."""
     inference: str
     """Path of the graph for deployment; its initializers are the initial model's."""
     files: dict[str, File]
@@ -117,9 +146,27 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
         return sum(tensor.size for tensor in self.tensors)
 
     @property
-    def vector_bytes(self) -> int:
-        """Size of the flat vector as float32."""
-        return 4 * self.elements_count
+    def shared_count(self) -> int:
+        """Length of its prefix that travels and is averaged."""
+        return sum(tensor.size for tensor in self.tensors if tensor.shared)
+
+    @property
+    def shared_bytes(self) -> int:
+        """Size of that prefix as float32."""
+        return 4 * self.shared_count
+
+    @property
+    def trained(self) -> slice:
+        """The part of the flat vector that an optimizer changes: all parameters."""
+        sizes = [tensor.size for tensor in self.tensors if tensor.kind == "parameter"]
+        start = sum(t.size for t in self.tensors if t.kind == "statistic" and t.shared)
+        return slice(start, start + sum(sizes))
+
+    @property
+    def local(self) -> slice:
+        """The part that each device keeps for itself from round to round."""
+        sizes = [t.size for t in self.tensors if not t.shared and t.kind != "frozen"]
+        return slice(self.shared_count, self.shared_count + sum(sizes))
 
 
 def parse_manifest(raw: bytes) -> Manifest:
@@ -162,29 +209,64 @@ def _check_layout(manifest: Manifest) -> None:
     names = [tensor.name for tensor in manifest.tensors]
     if len(set(names)) != len(names):
         raise BundleError("two tensors of the manifest have the same name")
+    parts = [part_of(tensor.kind, tensor.shared) for tensor in manifest.tensors]
+    if parts != sorted(parts):
+        raise BundleError("the tensors of the manifest are not in the order of their parts")
+    if not any(tensor.kind == "parameter" for tensor in manifest.tensors):
+        raise BundleError("the manifest has no parameter to train")
+    if (manifest.rest is None) != (manifest.shared_count == manifest.elements_count):
+        raise BundleError("the manifest must name `rest` if some tensors do not travel")
     ort = manifest.runtimes.ort_training
     if ort is not None and sorted(ort.order) != sorted(names):
         raise BundleError("runtimes.ort_training.order does not list the manifest's tensors")
-    if manifest.loss == "cross_entropy" and manifest.classes is None:
-        raise BundleError("loss is cross_entropy, but the manifest has no number of classes")
+    if ort is not None and sorted(ort.statistics) != sorted(
+        tensor.name for tensor in manifest.tensors if tensor.kind == "statistic"
+    ):
+        raise BundleError("runtimes.ort_training.statistics does not list the statistics")
+
+
+_PARTS = (
+    ("statistic", True),
+    ("parameter", True),
+    ("parameter", False),
+    ("statistic", False),
+    ("frozen", False),
+)
+
+
+def part_of(kind: Kind, shared: bool) -> int:
+    """Index of the part of the flat vector that holds such a tensor.
+
+    Raises:
+        BundleError: a frozen tensor that travels.
+    """
+    if (kind, shared) not in _PARTS:
+        raise BundleError(f"a {kind} tensor cannot be shared")
+    return _PARTS.index((kind, shared))
 
 
 def _check_files(manifest: Manifest) -> None:
-    for path in (*runtime_files(manifest), manifest.initial_model, manifest.inference):
+    for path in (*device_files(manifest), manifest.initial_model, manifest.inference):
         if path not in manifest.files:
             raise BundleError(f"the manifest names {path!r} but does not list it under files")
+    if manifest.rest is not None:
+        size = 4 * (manifest.elements_count - manifest.shared_count)
+        if manifest.files[manifest.rest].size_bytes != size:
+            raise BundleError(f"{manifest.rest!r} should have {size:,} bytes")
     for path in manifest.files:
         parts = PurePosixPath(path).parts
         if not parts or path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
             raise BundleError(f"{path!r} is not a plain path inside the bundle")
 
 
-def runtime_files(manifest: Manifest, runtime: str | None = None) -> tuple[str, ...]:
+def device_files(manifest: Manifest, runtime: str | None = None) -> tuple[str, ...]:
     """Paths that a device needs for `runtime` ("portable", "ort_training"), or for all of them."""
-    paths: list[str] = []
     portable, ort = manifest.runtimes.portable, manifest.runtimes.ort_training
+    paths = [portable.evaluate]  # the same for every runtime
     if runtime in (None, "portable"):
-        paths += [portable.train, portable.evaluate]
+        paths.append(portable.train)
     if runtime in (None, "ort_training") and ort is not None:
-        paths += [ort.train, ort.evaluate, ort.optimizer, ort.checkpoint]
+        paths += [ort.train, ort.optimizer, ort.checkpoint]
+    if manifest.rest is not None:
+        paths.append(manifest.rest)
     return tuple(paths)
