@@ -11,28 +11,44 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
-Loss = Literal["cross_entropy", "mse"]
+    MeasureFunction = Callable[
+        [torch.Tensor, torch.Tensor], torch.Tensor | tuple[torch.Tensor, torch.Tensor]
+    ]
+    Loss = str | torch.nn.Module | MeasureFunction
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """What a user's function returns: a model, and how it is trained."""
+    """What a user's function returns: a model, and how it is trained.
+
+    A function `f(output, y)`, a loss or a metric, returns the mean of the batch [], or one value
+    for each example [b], or their sum and what to divide it by, ([], []).
+    """
 
     module: torch.nn.Module
-    """The model with its initial weights; `module(x)` returns one tensor [b, ...]."""
+    """The model with its initial weights; `module(x)` returns one tensor [b, ...]. Parameters
+    with `requires_grad=False` stay as they are."""
     example_inputs: torch.Tensor
-    """A batch of inputs, x[b, ...]; only its shape after b and its dtype matter."""
+    """A batch of inputs, x[b, ...]; only its shape after b and its dtype matter, and for
+    integers that its values are below the largest one allowed."""
     loss: Loss
-    """cross_entropy: module(x) is logits [b, classes], labels are int64 [b].
-    mse: labels are float32 of the shape of module(x)."""
+    """A name of `export.losses.NAMED`, a loss module of torch.nn, or a function of (output, y)."""
     name: str | None = None
     """Name of the model; the function's name if None."""
+    example_labels: torch.Tensor | None = None
+    """A batch of labels, y[b, ...]: needed where the loss does not say what they look like."""
+    metrics: Mapping[str, MeasureFunction] = field(default_factory=dict)
+    """Measures for evaluation beside the loss and, for classifiers, the accuracy."""
+    local: Sequence[str] = ()
+    """Patterns (fnmatch) of parameters and statistics that stay on each device instead of being
+    averaged; `*.bn*.*` for FedBN (Li et al. 2021)."""
 
 
-__all__ = ["Loss", "ModelSpec"]
+__all__ = ["ModelSpec"]

@@ -18,7 +18,14 @@ def decomposition_table() -> dict[Any, Callable[..., Any]]:
     table[aten.constant_pad_nd.default] = constant_pad
     table[aten.convolution_backward.default] = convolution_backward
     table[aten.max_pool2d_with_indices_backward.default] = max_pool2d_backward
+    table[aten.empty_permuted.default] = empty_permuted
     return table
+
+
+def empty_permuted(size: list[int], physical_layout: list[int], **options: Any) -> torch.Tensor:
+    """Zeros: memory without values is no function of anything."""
+    del physical_layout
+    return torch.zeros(size, dtype=options.get("dtype"))
 
 
 def convolution_backward(

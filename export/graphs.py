@@ -17,14 +17,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
 from export.decompositions import aten, decomposition_table
+from export.operators import TRANSLATIONS, expand
 from export.quiet import quiet
 from fedtide.errors import BundleError, ExportError
 from fedtide.onnx_scan import scan_model
 
 IR_VERSION_MAX = 10
 """What onnxruntime 1.19 reads."""
-_EXAMPLES = 5
-"""Batch while tracing; not 1, which torch treats as a constant."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +70,7 @@ def build_graph(
             f"torch could not trace the model: {_first_line(exc)}",
             hint="control flow that depends on values, and batches of fixed size, cannot be traced",
         ) from exc
+    expand(model)
     _check_batch(model, inputs)
     _clean(model)
     try:
@@ -78,11 +78,6 @@ def build_graph(
     except BundleError as exc:
         raise ExportError(f"the exported graph would be refused by devices: {exc}") from exc
     return model
-
-
-def example_batch_size() -> int:
-    """Examples in the batches that ports should carry."""
-    return _EXAMPLES
 
 
 def _trace(function: Callable[..., Any], inputs: Sequence[Port]) -> fx.GraphModule:
@@ -147,7 +142,7 @@ def _check_operators(traced: fx.GraphModule) -> None:
         if isinstance(node.target, torch._ops.OpOverload):
             name = node.target._schema.name.removeprefix("aten::")
             if torch.Tag.nondeterministic_seeded in node.target.tags:
-                raise UnsupportedOperatorError(name, "it is random, which is not supported yet")
+                raise UnsupportedOperatorError(name, "it is random; only dropout has a seeded form")
 
 
 class _Traced(nn.Module):
@@ -176,6 +171,7 @@ def _translate(
         input_names=[port.name for port in inputs],
         output_names=list(outputs),
         dynamic_shapes=(shapes,),
+        custom_translation_table=TRANSLATIONS,
     )
     if program is None:
         raise ExportError("torch.onnx returned no program")
@@ -189,7 +185,7 @@ def _check_batch(model: onnx.ModelProto, inputs: Sequence[Port]) -> None:
     for value in model.graph.input:
         if value.name in batched and not value.type.tensor_type.shape.dim[0].dim_param:
             raise ExportError(
-                f"the model works for batches of {_EXAMPLES} only once it is traced",
+                "the model works for one size of the batch only once it is traced",
                 hint="use x.shape[0] or -1 where the model needs the size of the batch",
             )
 

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 import copy
+import fnmatch
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
-from export import Loss, ModelSpec
+from export import ModelSpec
+from export.losses import (
+    Function,
+    LossFunction,
+    accuracy,
+    as_measure,
+    label_array,
+    resolve_loss,
+)
+from export.randomness import DRAWS, SeededRandomness
 from export.recording import Recorder
 from fedtide.errors import ExportError
-from fedtide.manifest import Array, Tensor
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from fedtide.manifest import Array, Kind, Tensor, part_of
 
 _DTYPES = {torch.float32: "float32", torch.int64: "int64"}
-_DROPOUTS = nn.modules.dropout._DropoutNd
+_COUNTER = "num_batches_tracked"
+"""Of a batch normalisation: counts its batches, and no value depends on it."""
 
 
 @dataclass(frozen=True)
@@ -28,11 +37,18 @@ class Model:
     name: str
     module: nn.Module
     """A copy of the user's, on the CPU, in training mode."""
-    loss: Loss
+    loss: LossFunction
+    metrics: Mapping[str, Function]
+    """Measures of (output, y) beside the loss."""
     tensors: tuple[Tensor, ...]
     inputs: Array
+    input_below: int
+    """Integer inputs of tests are below this."""
     labels: Array
+    example_labels: torch.Tensor | None
     classes: int | None
+    random: bool
+    additive: bool
 
     def values(self) -> list[torch.Tensor]:
         """The tensors' current values, in manifest order, detached."""
@@ -42,17 +58,8 @@ class Model:
     def example_batch(self, examples: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Random x[examples, ...] and y[examples, ...] that fit the model."""
         generator = torch.Generator().manual_seed(seed)
-        return (
-            _random(self.inputs, examples, 2, generator),
-            _random(self.labels, examples, self.classes or 2, generator),
-        )
-
-
-def _random(array: Array, examples: int, below: int, generator: torch.Generator) -> torch.Tensor:
-    shape = (examples, *array.shape)
-    if array.dtype == "int64":
-        return torch.randint(0, below, shape, generator=generator)
-    return torch.randn(shape, generator=generator)
+        x = _random_inputs(self.inputs, examples, self.input_below, generator)
+        return x, _random_labels(self, examples, generator)
 
 
 def inspect_model(spec: object, name: str) -> Model:
@@ -68,15 +75,26 @@ def inspect_model(spec: object, name: str) -> Model:
         )
     if not isinstance(spec.module, nn.Module):
         raise ExportError(f"ModelSpec.module is {type(spec.module).__name__}, not a torch module")
-    if spec.loss not in ("cross_entropy", "mse"):
-        raise ExportError(f"loss is {spec.loss!r}, expected 'cross_entropy' or 'mse'")
-    inputs = _inputs(spec.example_inputs)
+    loss = resolve_loss(spec.loss)
+    inputs = _array("example_inputs", spec.example_inputs)
+    below = 2
+    if inputs.dtype == "int64":
+        below = max(2, int(spec.example_inputs.max()) + 1)
     module = copy.deepcopy(spec.module).cpu().train()
     _refuse_modules(module)
-    tensors = _tensors(module)
-    output = _try_forward(module, inputs)
-    labels, classes = _labels(output, spec.loss)
-    return Model(spec.name or name, module, spec.loss, tensors, inputs, labels, classes)
+    x = _random_inputs(inputs, 2, below, torch.Generator().manual_seed(0))
+    output, changed, draws = _try_forward(module, x)
+    labels, classes = _labels(output, loss, spec.example_labels)
+    metrics = {key: _metric(function, key) for key, function in spec.metrics.items()}
+    if classes is not None:
+        metrics = {"accuracy": lambda o, y: accuracy(o, y, loss), **metrics}
+    tensors = _tensors(module, changed, spec)
+    model = Model(
+        spec.name or name, module, loss, metrics, tensors, inputs, below, labels,
+        spec.example_labels, classes, random=draws > 0, additive=True,
+    )  # fmt: skip
+    _try_measures(model, output)
+    return model
 
 
 def module_label(module: nn.Module, path: str) -> str:
@@ -85,41 +103,95 @@ def module_label(module: nn.Module, path: str) -> str:
     return f"{path or 'the model'} ({type(part).__name__})"
 
 
-def _inputs(example: object) -> Array:
-    if not isinstance(example, torch.Tensor) or example.dim() < 1:
-        raise ExportError("ModelSpec.example_inputs must be one tensor with a batch dimension")
+def _random_inputs(
+    array: Array, examples: int, below: int, generator: torch.Generator
+) -> torch.Tensor:
+    shape = (examples, *array.shape)
+    if array.dtype == "int64":
+        return torch.randint(0, below, shape, generator=generator)
+    return torch.randn(shape, generator=generator)
+
+
+def _random_labels(model: Model, examples: int, generator: torch.Generator) -> torch.Tensor:
+    shape = (examples, *model.labels.shape)
+    if model.example_labels is not None:
+        rows = torch.randint(0, len(model.example_labels), (examples,), generator=generator)
+        return model.example_labels[rows]
+    if model.labels.dtype == "int64":
+        y = torch.randint(0, model.classes or 2, shape, generator=generator)
+        if model.loss.ignored_label is not None and y.numel() > examples:
+            y.view(-1)[::7] = model.loss.ignored_label
+        return y
+    return torch.rand(shape, generator=generator)
+
+
+def _array(what: str, example: object) -> Array:
+    if not isinstance(example, torch.Tensor) or example.dim() < 1 or not len(example):
+        raise ExportError(f"ModelSpec.{what} must be one tensor with a batch dimension")
     if example.dtype not in _DTYPES:
         raise ExportError(
-            f"ModelSpec.example_inputs is {example.dtype}, expected torch.float32 or torch.int64"
+            f"ModelSpec.{what} is {example.dtype}, expected torch.float32 or torch.int64"
         )
     return Array(tuple(example.shape[1:]), "int64" if example.dtype == torch.int64 else "float32")
 
 
+def _metric(function: Any, name: str) -> Function:
+    if not (name.isidentifier() and name.islower()) or name in ("loss", "accuracy"):
+        raise ExportError(
+            f"a metric is called {name!r}, expected lower-case letters, digits and _, and neither "
+            "'loss' nor 'accuracy'"
+        )
+    if not callable(function):
+        raise ExportError(f"metric {name!r} is {type(function).__name__}, not a function")
+    return lambda output, y: as_measure(function(output, y), y, name)
+
+
 def _refuse_modules(module: nn.Module) -> None:
     for path, part in module.named_modules():
-        rate = getattr(part, "p", 0) if isinstance(part, _DROPOUTS) else 0
-        if isinstance(part, nn.RNNBase):
-            rate = part.dropout
-        if rate:
+        if not isinstance(part, nn.modules.batchnorm._BatchNorm):
+            continue
+        if part.momentum is None and part.track_running_stats:
             raise ExportError(
-                f"{module_label(module, path)}: dropout is not supported yet",
-                hint="remove it, or set its probability to 0",
-            )
-        if isinstance(part, nn.modules.batchnorm._BatchNorm):
-            raise ExportError(
-                f"{module_label(module, path)}: batch normalisation is not supported yet, its "
-                "running statistics change in training",
-                hint="use another normalisation, or none",
+                f"{module_label(module, path)}: momentum=None averages over all batches ever "
+                "seen, which differs from device to device",
+                hint="give it a momentum, such as 0.1",
             )
 
 
-def _tensors(module: nn.Module) -> tuple[Tensor, ...]:
-    """Parameters, then float32 buffers, in the module's order."""
+def _tensors(module: nn.Module, changed: frozenset[str], spec: ModelSpec) -> tuple[Tensor, ...]:
+    """Parameters and float32 buffers, in the order of the manifest's parts."""
+    found: list[tuple[str, torch.Tensor, Kind, bool]] = []
+    for name, value, is_parameter in _named(module):
+        kind: Kind = "frozen"
+        if is_parameter and value.requires_grad:
+            kind = "parameter"
+        elif name in changed:
+            kind = "statistic"
+        local = any(fnmatch.fnmatchcase(name, pattern) for pattern in spec.local)
+        found.append((name, value, kind, kind != "frozen" and not local))
+    _check_local(spec, [name for name, *_ in found])
+    if not any(kind == "parameter" for _, _, kind, _ in found):
+        raise ExportError("the model has no trainable parameter")
+    if not any(shared for *_, shared in found):
+        raise ExportError(
+            "nothing of the model would travel: ModelSpec.local matches every parameter",
+            hint="a federation averages at least one parameter",
+        )
     tensors: list[Tensor] = []
     offset = 0
+    for name, value, kind, shared in sorted(found, key=lambda entry: part_of(*entry[2:])):
+        tensors.append(Tensor(name, tuple(value.shape), offset, kind, shared))
+        offset += value.numel()
+    return tuple(tensors)
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, torch.Tensor, bool]]:
+    """Name, value, and whether it is a parameter; buffers that are not float32 are constants."""
     for name, value in (*module.named_parameters(), *module.named_buffers()):
-        trainable = isinstance(value, nn.Parameter)
+        is_parameter = isinstance(value, nn.Parameter)
         if value.dtype != torch.float32:
+            if not is_parameter and not value.is_floating_point():
+                continue
             path = name.rpartition(".")[0]
             raise ExportError(
                 f"{name!r} in {module_label(module, path)} is {value.dtype}; "
@@ -127,20 +199,28 @@ def _tensors(module: nn.Module) -> tuple[Tensor, ...]:
             )
         if not value.numel():
             raise ExportError(f"{name!r} has no elements")
-        tensor = Tensor(name, tuple(value.shape), offset, trainable and value.requires_grad)
-        tensors.append(tensor)
-        offset += tensor.size
-    if not any(tensor.trainable for tensor in tensors):
-        raise ExportError("the model has no trainable parameter")
-    return tuple(tensors)
+        yield name, value, is_parameter
 
 
-def _try_forward(module: nn.Module, inputs: Array) -> torch.Tensor:
+def _check_local(spec: ModelSpec, names: list[str]) -> None:
+    for pattern in spec.local:
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            raise ExportError(
+                f"ModelSpec.local has {pattern!r}, which matches no parameter or buffer",
+                hint=f"there are {', '.join(names[:8])}{' ...' if len(names) > 8 else ''}",
+            )
+
+
+def _try_forward(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, frozenset[str], int]:
+    """Output for x, names of the buffers that changed, and how many masks were drawn.
+
+    The module is left as it was.
+    """
     before = {name: value.clone() for name, value in module.named_buffers()}
-    x = _random(inputs, 2, 2, torch.Generator().manual_seed(0))
     recorder = Recorder(module)
+    randomness = SeededRandomness(None)
     try:
-        with torch.no_grad(), recorder:
+        with torch.no_grad(), randomness, recorder:
             output: Any = module(x)
     except Exception as exc:
         raise ExportError(
@@ -150,38 +230,79 @@ def _try_forward(module: nn.Module, inputs: Array) -> torch.Tensor:
     finally:
         recorder.close()
     for operator, path in recorder.random.items():
-        raise ExportError(
-            f"{module_label(module, path)}: aten.{operator} is random in training, "
-            "which is not supported yet",
-            hint="remove it; dropout may stay with probability 0",
-        )
+        if operator not in DRAWS:
+            raise ExportError(
+                f"{module_label(module, path)}: aten.{operator} is random, and only dropout has a "
+                "seeded form",
+                hint="remove it, or use dropout",
+            )
     if not isinstance(output, torch.Tensor):
         raise ExportError(
             f"the model returns {type(output).__name__}, expected one tensor",
             hint="wrap it in a module that returns the logits only",
         )
+    if output.dtype != torch.float32 or not output.dim() or output.shape[0] != len(x):
+        raise ExportError(
+            f"the model returns {output.dtype} of shape {tuple(output.shape)} for a batch of "
+            f"{len(x)}, expected torch.float32 with the batch first"
+        )
+    return output, _changed(module, before), randomness.draws
+
+
+def _changed(module: nn.Module, before: Mapping[str, torch.Tensor]) -> frozenset[str]:
+    changed = set()
     for name, value in module.named_buffers():
-        if not torch.equal(before[name], value):
+        if torch.equal(before[name], value):
+            continue
+        changed.add(name)
+        if value.dtype != torch.float32 and name.rpartition(".")[2] != _COUNTER:
             path = name.rpartition(".")[0]
             raise ExportError(
-                f"buffer {name!r} of {module_label(module, path)} changes in training, "
-                "which is not supported yet"
+                f"buffer {name!r} of {module_label(module, path)} is {value.dtype} and changes in "
+                "training; only torch.float32 can be averaged"
             )
-    return output
+        value.copy_(before[name])
+    return frozenset(changed)
 
 
-def _labels(output: torch.Tensor, loss: Loss) -> tuple[Array, int | None]:
-    shape: Sequence[int] = output.shape
-    if output.dtype != torch.float32 or not shape or shape[0] != 2:
+def _labels(
+    output: torch.Tensor, loss: LossFunction, example: torch.Tensor | None
+) -> tuple[Array, int | None]:
+    if loss.labels == "given" and example is None:
         raise ExportError(
-            f"the model returns {output.dtype} of shape {tuple(shape)} for a batch of 2, "
-            "expected torch.float32 with the batch first"
+            f"ModelSpec.example_labels is missing: loss {loss.name!r} does not say what labels "
+            "look like",
+            hint="give a batch of labels, y[b, ...]",
         )
-    if loss == "mse":
-        return Array(tuple(shape[1:]), "float32"), None
-    if len(shape) != 2 or shape[1] < 2:
-        raise ExportError(
-            f"the model returns shape {tuple(shape)} for a batch of 2; cross_entropy needs "
-            "logits of shape [batch, classes] with at least 2 classes"
-        )
-    return Array((), "int64"), int(shape[1])
+    if example is None:
+        return label_array(loss, output)
+    given = _array("example_labels", example)
+    if given.dtype == "int64" and loss.labels in ("class", "token"):
+        expected, classes = label_array(loss, output)
+        if given != expected:
+            raise ExportError(
+                f"ModelSpec.example_labels has shape {tuple(example.shape)}; for this model's "
+                f"output loss {loss.name!r} takes {('b', *expected.shape)}"
+            )
+        return given, classes
+    return given, None
+
+
+def _try_measures(model: Model, output: torch.Tensor) -> None:
+    _, y = model.example_batch(len(output))
+    measures: dict[str, Function] = {"loss": model.loss.measure, **model.metrics}
+    for name, function in measures.items():
+        try:
+            total, weight = function(output, y)
+        except ExportError:
+            raise
+        except Exception as exc:
+            raise ExportError(
+                f"{name} failed on an output of shape {tuple(output.shape)} and labels of shape "
+                f"{tuple(y.shape)}: {exc}"
+            ) from exc
+        if total.dim() or weight.dim():
+            raise ExportError(
+                f"{name} gave a sum of shape {tuple(total.shape)} and a weight of shape "
+                f"{tuple(weight.shape)}, expected two scalars"
+            )

@@ -5,73 +5,103 @@ Their inputs and outputs are specified in docs/bundle.md.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import onnx
 import torch
 from onnx import numpy_helper
 from torch import nn
-from torch.func import functional_call, grad_and_value
 
 from export.blame import explain
-from export.graphs import Port, UnsupportedOperatorError, build_graph, example_batch_size
+from export.forward import EXAMPLES, Tensors, trace_forward
+from export.graphs import Port, UnsupportedOperatorError, build_graph
 from export.inspection import Model
-from fedtide.manifest import INPUT_PREFIX, OUTPUT_PREFIX
+from export.randomness import SeededRandomness
+from export.rewrites import REWRITES, Rewrite
+from fedtide.manifest import BASE_PREFIX, INPUT_PREFIX, OUTPUT_PREFIX, WEIGHT_SUFFIX
 
-Tensors = tuple[torch.Tensor, ...]
 
+def train_graph(
+    model: Model, opset: int, rewrites: Sequence[Rewrite] = REWRITES
+) -> onnx.ModelProto:
+    """(x, y, scale, denominator, [seed], tensor.*, base.*) -> (loss, weight, new.*).
 
-def train_graph(model: Model, opset: int) -> onnx.ModelProto:
-    """(x, y, lr, tensor.*) -> (loss, new.*): one step of plain SGD on one batch.
+    new = base + scale * gradient of the loss / its weight: a step of plain SGD on one batch, or
+    a part of one that is accumulated.
 
     Raises:
         ExportError: an operator has no portable form, or the model cannot be traced.
     """
     names = [tensor.name for tensor in model.tensors]
-    trainable = [index for index, tensor in enumerate(model.tensors) if tensor.trainable]
-    module = model.module.train()
+    trained = [tensor.name for tensor in model.tensors if tensor.kind == "parameter"]
+    statistics = [tensor.name for tensor in model.tensors if tensor.kind == "statistic"]
+    forward = trace_forward(model, _objective(model), labels=True, training=True)
+    for rewrite in rewrites:
+        rewrite(forward.graph_module.graph)
+    forward.graph_module.recompile()
 
-    def step(x: torch.Tensor, y: torch.Tensor, lr: torch.Tensor, *tensors: torch.Tensor) -> Tensors:
-        def objective(chosen: Tensors) -> tuple[torch.Tensor, torch.Tensor]:
-            values = dict(zip(names, tensors, strict=True))
-            values.update((names[i], t) for i, t in zip(trainable, chosen, strict=True))
-            loss = loss_of(model, _call(module, values, x), y)
-            # The gradient of -lr * loss is what plain SGD adds: scaling the one number at the
-            # end of the forward pass is cheaper than scaling every gradient.
-            return -lr * loss, loss
+    def step(
+        x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, denominator: torch.Tensor,
+        *rest: torch.Tensor,
+    ) -> Tensors:  # fmt: skip
+        seed, rest = (rest[0], rest[1:]) if model.random else (None, rest)
+        values = dict(zip(names, rest, strict=False))
+        bases = rest[len(names) :]
+        leaves = {name: values[name].detach().requires_grad_() for name in trained}
+        changed = {name: values[name].clone() for name in statistics}
+        with SeededRandomness(seed), torch.enable_grad():
+            loss, weight = forward((x, y), {**values, **leaves, **changed})
+            # Scaling the one number at the end of the forward pass is cheaper than scaling every
+            # gradient, and lets a weight's update become one Gemm.
+            factor = scale / torch.where(denominator > 0, denominator, weight)
+            updates = torch.autograd.grad(
+                loss * factor, list(leaves.values()), allow_unused=True, materialize_grads=True
+            )
+        new = [base + update for base, update in zip(bases, updates, strict=True)]
+        return loss.detach(), weight.detach(), *new, *(changed[name] for name in statistics)
 
-        chosen = tuple(tensors[i] for i in trainable)
-        updates, (_, loss) = grad_and_value(objective, has_aux=True)(chosen)
-        return loss, *(old + update for old, update in zip(chosen, updates, strict=True))
-
-    x, y = model.example_batch(example_batch_size())
-    ports = [Port("x", x, True), Port("y", y, True), Port("lr", torch.tensor(0.1))]
+    x, y = model.example_batch(EXAMPLES)
+    ports = [Port("x", x, True), Port("y", y, True)]
+    ports += [Port("scale", torch.tensor(-0.1)), Port("denominator", torch.tensor(0.0))]
+    if model.random:
+        ports.append(Port("seed", torch.tensor(0)))
+    values = dict(zip(names, model.values(), strict=True))
     ports += _tensor_ports(model)
-    outputs = ["loss", *(OUTPUT_PREFIX + names[i] for i in trainable)]
+    ports += [Port(BASE_PREFIX + name, values[name]) for name in trained]
+    outputs = ["loss", "weight", *(OUTPUT_PREFIX + name for name in (*trained, *statistics))]
     return _build(model, step, ports, outputs, opset)
 
 
-def evaluation_graph(model: Model, opset: int) -> onnx.ModelProto:
-    """(x, y, tensor.*) -> (loss, correct): mean loss, and correct predictions of classifiers.
+def evaluation_graph(
+    model: Model, opset: int, rewrites: Sequence[Rewrite] = REWRITES
+) -> onnx.ModelProto:
+    """(x, y, tensor.*) -> (NAME, NAME.weight) of the loss and each metric, sums over the batch.
 
     Raises:
         ExportError: see `train_graph`.
     """
-    module = model.module.eval()
+    measures = {"loss": model.loss.measure, **model.metrics}
 
-    def evaluate(x: torch.Tensor, y: torch.Tensor, *tensors: torch.Tensor) -> Tensors:
-        values = {t.name: v for t, v in zip(model.tensors, tensors, strict=True)}
-        output = _call(module, values, x)
-        loss = loss_of(model, output, y)
-        if model.classes is None:
-            return (loss,)
-        return loss, (output.argmax(1) == y).sum()
+    def evaluate(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Tensors:
+        output = module(x)
+        return tuple(part for measure in measures.values() for part in measure(output, y))
 
-    x, y = model.example_batch(example_batch_size())
+    x, y = model.example_batch(EXAMPLES)
     ports = [Port("x", x, True), Port("y", y, True), *_tensor_ports(model)]
-    outputs = ["loss"] if model.classes is None else ["loss", "correct"]
-    return _build(model, evaluate, ports, outputs, opset)
+    outputs = [name + suffix for name in measures for suffix in ("", WEIGHT_SUFFIX)]
+    forward = trace_forward(model, evaluate, labels=True, training=False)
+    for rewrite in rewrites:
+        rewrite(forward.graph_module.graph)
+    forward.graph_module.recompile()
+    names = [tensor.name for tensor in model.tensors]
+    return _build(
+        model,
+        lambda x, y, *tensors: forward((x, y), dict(zip(names, tensors, strict=True))),
+        ports,
+        outputs,
+        opset,
+    )
 
 
 def inference_graph(model: Model, opset: int) -> onnx.ModelProto:
@@ -80,29 +110,25 @@ def inference_graph(model: Model, opset: int) -> onnx.ModelProto:
     Raises:
         ExportError: see `train_graph`.
     """
-    module = model.module.eval()
-
-    def predict(x: torch.Tensor, *tensors: torch.Tensor) -> Tensors:
-        values = {t.name: v for t, v in zip(model.tensors, tensors, strict=True)}
-        return (_call(module, values, x),)
-
-    x, _ = model.example_batch(example_batch_size())
-    graph = _build(model, predict, [Port("x", x, True), *_tensor_ports(model)], ["output"], opset)
-    _embed(graph, model)
+    forward = trace_forward(model, lambda module, x: (module(x),), labels=False, training=False)
+    names = [tensor.name for tensor in model.tensors]
+    x, _ = model.example_batch(EXAMPLES)
+    graph = _build(
+        model,
+        lambda x, *tensors: forward((x,), dict(zip(names, tensors, strict=True))),
+        [Port("x", x, True), *_tensor_ports(model)],
+        ["output"],
+        opset,
+    )
+    embed(graph, model)
     return graph
 
 
-def loss_of(model: Model, output: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Mean loss of output[b, ...] and labels y[b, ...]."""
-    if model.loss == "mse":
-        difference = output - y
-        return (difference * difference).mean()
-    return -output.log_softmax(1).gather(1, y[:, None]).mean()
+def _objective(model: Model) -> Callable[..., Tensors]:
+    def objective(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> Tensors:
+        return model.loss.measure(module(x), y)
 
-
-def _call(module: nn.Module, values: dict[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-    result: torch.Tensor = functional_call(module, values, (x,))
-    return result
+    return objective
 
 
 def _tensor_ports(model: Model) -> list[Port]:
@@ -125,7 +151,7 @@ def _build(
         raise explain(model, exc) from exc
 
 
-def _embed(graph: onnx.ModelProto, model: Model) -> None:
+def embed(graph: onnx.ModelProto, model: Model) -> None:
     """Turn the inputs `tensor.*` into initializers with the manifest's names."""
     renamed = {INPUT_PREFIX + tensor.name: tensor.name for tensor in model.tensors}
     taken: set[Any] = {name for node in graph.graph.node for name in node.output}
