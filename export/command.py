@@ -130,7 +130,7 @@ def _progress() -> Iterator[Callable[[str], None]]:
 def _summarise(exported: Exported, out: Path, seconds: float) -> None:
     manifest = exported.bundle.manifest
     size = sum(entry.size_bytes for entry in manifest.files.values())
-    trainable = sum(tensor.size for tensor in manifest.tensors if tensor.trainable)
+    trainable = manifest.trained.stop - manifest.trained.start
     lines = [
         f"{manifest.name}: {manifest.elements_count:,} values, {trainable:,} trainable, "
         f"in {len(manifest.tensors)} tensors",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ import safetensors.numpy
 from export.inspection import Model, inspect_model
 from export.ort_artifacts import OrtArtifacts, make_ort_artifacts
 from export.portable_step import evaluation_graph, inference_graph, train_graph
+from export.reference import is_additive
 from export.verification import verify_bundle
 from export.writer import check_target, replacing, write_files
 from fedtide.bundle import Bundle, open_bundle_dir
@@ -24,6 +25,7 @@ from fedtide.manifest import (
     Runtimes,
     encode_manifest,
 )
+from fedtide.vectors import Vector
 
 DEFAULT_OPSET = 18
 Progress = Callable[[str], None]
@@ -31,11 +33,10 @@ Progress = Callable[[str], None]
 _PORTABLE = PortableRuntime("portable/train.onnx", "portable/evaluate.onnx")
 _ORT = {
     "train": "ort_training/training_model.onnx",
-    "evaluate": "ort_training/eval_model.onnx",
     "optimizer": "ort_training/optimizer_model.onnx",
     "checkpoint": "ort_training/checkpoint",
 }
-_INITIAL, _INFERENCE = "initial.safetensors", "inference.onnx"
+_INITIAL, _REST, _INFERENCE = "initial.safetensors", "rest.f32", "inference.onnx"
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def export_bundle(
     check_target(out)
     progress("inspecting the model")
     model = inspect_model(spec, name)
+    model = replace(model, additive=is_additive(model))
     progress("tracing the training step")
     train = train_graph(model, opset)
     progress("tracing evaluation and inference")
@@ -73,13 +75,16 @@ def export_bundle(
     artifacts: OrtArtifacts | str = "it was not asked for"
     if ort_training:
         progress("making artifacts for onnxruntime.training")
-        artifacts = make_ort_artifacts(model, inference)
+        artifacts = make_ort_artifacts(model, opset)
+    vector = _initial_vector(model)
     contents = {
         _PORTABLE.train: train.SerializeToString(deterministic=True),
         _PORTABLE.evaluate: evaluate.SerializeToString(deterministic=True),
         _INFERENCE: inference.SerializeToString(deterministic=True),
-        _INITIAL: _initial_model(model),
+        _INITIAL: safetensors.numpy.save({"vector": vector}),
     }
+    if model.shared_count < len(vector):
+        contents[_REST] = vector[model.shared_count :].tobytes()
     if isinstance(artifacts, OrtArtifacts):
         contents |= {path: getattr(artifacts, key) for key, path in _ORT.items()}
     with replacing(out) as staging:
@@ -91,32 +96,37 @@ def export_bundle(
     return Exported(open_bundle_dir(out), verified)
 
 
-def _initial_model(model: Model) -> bytes:
+def _initial_vector(model: Model) -> Vector:
     vector = np.concatenate([value.numpy().reshape(-1) for value in model.values()])
-    content: bytes = safetensors.numpy.save({"vector": vector.astype("<f4")})
-    return content
+    return vector.astype("<f4")
 
 
 def _manifest(
     model: Model, opset: int, artifacts: OrtArtifacts | str, files: dict[str, File]
 ) -> Manifest:
     if isinstance(artifacts, OrtArtifacts):
-        ort = OrtTrainingRuntime(**_ORT, order=artifacts.order)
+        statistics = tuple(t.name for t in model.tensors if t.kind == "statistic")
+        ort = OrtTrainingRuntime(**_ORT, order=artifacts.order, statistics=statistics)
         runtimes = Runtimes(_PORTABLE, ort)
     else:
         runtimes = Runtimes(_PORTABLE, ort_training_absent_because=artifacts)
     return Manifest(
-        format_version=1,
+        format_version=2,
         name=model.name,
         tensors=model.tensors,
         inputs=model.inputs,
         labels=model.labels,
         classes=model.classes,
-        loss=model.loss,
-        optimizers=("sgd",),
+        ignored_label=None if model.classes is None else model.loss.ignored_label,
+        loss=model.loss.name,
+        metrics=tuple(model.metrics),
+        optimizers=("sgd", "adamw"),
+        additive=model.additive,
+        random=model.random,
         opset=opset,
         runtimes=runtimes,
         initial_model=_INITIAL,
+        rest=_REST if _REST in files else None,
         inference=_INFERENCE,
         files=files,
     )

@@ -55,6 +55,11 @@ class Model:
         state = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         return [state[tensor.name].detach() for tensor in self.tensors]
 
+    @property
+    def shared_count(self) -> int:
+        """Values that travel and are averaged: a prefix of the flat vector."""
+        return sum(tensor.size for tensor in self.tensors if tensor.shared)
+
     def example_batch(self, examples: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
         """Random x[examples, ...] and y[examples, ...] that fit the model."""
         generator = torch.Generator().manual_seed(seed)

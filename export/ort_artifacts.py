@@ -10,10 +10,11 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-import onnx
+from torch import nn
 
-from export.inspection import Model
-from fedtide.errors import BundleError
+from export.inspection import Model, module_label
+from export.portable_step import loss_graph
+from fedtide.errors import BundleError, ExportError
 from fedtide.onnx_scan import ORT_TRAINING_OPERATORS, scan_model
 from fedtide.runtime import training_package
 
@@ -25,13 +26,12 @@ class OrtArtifacts:
     """The content of the four files, and the tensors' order in onnxruntime's buffer."""
 
     train: bytes
-    evaluate: bytes
     optimizer: bytes
     checkpoint: bytes
     order: tuple[str, ...]
 
 
-def make_ort_artifacts(model: Model, inference: onnx.ModelProto) -> OrtArtifacts | str:
+def make_ort_artifacts(model: Model, opset: int) -> OrtArtifacts | str:
     """The artifacts, or in one sentence why there are none.
 
     Some operators abort the process that generates their gradients, so another one does it; its
@@ -39,13 +39,21 @@ def make_ort_artifacts(model: Model, inference: onnx.ModelProto) -> OrtArtifacts
     """
     if training_package() is None:
         return "onnxruntime-training-cpu is not installed where the bundle was exported"
+    for path, part in model.module.named_modules():
+        if isinstance(part, nn.RNNBase):
+            # Unrolled over time it would be thousands of nodes, and several times slower.
+            return f"{module_label(model.module, path)} is recurrent"
+    try:
+        loss = loss_graph(model, opset)
+    except ExportError as exc:
+        return f"its forward pass cannot be exported by itself: {exc.args[0]}"
     with tempfile.TemporaryDirectory(prefix="fedtide-export-") as name:
         folder = Path(name)
-        (folder / "forward.onnx").write_bytes(inference.SerializeToString())
+        (folder / "forward.onnx").write_bytes(loss.SerializeToString())
         task = {
-            "loss": model.loss,
-            "trainable": [tensor.name for tensor in model.tensors if tensor.trainable],
-            "frozen": [tensor.name for tensor in model.tensors if not tensor.trainable],
+            "parameters": [t.name for t in model.tensors if t.kind == "parameter"],
+            "others": [t.name for t in model.tensors if t.kind != "parameter"],
+            "outputs": [value.name for value in loss.graph.output[1:]],
         }
         (folder / "task.json").write_text(json.dumps(task), encoding="utf-8")
         problem = _run_worker(folder)
@@ -53,7 +61,6 @@ def make_ort_artifacts(model: Model, inference: onnx.ModelProto) -> OrtArtifacts
             return problem
         artifacts = OrtArtifacts(
             train=(folder / "training_model.onnx").read_bytes(),
-            evaluate=(folder / "eval_model.onnx").read_bytes(),
             optimizer=(folder / "optimizer_model.onnx").read_bytes(),
             checkpoint=(folder / "nominal_checkpoint").read_bytes(),
             order=tuple(json.loads((folder / "order.json").read_text(encoding="utf-8"))),
@@ -86,7 +93,7 @@ def _refusal(model: Model, artifacts: OrtArtifacts) -> str | None:
     if sorted(artifacts.order) != sorted(tensor.name for tensor in model.tensors):
         return "onnxruntime.training did not keep the model's tensors as parameters"
     try:
-        for raw in (artifacts.train, artifacts.evaluate, artifacts.optimizer):
+        for raw in (artifacts.train, artifacts.optimizer):
             scan_model(raw, extra_domains=ORT_TRAINING_OPERATORS)
     except BundleError as exc:
         return f"devices would refuse the artifacts: {exc}"

@@ -24,25 +24,21 @@ def main(folder: Path) -> None:
     import_onnxruntime()
     artifacts: Any = importlib.import_module("onnxruntime.training.artifacts")
     task = json.loads((folder / "task.json").read_text(encoding="utf-8"))
-    loss = {
-        "cross_entropy": artifacts.LossType.CrossEntropyLoss,
-        "mse": artifacts.LossType.MSELoss,
-    }[task["loss"]]
     artifacts.generate_artifacts(
         onnx.load(folder / "forward.onnx"),
-        requires_grad=task["trainable"],
-        frozen_params=task["frozen"],
-        loss=loss,
+        requires_grad=task["parameters"],
+        frozen_params=task["others"],
+        loss=None,  # it is the graph's first output
+        loss_input_names=["loss"],
         optimizer=artifacts.OptimType.SGD,
         artifact_directory=str(folder),
         nominal_checkpoint=True,
-        # A second output of both graphs, for the count of correct predictions.
-        additional_output_names=["output"],
+        additional_output_names=task["outputs"],
     )
-    for name in ("training_model", "eval_model", "optimizer_model"):
+    for name in ("training_model", "optimizer_model"):
         _clean(folder / f"{name}.onnx")
     # The buffer's order is that of the parameters among the training graph's inputs.
-    tensors = {*task["trainable"], *task["frozen"]}
+    tensors = {*task["parameters"], *task["others"]}
     graph = onnx.load(folder / "training_model.onnx").graph
     order = [value.name for value in graph.input if value.name in tensors]
     (folder / "order.json").write_text(json.dumps(order), encoding="utf-8")

@@ -120,7 +120,38 @@ def inference_graph(model: Model, opset: int) -> onnx.ModelProto:
         ["output"],
         opset,
     )
-    embed(graph, model)
+    _embed(graph, model)
+    return graph
+
+
+def loss_graph(model: Model, opset: int) -> onnx.ModelProto:
+    """(x, y, [seed]) -> (loss, weight, new.*): what `onnxruntime.training` differentiates.
+
+    The mean loss in training mode, its weight, and the new statistics; the manifest's tensors
+    are initializers under their own names.
+
+    Raises:
+        ExportError: see `train_graph`.
+    """
+    forward = trace_forward(model, _objective(model), labels=True, training=True)
+    names = [tensor.name for tensor in model.tensors]
+    statistics = [tensor.name for tensor in model.tensors if tensor.kind == "statistic"]
+
+    def step(x: torch.Tensor, y: torch.Tensor, *rest: torch.Tensor) -> Tensors:
+        seed, rest = (rest[0], rest[1:]) if model.random else (None, rest)
+        values = dict(zip(names, rest, strict=True))
+        values |= {name: values[name].clone() for name in statistics}
+        with SeededRandomness(seed):
+            loss, weight = forward((x, y), values)
+        return loss / weight, weight.clone(), *(values[name] for name in statistics)
+
+    x, y = model.example_batch(EXAMPLES)
+    ports = [Port("x", x, True), Port("y", y, True)]
+    if model.random:
+        ports.append(Port("seed", torch.tensor(0)))
+    outputs = ["loss", "weight", *(OUTPUT_PREFIX + name for name in statistics)]
+    graph = _build(model, step, [*ports, *_tensor_ports(model)], outputs, opset)
+    _embed(graph, model)
     return graph
 
 
@@ -151,7 +182,7 @@ def _build(
         raise explain(model, exc) from exc
 
 
-def embed(graph: onnx.ModelProto, model: Model) -> None:
+def _embed(graph: onnx.ModelProto, model: Model) -> None:
     """Turn the inputs `tensor.*` into initializers with the manifest's names."""
     renamed = {INPUT_PREFIX + tensor.name: tensor.name for tensor in model.tensors}
     taken: set[Any] = {name for node in graph.graph.node for name in node.output}
