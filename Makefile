@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
-.PHONY: demo test test-slow check bench clean mosquitto
+.PHONY: demo test test-slow test-runtimes test-arm64 check bench clean mosquitto
 .DELETE_ON_ERROR:
 
 demo: $(EXPORT)/.ready $(DEVICE)/.ready
@@ -29,6 +29,14 @@ test: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 
 test-slow: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m pytest -q -m slow tests
+
+# Oldest and newest Python, onnxruntime and numpy, and onnxruntime-web; environments in build/.
+test-runtimes: $(EXPORT)/.ready $(DEVICE)/.ready
+	$(DEVICE)/bin/python -m tests.everywhere.runtimes
+
+# 64-bit Arm, emulated. Needs debootstrap (as root, once), qemu-user-static and proot.
+test-arm64: $(EXPORT)/.ready $(DEVICE)/.ready
+	$(DEVICE)/bin/python -m tests.everywhere.arm64
 
 check: $(EXPORT)/.ready
 	$(EXPORT)/bin/ruff format --check .
