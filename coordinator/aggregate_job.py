@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from fedtide.blobs import BlobStore
-from fedtide.messages import BlobRef, Metrics, Update
+from fedtide.measures import Metrics
+from fedtide.messages import BlobRef, Update
 from fedtide.vectors import Vector, decode_vector, encode_vector
 
 Evaluate = Callable[[Vector], Metrics]
@@ -19,7 +20,7 @@ class AggregateJob(NamedTuple):
     round_id: int
     base: BlobRef
     updates: tuple[Update, ...]
-    elements_count: int
+    shared_count: int
 
 
 class Aggregated(NamedTuple):
@@ -45,7 +46,7 @@ def contributions(job: AggregateJob, blobs: BlobStore) -> Iterator[Contribution]
     for update in job.updates:
         assert update.blob is not None
         content = blobs.read(update.blob.digest)
-        delta = decode_vector(content, update.encoding, job.elements_count)
+        delta = decode_vector(content, update.encoding, job.shared_count)
         yield Contribution(update.examples, delta)
 
 
@@ -56,9 +57,9 @@ def run_aggregate_job(job: AggregateJob, blobs: BlobStore, evaluate: Evaluate | 
         StateError: the disk is full or failing.
         FileNotFoundError: the base model is gone; nothing can go on without it.
     """
-    base = decode_vector(blobs.read(job.base.digest), "f32", job.elements_count)
+    base = decode_vector(blobs.read(job.base.digest), "f32", job.shared_count)
     try:
-        delta = weighted_mean(contributions(job, blobs), job.elements_count)
+        delta = weighted_mean(contributions(job, blobs), job.shared_count)
         model = apply_delta(base, delta)
         content = encode_vector(model, "f32")
     except (ValueError, OverflowError) as exc:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import numpy as np
+import msgspec
 
 from coordinator.config import EvaluationConfig
 from fedtide.bundle import Bundle
 from fedtide.dataset import load_dataset
-from fedtide.errors import BundleError
-from fedtide.manifest import INPUT_PREFIX
-from fedtide.messages import Metrics
-from fedtide.runtime import load_session
-from fedtide.vectors import Vector, split_vector
+from fedtide.evaluator import Evaluator, vector_values
+from fedtide.measures import Metrics, add_up
+from fedtide.vectors import Vector, whole_vector
 
 
 class TestSet:
@@ -27,28 +25,26 @@ class TestSet:
             BundleError: the evaluation graph is refused.
         """
         assert config.data is not None
-        self._manifest = bundle.manifest
+        self._bundle = bundle
         self._examples = load_dataset(config.data, bundle.manifest).training
         self._batch_size = config.batch_size
-        self._session = load_session(bundle.read(bundle.manifest.runtimes.portable.evaluate))
+        self._evaluator = Evaluator(bundle)
 
     def __len__(self) -> int:
         return len(self._examples.x)
 
-    def evaluate(self, model: Vector) -> Metrics:
-        """Loss and, for classifiers, correct predictions of a flat model over the whole set."""
-        tensors = split_vector(model, self._manifest)
-        feeds: dict[str, object] = {INPUT_PREFIX + name: view for name, view in tensors.items()}
-        loss_sum, correct = 0.0, 0
+    def evaluate(self, shared: Vector) -> Metrics:
+        """Measures of a global model, float32[shared_count], over the whole set.
+
+        What does not travel has the bundle's initial values: where devices keep parts of the
+        model for themselves, only their held-out data tell how good it is there.
+
+        Raises:
+            BundleError: the evaluation graph failed.
+        """
+        model = vector_values(whole_vector(shared, self._bundle), self._bundle.manifest)
         x, y = self._examples
-        for start in range(0, len(x), self._batch_size):
-            part = slice(start, start + self._batch_size)
-            feeds["x"], feeds["y"] = x[part], y[part]
-            try:
-                loss, *counts = self._session.run(None, feeds)
-            except Exception as exc:  # onnxruntime's errors share no base class
-                raise BundleError(f"the evaluation graph failed: {exc}") from exc
-            loss_sum += float(loss) * len(x[part])
-            correct += int(np.sum(counts[0])) if counts else 0
-        classifier = self._manifest.classes is not None
-        return Metrics(len(x), loss_sum, correct if classifier else None)
+        parts = [slice(at, at + self._batch_size) for at in range(0, len(x), self._batch_size)]
+        total = add_up(self._evaluator.evaluate(model, x[part], y[part]) for part in parts)
+        measured = {name: value for name, value in total.measures.items() if value.reportable}
+        return msgspec.structs.replace(total, measures=measured)

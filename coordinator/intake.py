@@ -22,8 +22,8 @@ _log = logging.getLogger(__name__)
 class Intake:
     """See the module. Every method returns the commands that its commit led to."""
 
-    def __init__(self, elements_count: int, store: Store, ledger: Ledger, voice: Voice) -> None:
-        self._elements_count = elements_count
+    def __init__(self, shared_count: int, store: Store, ledger: Ledger, voice: Voice) -> None:
+        self._shared_count = shared_count
         self._store = store
         self._ledger = ledger
         self._voice = voice
@@ -42,7 +42,7 @@ class Intake:
         verdict = admit(update, device_id, self._ledger.state, self._ledger.run_id)
         if verdict is None:
             model, terms = self._ledger.newest_model().ref, self._ledger.terms()
-            state, elements = self._ledger.state, self._elements_count
+            state, elements = self._ledger.state, self._shared_count
             reason = misfit(update, state, model.digest, terms.encoding, elements)
             if reason is not None:
                 verdict = Receipt(update.update_id, "rejected", reason)
@@ -80,7 +80,7 @@ class Intake:
             return ()
         reason = content if isinstance(content, str) else None
         if isinstance(content, bytes):
-            reason = defect(content, update, self._elements_count)
+            reason = defect(content, update, self._shared_count)
         if reason is None:
             self._uploads.keep(device_id)
             verdict = Receipt(update.update_id, "accepted")

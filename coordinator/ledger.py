@@ -25,7 +25,8 @@ from coordinator.round_machine import (
 )
 from coordinator.store import Model, Store, Terms
 from fedtide.bundle import Bundle
-from fedtide.messages import BlobRef, Metrics, Receipt, Update
+from fedtide.measures import add_up
+from fedtide.messages import BlobRef, Receipt, Update
 
 Commands = tuple[Command, ...]
 
@@ -120,11 +121,5 @@ class Ledger:
 
     def _record_held_out(self, round_id: int, version: int) -> None:
         """Each update says how the model it started from does on its device's held-out data."""
-        parts = [u.held_out for u in self._store.updates(round_id) if u.held_out]
-        corrects = [part.correct for part in parts if part.correct is not None]
-        total = Metrics(
-            sum(part.examples for part in parts),
-            sum(part.loss_sum for part in parts),
-            sum(corrects) if len(corrects) == len(parts) else None,
-        )
+        total = add_up(u.held_out for u in self._store.updates(round_id) if u.held_out)
         self._store.set_metrics(version, total, held_out=True)

@@ -11,7 +11,8 @@ from fedtide.bundle import open_stored_bundle
 from fedtide.errors import BundleError, ConfigError, StateError
 from fedtide.files import write_atomically
 from fedtide.manifest import Manifest
-from fedtide.vectors import Vector, decode_vector, split_vector
+from fedtide.measures import Metrics
+from fedtide.vectors import Vector, decode_vector, split_vector, whole_vector
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def run(parsed: argparse.Namespace) -> int:
     try:
         models = store.models()
         if parsed.action == "list":
-            _print_models(models)
+            _print_models(models, _measures(store))
         else:
             _export(store, _chosen(models, parsed.version), parsed.out)
     finally:
@@ -58,21 +59,39 @@ def _chosen(models: list[Model], version: int | None) -> Model:
     raise ConfigError(f"there is no model version {wanted}; the state holds {there}")
 
 
-def _print_models(models: list[Model]) -> None:
+def _measures(store: Store) -> tuple[str, ...]:
+    """What the bundle measures, and the perplexity of a model of language."""
+    digest = store.fact("bundle")
+    if digest is None:
+        return ("loss",)
+    manifest = open_stored_bundle(digest, store.blobs.read).manifest
+    tokens = manifest.classes is not None and manifest.labels.shape
+    return ("loss", *(("perplexity",) if tokens else ()), *manifest.metrics)
+
+
+def _print_models(models: list[Model], measures: tuple[str, ...]) -> None:
     """A table of plain columns; "-" where nothing was measured."""
-    print(
-        f"{'version':>7}  {'round':>5}  {'made at':19}  {'loss':>8}  {'accuracy':>8}  "
-        f"{'held-out':>8}  digest"
-    )
+    headers = [*measures, *(f"held-out {name}" for name in measures)]
+    titles = "  ".join(f"{header:>8}" for header in headers)
+    print(f"{'version':>7}  {'round':>5}  {'made at':19}  {titles}  digest")
     for model in models:
         made = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(model.made_at_ms / 1000))
+        values = [
+            _mean(part, name) for part in (model.metrics, model.held_out) for name in measures
+        ]
         numbers = "  ".join(
-            f"{'-' if value is None else format(value, '.4f'):>8}"
-            for value in (model.loss, model.accuracy, model.held_out_accuracy)
+            f"{'-' if value is None else format(value, '.4f'):>{max(8, len(header))}}"
+            for value, header in zip(values, headers, strict=True)
         )
         print(
             f"{model.version:>7}  {model.round_id:>5}  {made}  {numbers}  {model.ref.digest[:12]}"
         )
+
+
+def _mean(metrics: Metrics | None, name: str) -> float | None:
+    if metrics is None:
+        return None
+    return metrics.perplexity if name == "perplexity" else metrics.mean(name)
 
 
 def _export(store: Store, model: Model, out: Path) -> None:
@@ -84,7 +103,8 @@ def _export(store: Store, model: Model, out: Path) -> None:
     try:
         blobs = store.blobs
         bundle = open_stored_bundle(digest, blobs.read)
-        vector = decode_vector(blobs.read(model.ref.digest), "f32", bundle.manifest.elements_count)
+        shared = decode_vector(blobs.read(model.ref.digest), "f32", bundle.manifest.shared_count)
+        vector = whole_vector(shared, bundle)
     except FileNotFoundError as exc:
         raise StateError(
             f"model {model.version} cannot be read: {exc}",

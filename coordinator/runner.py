@@ -26,7 +26,7 @@ from coordinator.ledger import begin_run
 from coordinator.service import Service
 from coordinator.store import Store
 from fedtide.bundle import Bundle, open_bundle_dir
-from fedtide.errors import BundleError, FedtideError, StateError
+from fedtide.errors import BundleError, ConfigError, FedtideError, StateError
 from fedtide.files import locked
 from fedtide.messages import Beacon, encode
 from fedtide.mqtt import MqttTransport
@@ -74,9 +74,14 @@ def run_coordinator(config: CoordinatorConfig) -> int:
     """Run until the federation is finished, or SIGTERM or SIGINT; the exit code.
 
     Raises:
-        BundleError, DataError, StateError, BrokerError: see `docs/configuration.md`.
+        ConfigError, BundleError, DataError, StateError, BrokerError: see `docs/configuration.md`.
     """
     bundle = open_bundle_dir(config.bundle)
+    if config.plan.optimizer not in bundle.manifest.optimizers:
+        raise ConfigError(
+            f"plan.optimizer is {config.plan.optimizer!r}, the bundle offers "
+            f"{', '.join(bundle.manifest.optimizers)}"
+        )
     with locked(config.state_dir, "coordinator"):
         store = Store(config.state_dir)
         try:
@@ -143,7 +148,7 @@ def _open_store(
     evaluate = None if config.evaluation.data is None else TestSet(config.evaluation, bundle)
     begin_run(store, bundle, config.federation, initial, clock.now_ms())
     first = store.model(0)
-    if evaluate is not None and first is not None and first.loss is None:
+    if evaluate is not None and first is not None and first.metrics is None:
         with store.transaction():
             metrics = evaluate.evaluate(_initial_model(bundle))
             store.set_metrics(0, metrics, held_out=False)
@@ -151,7 +156,7 @@ def _open_store(
 
 
 def _initial_model(bundle: Bundle) -> Vector:
-    """The bundle's initial model, float32[elements_count]."""
+    """What travels of the bundle's initial model, float32[shared_count]."""
     raw = bundle.read(bundle.manifest.initial_model)
     try:
         tensors = load_safetensors(raw)
@@ -161,7 +166,7 @@ def _initial_model(bundle: Bundle) -> Vector:
     expected = (bundle.manifest.elements_count,)
     if vector is None or vector.shape != expected or vector.dtype.name != "float32":
         raise BundleError(f"the initial model is not one float32 tensor 'vector' of {expected}")
-    return vector
+    return vector[: bundle.manifest.shared_count]
 
 
 def _serve(

@@ -34,12 +34,13 @@ from coordinator.round_machine import (
     TaskDeclined,
     TimeReached,
 )
-from coordinator.store import Model, Store
+from coordinator.store import Store
 from coordinator.voice import Voice
 from fedtide.bundle import Bundle
 from fedtide.errors import BrokerError, BundleError
 from fedtide.limits import DEVICES_MAX
-from fedtide.manifest import MANIFEST_NAME, runtime_files
+from fedtide.manifest import MANIFEST_NAME, device_files
+from fedtide.measures import Metrics
 from fedtide.messages import (
     Chunk,
     Decline,
@@ -83,7 +84,7 @@ class Service:
         self._voice = Voice(link, self._topics, session)
         self._ledger = Ledger(store, config)
         self._publisher = Publisher(store.blobs, link, self._topics)
-        self._intake = Intake(bundle.manifest.elements_count, store, self._ledger, self._voice)
+        self._intake = Intake(bundle.manifest.shared_count, store, self._ledger, self._voice)
         self._heard_at_ms: dict[str, int] = {}
         self._connected = False
         self._told = ""
@@ -99,7 +100,7 @@ class Service:
         self._bundle_ref = put(self._bundle.fetch(MANIFEST_NAME))
         if self._bundle_ref.digest != self._bundle.digest:
             raise BundleError("the bundle's manifest changed while it was being read")
-        self._bundle_blobs = [self._bundle_ref, *(put(read(p)) for p in runtime_files(manifest))]
+        self._bundle_blobs = [self._bundle_ref, *(put(read(p)) for p in device_files(manifest))]
         put(read(manifest.inference))  # for `fedtide models export`
 
     def start(self, at_ms: int) -> None:
@@ -264,7 +265,7 @@ class Service:
         model = self._ledger.newest_model()
         if model.ref != result.model:
             return
-        _log.info("model %d%s", model.version, _quality(model))
+        _log.info("model %d%s", model.version, _quality(model.metrics))
         self._publisher.offer([*self._bundle_blobs, model.ref])
         self._perform(commands, at_ms)
 
@@ -290,12 +291,12 @@ class Service:
 
     def _aggregate(self, round_id: int, train: bool, at_ms: int) -> None:
         judged = self._ledger.newest_model()
-        if judged.held_out_accuracy is not None:
+        if judged.held_out is not None:
             _log.info(
-                "model %d on %d held-out examples of the devices: accuracy %.4f",
+                "model %d on %d held-out examples of the devices%s",
                 judged.version,
-                judged.held_out_examples,
-                judged.held_out_accuracy,
+                judged.held_out.examples,
+                _quality(judged.held_out),
             )
         if not train:
             self._apply(RoundAggregated(round_id), at_ms)
@@ -305,7 +306,7 @@ class Service:
                 round_id,
                 self._ledger.newest_model().ref,
                 tuple(self._store.updates(round_id)),
-                self._bundle.manifest.elements_count,
+                self._bundle.manifest.shared_count,
             )
         )
 
@@ -340,6 +341,9 @@ class Service:
         self._voice.status(state, model, self._config.rounds.count, at_ms)
 
 
-def _quality(model: Model) -> str:
-    accuracy = "" if model.accuracy is None else f", accuracy {model.accuracy:.4f}"
-    return accuracy + ("" if model.loss is None else f", loss {model.loss:.4f}")
+def _quality(metrics: Metrics | None) -> str:
+    """Every measure, for the log."""
+    if metrics is None:
+        return ""
+    means = {name: measure.mean for name, measure in sorted(metrics.measures.items())}
+    return "".join(f", {name} {mean:.4f}" for name, mean in means.items() if mean is not None)

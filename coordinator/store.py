@@ -19,10 +19,11 @@ import msgspec
 from coordinator.round_machine import AbandonRound, Event, RoundState
 from fedtide.blobs import BlobStore
 from fedtide.errors import StateError
-from fedtide.messages import BlobRef, Encoding, Metrics, Receipt, Update
+from fedtide.measures import Metrics
+from fedtide.messages import BlobRef, Encoding, Receipt, Update
 from fedtide.plan import Plan
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 _SCHEMA = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE events (
@@ -40,8 +41,7 @@ CREATE TABLE updates (
 CREATE TABLE models (
     version INTEGER PRIMARY KEY, digest TEXT NOT NULL, size_bytes INTEGER NOT NULL,
     round_id INTEGER NOT NULL, made_at_ms INTEGER NOT NULL,
-    loss REAL, accuracy REAL,
-    held_out_loss REAL, held_out_accuracy REAL, held_out_examples INTEGER);
+    metrics_json TEXT, held_out_json TEXT);
 CREATE TABLE devices (
     device_id TEXT PRIMARY KEY, heard_at_ms INTEGER NOT NULL, hello_json TEXT NOT NULL);
 CREATE TABLE counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
@@ -62,11 +62,15 @@ class Model(NamedTuple):
     ref: BlobRef
     round_id: int
     made_at_ms: int
-    loss: float | None
-    accuracy: float | None
-    held_out_loss: float | None
-    held_out_accuracy: float | None
-    held_out_examples: int | None
+    metrics: Metrics | None
+    """On the coordinator's test set."""
+    held_out: Metrics | None
+    """On the devices' held-out data."""
+
+    @property
+    def judged(self) -> Metrics:
+        """On the coordinator's test set if it has one, else on the devices' held-out data."""
+        return self.metrics or self.held_out or Metrics(0)
 
 
 class Store:
@@ -244,19 +248,12 @@ class Store:
         """Record how a model did: on the coordinator's test set, or on held-out data of devices."""
         if metrics.examples == 0:
             return
-        loss = metrics.loss_sum / metrics.examples
-        accuracy = None if metrics.correct is None else metrics.correct / metrics.examples
-        if held_out:
-            self._db.execute(
-                "UPDATE models SET held_out_loss = ?, held_out_accuracy = ?, held_out_examples = ?"
-                " WHERE version = ?",
-                (loss, accuracy, metrics.examples, version),
-            )
-        else:
-            self._db.execute(
-                "UPDATE models SET loss = ?, accuracy = ? WHERE version = ?",
-                (loss, accuracy, version),
-            )
+        change = (
+            "UPDATE models SET held_out_json = ? WHERE version = ?"
+            if held_out
+            else "UPDATE models SET metrics_json = ? WHERE version = ?"
+        )
+        self._db.execute(change, (msgspec.json.encode(metrics).decode(), version))
 
     def model(self, version: int) -> Model | None:
         """One model version."""
@@ -290,9 +287,14 @@ class Store:
         return dict(sorted((written + self._counts).items()))
 
 
+_decode_metrics = msgspec.json.Decoder(Metrics).decode
+
+
 def _model(row: tuple[object, ...]) -> Model:
-    version, digest, size_bytes, *rest = row
-    return Model(version, BlobRef(digest, size_bytes), *rest)  # type: ignore[arg-type]
+    version, digest, size_bytes, round_id, made_at_ms, *jsons = row
+    measured = (None if raw is None else _decode_metrics(str(raw)) for raw in jsons)
+    ref = BlobRef(digest, size_bytes)  # type: ignore[arg-type]
+    return Model(version, ref, round_id, made_at_ms, *measured)  # type: ignore[arg-type]
 
 
 def _hint(exc: Exception) -> str:

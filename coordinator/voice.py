@@ -44,8 +44,8 @@ class Voice:
             accepted=tuple(member.device_id for member in state.accepted()[:NAMES_MAX]),
             deadline_ms=left_ms,
             reason=state.reason[:1000],
-            loss=model.loss if model.loss is not None else model.held_out_loss,
-            accuracy=model.accuracy if model.accuracy is not None else model.held_out_accuracy,
+            loss=model.judged.loss,
+            accuracy=model.judged.accuracy,
         )
         self._link.publish(self._topics.status, self._encode(status), retain=True)
 

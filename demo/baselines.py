@@ -62,8 +62,8 @@ def _accuracy(
     trainer.set_parameters(initial)
     train(trainer, data.x, data.y, plan)
     result = evaluate(trainer, test.x, test.y)
-    assert result.correct is not None
-    return result.correct / result.examples
+    assert result.accuracy is not None
+    return result.accuracy
 
 
 if __name__ == "__main__":

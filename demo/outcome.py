@@ -9,7 +9,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from demo.scene import Fate, Scene
+from fedtide.measures import Metrics
 
 ROUNDS = 45
 """Enough for the federation to come close to central training."""
@@ -111,8 +114,8 @@ def read_rounds(state_dir: Path) -> list[RoundRecord]:
     """The training rounds in the coordinator's store: read as the report needs them."""
     with closing(_open_store(state_dir)) as database:
         models = {
-            row[0]: row[1:]
-            for row in database.execute("SELECT round_id, accuracy, loss FROM models")
+            round_id: _quality(metrics)
+            for round_id, metrics in database.execute("SELECT round_id, metrics_json FROM models")
         }
         updates: dict[int, list[tuple[str, str, int]]] = {}
         for round_id, *update in database.execute(
@@ -131,8 +134,8 @@ def read_rounds(state_dir: Path) -> list[RoundRecord]:
 def read_models(state_dir: Path) -> list[ModelRecord]:
     """The global models in the coordinator's store, from the one that all began with."""
     with closing(_open_store(state_dir)) as database:
-        rows = database.execute("SELECT round_id, accuracy, loss FROM models ORDER BY version")
-        return [ModelRecord(*row) for row in rows]
+        rows = database.execute("SELECT round_id, metrics_json FROM models ORDER BY version")
+        return [ModelRecord(round_id, *_quality(metrics)) for round_id, metrics in rows]
 
 
 def count_answers(state_dir: Path) -> int:
@@ -156,6 +159,14 @@ def accuracy_by_round(models: list[ModelRecord], rounds_count: int) -> tuple[flo
         elif curve:
             curve.append(curve[-1])
     return tuple(curve)
+
+
+def _quality(metrics_json: str | None) -> tuple[float | None, float | None]:
+    """Accuracy and loss, as the coordinator measured them."""
+    if metrics_json is None:
+        return None, None
+    metrics = msgspec.json.decode(metrics_json, type=Metrics)
+    return metrics.accuracy, metrics.loss
 
 
 def _open_store(state_dir: Path) -> sqlite3.Connection:

@@ -12,7 +12,7 @@ from fedtide import limits
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle, open_stored_bundle
 from fedtide.errors import BundleError
-from fedtide.manifest import Manifest, Runtimes, runtime_files
+from fedtide.manifest import Manifest, Runtimes, device_files
 from fedtide.messages import BlobRef
 
 
@@ -33,19 +33,20 @@ def needed_blobs(
     if not is_intact(blobs, bundle):
         return [bundle]
     manifest = held_bundle(blobs, bundle).manifest
-    if model.size_bytes != manifest.vector_bytes:
+    if model.size_bytes != manifest.shared_bytes:
         raise BundleError(
             f"the model is said to have {model.size_bytes:,} bytes, "
-            f"the bundle's have {manifest.vector_bytes:,}"
+            f"the bundle's have {manifest.shared_bytes:,}"
         )
     return [*_runtime_blobs(manifest, runtimes), model]
 
 
 def _runtime_blobs(manifest: Manifest, runtimes: Sequence[str]) -> list[BlobRef]:
     refs = []
-    for path in runtime_files(manifest, _runtime(manifest.runtimes, runtimes)):
+    for path in device_files(manifest, _runtime(manifest.runtimes, runtimes)):
         file = manifest.files[path]
-        if file.size_bytes > limits.GRAPH_BYTES_MAX:
+        # The size of `rest` is that of its tensors: `parse_manifest`.
+        if file.size_bytes > limits.GRAPH_BYTES_MAX and path != manifest.rest:
             raise BundleError(
                 f"{path!r} is said to have {file.size_bytes:,} bytes, "
                 f"at most {limits.GRAPH_BYTES_MAX:,} are fetched"

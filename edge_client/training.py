@@ -2,27 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edge_client.trainers import Evaluation, Trainer
+from edge_client.optimizers import Optimizer, OptimizerState
+from edge_client.trainers import AnyArray, Trainer
+from edge_client.trainers.batches import has_labels
 from fedtide.errors import DataError
+from fedtide.measures import Measure, Metrics, add_up
 from fedtide.plan import Plan
 from fedtide.vectors import Vector
 
-AnyArray = NDArray[np.generic]
+
+class Progress(NamedTuple):
+    """How far training has come, at the end of an epoch."""
+
+    epochs: int
+    """Done, those before `start_epoch` included."""
+    loss: float
+    """Mean loss of the epoch, measured as its batches were trained."""
+    optimizer: OptimizerState
+    """Live: copy what is to be kept."""
+
+
 OnStep = Callable[[int, float], bool | None]
-OnEpoch = Callable[[int, float], None]
+OnEpoch = Callable[[Progress], None]
 
 
 class TrainResult(NamedTuple):
     """What a round's local training learned."""
 
     delta: Vector
-    """float32[elements_count], new - old."""
+    """float32[shared_count], new - old of what travels."""
+    local: Vector
+    """float32, the new values of `manifest.local`: what stays on the device."""
+    optimizer: OptimizerState
+    """After the last step."""
     examples: int
     """Local examples, n_k: the weight in the average."""
     losses: tuple[float, ...]
@@ -45,6 +63,16 @@ def epoch_order(seed: int, epoch: int, examples: int) -> NDArray[np.int64]:
     return np.argsort(numbers, kind="stable").astype(np.int64, copy=False)
 
 
+def dropout_seeds(seed: int, epoch: int, count: int) -> list[int]:
+    """Seeds in [0, 2^63) for the graph's runs in one epoch: one for each part of each batch.
+
+    A function of its arguments only, so that training which goes on after a restart draws the
+    same numbers. The key's highest bit keeps them apart from `epoch_order`.
+    """
+    numbers = np.random.Philox(key=[seed, epoch | 1 << 63]).random_raw(count)
+    return [int(number) >> 1 for number in numbers]
+
+
 def steps_per_epoch(plan: Plan, examples: int) -> int:
     """Batches that cover all examples, the last one possibly smaller."""
     return 1 if plan.batch_size == "all" else -(-examples // plan.batch_size)
@@ -59,55 +87,103 @@ def train(
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
     start_epoch: int = 0,
+    optimizer_state: OptimizerState | None = None,
     reference: Vector | None = None,
 ) -> TrainResult:
     """Train the trainer's current model on x[n, ...] and y[n, ...] as `plan` says.
 
     `on_step(steps, loss)` follows every step: it may sleep, to share the processor, and returns
-    False to stop. `on_epoch(epochs_done, mean_loss)` follows every epoch: time to save
-    `trainer.parameters()`. To go on after a restart, give the trainer what was saved, the number
-    of epochs done as `start_epoch`, and the round's initial model as `reference` (default: the
-    model that the trainer has now).
+    False to stop. `on_epoch(progress)` follows every epoch: time to save `trainer.parameters()`
+    and the optimizer's state. To go on after a restart, give the trainer what was saved, the
+    number of epochs done as `start_epoch`, the optimizer's state, and the round's initial model
+    as `reference` (default: the model that the trainer has now).
 
     Raises:
         TrainingInterruptedError: `on_step` returned False.
         DataError: the data do not fit the model, or there are none.
+        ValueError: the optimizer's state is another optimizer's, or of another model.
     """
     examples = len(x)
     if not examples or examples != len(y):
         raise DataError(f"there are {examples:,} inputs and {len(y):,} labels to train on")
+    manifest = trainer.manifest
+    trained, shared = manifest.trained, slice(0, manifest.shared_count)
     old = trainer.parameters() if reference is None else reference
-    batch = examples if plan.batch_size == "all" else plan.batch_size
-    steps = start_epoch * steps_per_epoch(plan, examples)
-    steps_max = plan.epochs * steps_per_epoch(plan, examples)
+    optimizer = Optimizer(
+        plan,
+        trained.stop - trained.start,
+        anchor=old[trained.start : min(trained.stop, shared.stop)],
+        state=optimizer_state,
+    )
+    stepper = _Stepper(trainer, plan, optimizer, x, y)
+    epoch_steps = steps_per_epoch(plan, examples)
+    steps_max = plan.epochs * epoch_steps
     if plan.steps_max is not None:
         steps_max = min(steps_max, plan.steps_max)
-    steps = min(steps, steps_max)
+    steps = min(start_epoch * epoch_steps, steps_max)
     losses: list[float] = []
     for epoch in range(start_epoch, plan.epochs):
         if steps == steps_max:
             break
-        order = epoch_order(plan.seed, epoch, examples)
-        loss_sum, seen = 0.0, 0
-        for start in range(0, examples, batch):
-            if steps == steps_max:
-                break
-            chosen = order[start : start + batch]
-            loss = trainer.step(x[chosen], y[chosen], plan.learning_rate)
+        total = Measure(0.0, 0.0)
+        for loss in stepper.epoch(epoch, steps_max - steps):
             steps += 1
-            loss_sum += loss * len(chosen)
-            seen += len(chosen)
-            if on_step is not None and on_step(steps, loss) is False:
+            total = Measure(total.sum + loss.sum, total.weight + loss.weight)
+            if on_step is not None and on_step(steps, loss.mean or 0.0) is False:
                 raise TrainingInterruptedError(f"stopped after {steps} of {steps_max} steps")
-        losses.append(loss_sum / seen)
+        if total.mean is None:
+            raise DataError("no example has a label that counts")
+        losses.append(total.mean)
         if on_epoch is not None:
-            on_epoch(epoch + 1, losses[-1])
-    delta = trainer.parameters()
-    delta -= old
-    return TrainResult(delta, examples, tuple(losses), steps)
+            on_epoch(Progress(epoch + 1, losses[-1], optimizer.state))
+    new = trainer.parameters()
+    local = new[manifest.local].copy()
+    delta = new[shared]
+    delta -= old[shared]
+    return TrainResult(delta, local, optimizer.state, examples, tuple(losses), steps)
 
 
-def evaluate(trainer: Trainer, x: AnyArray, y: AnyArray, *, batch_size: int = 32) -> Evaluation:
+class _Stepper:
+    """Optimizer steps, one for each batch of an epoch."""
+
+    def __init__(
+        self, trainer: Trainer, plan: Plan, optimizer: Optimizer, x: AnyArray, y: AnyArray
+    ) -> None:
+        self._trainer, self._plan, self._optimizer = trainer, plan, optimizer
+        self._x, self._y = x, y
+        self._batch = len(x) if plan.batch_size == "all" else min(plan.batch_size, len(x))
+        at_once = plan.examples_at_once if trainer.manifest.additive else self._batch
+        self._parts = -(-self._batch // at_once)
+
+    def epoch(self, epoch: int, steps_max: int) -> Iterator[Measure]:
+        """Train one epoch, at most `steps_max` batches of it; the loss before each step."""
+        examples, plan = len(self._x), self._plan
+        order = epoch_order(plan.seed, epoch, examples)
+        starts = range(0, examples, self._batch)[:steps_max]
+        seeds = [0] * (len(starts) * self._parts)
+        if self._trainer.manifest.random:
+            seeds = dropout_seeds(plan.seed, epoch, len(seeds))
+        for step, start in enumerate(starts):
+            first = step * self._parts
+            yield self._step(order[start : start + self._batch], seeds[first : first + self._parts])
+
+    def _step(self, chosen: NDArray[np.int64], seeds: list[int]) -> Measure:
+        x, y, trainer = self._x, self._y, self._trainer
+        if not has_labels(trainer.manifest, y[chosen]):
+            return Measure(0.0, 0.0)  # a mean over nothing: there is no gradient
+        if self._parts == 1 and self._plan.is_plain_sgd:
+            return trainer.step(x[chosen], y[chosen], self._plan.learning_rate, seeds[0])
+        total = Measure(0.0, 0.0)
+        for part, seed in zip(np.array_split(chosen, self._parts), seeds, strict=True):
+            if not len(part):
+                continue  # the last batch may be smaller than the number of parts
+            loss = trainer.accumulate(x[part], y[part], seed)
+            total = Measure(total.sum + loss.sum, total.weight + loss.weight)
+        trainer.change(lambda weights, g: self._optimizer.step(weights, g, total.weight))
+        return total
+
+
+def evaluate(trainer: Trainer, x: AnyArray, y: AnyArray, *, batch_size: int = 32) -> Metrics:
     """Evaluate the trainer's current model on x[n, ...] and y[n, ...], in batches.
 
     Raises:
@@ -115,13 +191,7 @@ def evaluate(trainer: Trainer, x: AnyArray, y: AnyArray, *, batch_size: int = 32
     """
     if not len(x) or len(x) != len(y):
         raise DataError(f"there are {len(x):,} inputs and {len(y):,} labels to evaluate on")
-    parts = [
+    return add_up(
         trainer.evaluate(x[start : start + batch_size], y[start : start + batch_size])
         for start in range(0, len(x), batch_size)
-    ]
-    correct = [part.correct for part in parts if part.correct is not None]
-    return Evaluation(
-        examples=sum(part.examples for part in parts),
-        loss_sum=sum(part.loss_sum for part in parts),
-        correct=sum(correct) if correct else None,
     )

@@ -19,19 +19,28 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge_client.config import ClientConfig
+from edge_client.local_state import LocalState, LocalStates
 from edge_client.session_machine import Event, TaskDone, TaskFailed
-from edge_client.trainers import GraphFailedError
 from edge_client.trainers.opening import available_runtimes
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle
 from fedtide.dataset import Dataset, load_dataset
-from fedtide.errors import BundleError, ConfigError, DataError, FedtideError, StateError
+from fedtide.errors import (
+    BundleError,
+    ConfigError,
+    DataError,
+    FedtideError,
+    GraphFailedError,
+    StateError,
+)
 from fedtide.limits import METRIC_MAX
-from fedtide.messages import Metrics, Task, Update
-from fedtide.vectors import decode_vector, encode_vector
+from fedtide.measures import Metrics
+from fedtide.messages import Task, Update
+from fedtide.vectors import Vector, decode_vector, encode_vector, whole_vector
 
 if TYPE_CHECKING:
     from edge_client.trainers import Trainer
+    from edge_client.training import TrainResult
 
 _log = logging.getLogger(__name__)
 
@@ -69,6 +78,7 @@ class Worker:
         self._config = config
         self._blobs = blobs
         self._report = report
+        self._local = LocalStates(config.state_dir)
         self._jobs: SimpleQueue[_Job | Bundle | None] = SimpleQueue()
         self._dropped = threading.Event()
         self._opened: tuple[str, Trainer] | None = None
@@ -154,23 +164,26 @@ class Worker:
         task, manifest = job.task, job.bundle.manifest
         started_s = time.monotonic()
         dataset = self._data(job.bundle)
+        if task.plan.optimizer not in manifest.optimizers:
+            raise BundleError(f"the bundle does not offer the optimizer {task.plan.optimizer}")
         trainer = self._trainer(job.bundle)
-        trainer.set_parameters(decode_vector(job.model, "f32", manifest.elements_count))
+        before = self._local.load(task, manifest)
+        trainer.set_parameters(_composed(job, before))
         held_out = None
         if dataset.held_out is not None:
-            result = evaluate(trainer, *dataset.held_out)
-            if _reportable(result.loss_sum):
-                held_out = Metrics(result.examples, result.loss_sum, result.correct)
-            else:
-                _log.warning("the global model's held-out loss is %s", result.loss_sum)
+            held_out = _reportable(evaluate(trainer, *dataset.held_out))
         learned, blob = None, None
         if task.kind == "train":
-            learned = train(trainer, *dataset.training, task.plan, on_step=self._pace(job.dropped))
+            learned = train(
+                trainer,
+                *dataset.training,
+                task.plan,
+                on_step=self._pace(job.dropped),
+                optimizer_state=before.optimizer,
+            )
         training_ms = round((time.monotonic() - started_s) * 1000)
         if learned is not None:
-            if not all(map(_reportable, learned.losses)):
-                raise DivergedError("training diverged: its loss is not finite")
-            blob = self._blobs.put(self._encoded(learned.delta, task))
+            blob = self._blobs.put(self._encoded(learned, task))
         return Update(
             update_id=update_id(task, self._config.device),
             run_id=task.run_id,
@@ -224,11 +237,25 @@ class Worker:
 
         return on_step
 
-    def _encoded(self, delta: object, task: Task) -> bytes:
+    def _encoded(self, learned: TrainResult, task: Task) -> bytes:
+        """The update's content; what stays on the device is on its disk before there is one."""
+        if not all(abs(loss) <= METRIC_MAX for loss in learned.losses):
+            raise DivergedError("training diverged: its loss is not finite")
         try:
-            return encode_vector(delta, task.encoding)  # type: ignore[arg-type]
+            content = encode_vector(learned.delta, task.encoding)
+            self._local.save(task, learned.local, learned.optimizer)
         except OverflowError as exc:
             raise DivergedError(f"training diverged: {exc}") from exc
+        return content
+
+
+def _composed(job: _Job, local: LocalState) -> Vector:
+    """What travels, what this device keeps for itself, and the bundle's values for the rest."""
+    manifest = job.bundle.manifest
+    model = whole_vector(decode_vector(job.model, "f32", manifest.shared_count), job.bundle)
+    if local.values is not None:
+        model[manifest.local] = local.values
+    return model
 
 
 def public_reason(error: Exception) -> str:
@@ -277,9 +304,15 @@ def update_id(task: Task, device_id: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:24]
 
 
-def _reportable(loss: float) -> bool:
-    """Whether a message can hold this loss: neither NaN nor infinite."""
-    return abs(loss) <= METRIC_MAX
+def _reportable(held_out: Metrics) -> Metrics | None:
+    """The measures that a message can hold: neither NaN nor infinite. None without a loss."""
+    measures = {}
+    for name, measure in held_out.measures.items():
+        if measure.reportable:
+            measures[name] = measure
+        else:
+            _log.warning("the global model's held-out %s is %s", name, measure.sum)
+    return Metrics(held_out.examples, measures) if "loss" in measures else None
 
 
 def _stamp(path: Path) -> tuple[int, int]:

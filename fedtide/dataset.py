@@ -87,14 +87,30 @@ def _examples(
         raise DataError(f"{str(path)!r} has {len(x):,} {x_name} but {len(y):,} {y_name}")
     if not len(x):
         raise DataError(f"{str(path)!r} has no examples: {x_name} is empty")
-    if manifest.classes is not None:
-        outside = np.flatnonzero((y < 0) | (y >= manifest.classes))  # type: ignore[operator]
-        if len(outside):
-            raise DataError(
-                f"label {y.flat[outside[0]]} in {y_name!r} of {str(path)!r} is out of range: "
-                f"the model has classes 0 to {manifest.classes - 1}"
-            )
+    wrong = wrong_label(manifest, y)
+    if wrong is not None:
+        value, rule = wrong.split(" ", 1)
+        raise DataError(f"label {value} in {y_name!r} of {str(path)!r} {rule}")
     return Examples(x, y)
+
+
+def wrong_label(manifest: Manifest, y: AnyArray) -> str | None:
+    """The first label that is neither a class nor ignored, and why it is wrong."""
+    if manifest.classes is None:
+        return None
+    labels = y.reshape(-1)
+    # Nearly always everything is right, and two passes without a copy say so.
+    if labels.min(initial=0) >= 0 and labels.max(initial=0) < manifest.classes:
+        return None
+    outside = (labels < 0) | (labels >= manifest.classes)  # type: ignore[operator]
+    if manifest.ignored_label is not None:
+        outside &= labels != manifest.ignored_label
+    wrong = np.flatnonzero(outside)
+    if not len(wrong):
+        return None
+    also = "" if manifest.ignored_label is None else f", and {manifest.ignored_label} for none"
+    classes = f"the model has classes 0 to {manifest.classes - 1}{also}"
+    return f"{labels[wrong[0]]} is out of range: {classes}"
 
 
 def _fit(array: AnyArray, expected: Array, name: str, path: Path) -> AnyArray:

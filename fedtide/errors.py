@@ -45,6 +45,10 @@ class BundleError(FedtideError):
     exit_code = 3
 
 
+class GraphFailedError(BundleError):
+    """A graph failed on a batch. The text is onnxruntime's and may quote values of the data."""
+
+
 class DataError(FedtideError):
     """Local data does not fit the model."""
 

@@ -31,6 +31,9 @@ PARAMETERS_MAX = 100_000
 ELEMENTS_MAX = 1 << 29
 """Most float32 values in a model: 2 GiB, the largest blob."""
 
+MEASURES_MAX = 33
+"""Most measures of a model: its loss, and the 32 that a manifest may name."""
+
 METRIC_MAX = 1e300
 """Largest loss that is reported, so that sums of them stay finite, too."""
 

@@ -16,18 +16,15 @@ from msgspec import Meta, Struct
 
 from fedtide import limits
 from fedtide.manifest import Sha256
+from fedtide.measures import Finite, Metrics, Natural
 from fedtide.plan import Plan
 from fedtide.topics import IDENTIFIER_PATTERN
 
 PROTOCOL_VERSION: Literal[1] = 1
 
 Identifier = Annotated[str, Meta(pattern=IDENTIFIER_PATTERN)]
-Natural = Annotated[int, Meta(ge=0, lt=2**53)]
-"""Below 2^53, so that a JavaScript client holds it exactly."""
 DurationMs = Natural
 Text = Annotated[str, Meta(max_length=1000)]
-Finite = Annotated[float, Meta(ge=-limits.METRIC_MAX, le=limits.METRIC_MAX)]
-"""Neither infinite nor NaN, which JSON cannot hold."""
 Encoding = Literal["f32", "f16"]
 Kind = Literal["train", "evaluate"]
 Range = tuple[Natural, Annotated[int, Meta(ge=1, lt=2**53)]]
@@ -42,19 +39,6 @@ class BlobRef(Struct, frozen=True):
 
     digest: Sha256
     size_bytes: Annotated[int, Meta(ge=1, le=limits.BLOB_BYTES_MAX)]
-
-
-class Metrics(Struct, frozen=True):
-    """Result of evaluating one model on held-out examples; sums, so that parts add up."""
-
-    examples: Natural
-    loss_sum: Finite
-    correct: Natural | None = None
-
-    def __post_init__(self) -> None:
-        """No more correct predictions than predictions."""
-        if self.correct is not None and self.correct > self.examples:
-            raise ValueError(f"{self.correct} of {self.examples} examples are correct")
 
 
 class Message(Struct, frozen=True, tag_field="type", tag=lambda name: name.lower()):
@@ -86,7 +70,7 @@ class Update(Struct, frozen=True):
     examples: Natural
     """n_k, the weight in the average."""
     blob: BlobRef | None
-    """delta = new - old, in `encoding`."""
+    """delta = new - old of what travels, in `encoding`."""
     encoding: Encoding
     steps: Natural
     training_ms: DurationMs

@@ -9,6 +9,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedtide.bundle import Bundle
+from fedtide.errors import BundleError
 from fedtide.limits import VALUE_ABS_MAX
 from fedtide.manifest import Manifest
 from fedtide.messages import Encoding
@@ -32,6 +34,24 @@ def check_vector(vector: Vector, manifest: Manifest) -> None:
             f"the model is a vector of float32{list(expected)}, "
             f"got {vector.dtype}{list(vector.shape)}"
         )
+
+
+def whole_vector(shared: Vector, bundle: Bundle) -> Vector:
+    """float32[elements_count]: what travels, and the bundle's initial values of what does not.
+
+    Raises:
+        BundleError: the file with the initial values is missing or damaged.
+    """
+    manifest = bundle.manifest
+    if manifest.rest is None:
+        return shared
+    try:
+        rest = decode_vector(
+            bundle.read(manifest.rest), "f32", manifest.elements_count - manifest.shared_count
+        )
+    except ValueError as exc:
+        raise BundleError(f"{manifest.rest!r} is unusable: {exc}") from exc
+    return np.concatenate([shared, rest])
 
 
 def split_vector(vector: Vector, manifest: Manifest) -> dict[str, Vector]:

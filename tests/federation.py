@@ -38,6 +38,7 @@ from fedtide.manifest import (
     Tensor,
     encode_manifest,
 )
+from fedtide.measures import Measure, Metrics
 from fedtide.memory import MemoryBroker, MemoryTransport
 from fedtide.messages import (
     AnyMessage,
@@ -45,7 +46,6 @@ from fedtide.messages import (
     Chunk,
     Envelope,
     Hello,
-    Metrics,
     Task,
     Update,
     decode,
@@ -59,21 +59,30 @@ ELEMENTS = 50_000
 """Three chunks of float32."""
 
 
-def fake_bundle(elements: int = ELEMENTS) -> Bundle:
-    """A bundle whose graphs are never run."""
+def fake_bundle(elements: int = ELEMENTS, local: int = 0) -> Bundle:
+    """A bundle whose graphs are never run; `local` values do not travel, and are 0.5."""
     contents = {name: name.encode() for name in ("train", "evaluate", "initial", "inference")}
+    tensors = [Tensor("w", (elements,), 0, "parameter", shared=True)]
+    if local:
+        tensors.append(Tensor("own", (local,), elements, "parameter", shared=False))
+        contents["rest"] = np.full(local, 0.5, "<f4").tobytes()
     manifest = Manifest(
-        format_version=1,
+        format_version=2,
         name="fake",
-        tensors=(Tensor("w", (elements,), 0, trainable=True),),
+        tensors=tuple(tensors),
         inputs=Array((2,), "float32"),
         labels=Array((), "int64"),
         classes=2,
+        ignored_label=None,
         loss="cross_entropy",
-        optimizers=("sgd",),
+        metrics=("accuracy",),
+        optimizers=("sgd", "adamw"),
+        additive=True,
+        random=False,
         opset=18,
         runtimes=Runtimes(PortableRuntime("train", "evaluate")),
         initial_model="initial",
+        rest="rest" if local else None,
         inference="inference",
         files={name: File(len(raw), sha256_hex(raw)) for name, raw in contents.items()},
     )
@@ -135,7 +144,7 @@ class FakeRunner:
             encoding=task.encoding,
             steps=1,
             training_ms=5,
-            held_out=Metrics(4, 2.0, 3),
+            held_out=Metrics(4, {"loss": Measure(2.0, 4.0), "accuracy": Measure(3.0, 4.0)}),
         )
         device.session.task_event(TaskDone(update), device.federation.now_ms)
 

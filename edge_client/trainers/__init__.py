@@ -1,39 +1,38 @@
 """Trainers: one interface, one implementation per runtime, one contract suite over all of them.
 
-A trainer owns a model on this device and changes it one optimizer step at a time. The loop over
-epochs and batches is `edge_client.training.train`, the same for every trainer.
+A trainer owns a model on this device and computes on one batch at a time. The loop over epochs and
+batches is `edge_client.training.train`, the same for every trainer, and so are the optimizers.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fedtide.errors import BundleError
+from fedtide.manifest import Manifest
+from fedtide.measures import Measure, Metrics
 from fedtide.vectors import Vector
 
-
-class GraphFailedError(BundleError):
-    """A graph failed on a batch. The text is onnxruntime's and may quote values of the data."""
-
-
-class Evaluation(NamedTuple):
-    """Sums over examples, so that results of parts can be added and then divided."""
-
-    examples: int
-    loss_sum: float
-    """Sum over examples of the mean-reduced loss: batch loss times batch size."""
-    correct: int | None
-    """Correct predictions of a classifier; None for regression."""
+AnyArray = NDArray[np.generic]
+Change = Callable[[Vector, Vector], None]
+"""Called with the trained parameters and the accumulated gradient, both to be written to."""
 
 
 class Trainer(Protocol):
-    """float32 parameters in manifest order; x and y as the manifest's `inputs` and `labels`."""
+    """float32 parameters in manifest order; x and y as the manifest's `inputs` and `labels`.
+
+    A training step is either `step`, or some `accumulate` and one `change`.
+    """
+
+    manifest: Manifest
 
     def set_parameters(self, vector: Vector) -> None:
-        """Replace the model by `vector`, float32[elements_count]. The array is copied.
+        """Replace the model by `vector`, float32[elements_count], which is copied.
+
+        A gradient that was accumulated is forgotten.
 
         Raises:
             ValueError: another length or dtype.
@@ -42,11 +41,30 @@ class Trainer(Protocol):
     def parameters(self) -> Vector:
         """A copy of the model as float32[elements_count]."""
 
-    def step(self, x: NDArray[np.generic], y: NDArray[np.generic], learning_rate: float) -> float:
-        """One optimizer step on the batch x[b, ...], y[b, ...]; the mean loss before the step."""
+    def step(self, x: AnyArray, y: AnyArray, learning_rate: float, seed: int = 0) -> Measure:
+        """One step of plain SGD on the batch x[b, ...], y[b, ...]; its loss before the step.
 
-    def evaluate(self, x: NDArray[np.generic], y: NDArray[np.generic]) -> Evaluation:
-        """Loss and, for classifiers, correct predictions of the current model on one batch."""
+        Statistics are updated. `seed` is that of dropout: the same seed gives the same bits.
+
+        Raises:
+            DataError: the batch does not fit the model.
+            GraphFailedError: onnxruntime failed; the model is undefined until it is set anew.
+        """
+
+    def accumulate(self, x: AnyArray, y: AnyArray, seed: int = 0) -> Measure:
+        """Add the gradient of the batch's sum of losses to what has been accumulated; its loss.
+
+        Statistics are updated, parameters are not. Raises what `step` raises.
+        """
+
+    def change(self, function: Change) -> None:
+        """Let `function` change float32[manifest.trained] by the accumulated gradient.
+
+        Accumulation begins anew afterwards.
+        """
+
+    def evaluate(self, x: AnyArray, y: AnyArray) -> Metrics:
+        """Measures of the current model on one batch. Raises what `step` raises."""
 
     def close(self) -> None:
         """Release the runtime's memory. The trainer must not be used afterwards."""

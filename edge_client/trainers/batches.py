@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from fedtide.dataset import wrong_label
 from fedtide.errors import DataError
 from fedtide.manifest import Array, Manifest
 
@@ -24,13 +25,15 @@ def check_batch(manifest: Manifest, x: AnyArray, y: AnyArray) -> tuple[AnyArray,
         raise DataError(f"there are {len(x):,} inputs but {len(y):,} labels")
     if not len(x):
         raise DataError("there are no examples")
-    if manifest.classes is not None:
-        low, high = int(y.min()), int(y.max())
-        if low < 0 or high >= manifest.classes:
-            raise DataError(
-                f"labels are in [{low}, {high}], the model has classes 0 to {manifest.classes - 1}"
-            )
+    wrong = wrong_label(manifest, y)
+    if wrong is not None:
+        raise DataError(f"label {wrong}")
     return x, y
+
+
+def has_labels(manifest: Manifest, y: AnyArray) -> bool:
+    """Whether any example of a batch counts: a mean over none of them is no loss."""
+    return manifest.ignored_label is None or bool((y != manifest.ignored_label).any())
 
 
 def _check(what: str, expected: Array, actual: AnyArray) -> AnyArray:

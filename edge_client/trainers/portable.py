@@ -1,9 +1,9 @@
 """The trainer for any onnxruntime: the portable step, one graph of standard operators.
 
-The model is one flat vector, and the graph's inputs are views of it, so nothing is copied to or
-from onnxruntime. A step reads one vector and writes another, and they change places: writing in
-place would save one vector, but onnxruntime does not promise that a tensor's readers run before
-its writer.
+The model is a flat vector, and the graph's inputs are views of it, so nothing is copied to or from
+onnxruntime. The graph never writes where it reads: onnxruntime does not promise that a tensor's
+readers run before its writer. So there are two places for the model that change roles, and a third
+vector where gradients are accumulated; those that a plan does not need are never made.
 """
 
 from __future__ import annotations
@@ -12,24 +12,28 @@ from typing import Any
 
 import numpy as np
 
-from edge_client.trainers import Evaluation, GraphFailedError
-from edge_client.trainers.batches import AnyArray, check_batch
+from edge_client.trainers import AnyArray, Change
+from edge_client.trainers.batches import check_batch
 from fedtide.bundle import Bundle
-from fedtide.errors import BundleError
-from fedtide.manifest import INPUT_PREFIX, OUTPUT_PREFIX, Manifest, Tensor
-from fedtide.runtime import import_onnxruntime, load_session
-from fedtide.vectors import Vector, check_vector, split_vector
+from fedtide.evaluator import Evaluator, run_bound, shared_value
+from fedtide.manifest import BASE_PREFIX, INPUT_PREFIX, OUTPUT_PREFIX, Tensor
+from fedtide.measures import Measure, Metrics
+from fedtide.ports import check_train_ports
+from fedtide.runtime import load_session
+from fedtide.vectors import Vector, check_vector
 
 
-class _Side:
-    """One of the two places for the model: a flat vector and its tensors as OrtValues."""
+class _Place:
+    """Room for some neighbouring tensors: a vector, and its tensors as OrtValues."""
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, tensors: list[Tensor]) -> None:
         # Fails here if the model does not fit into memory, before training starts.
-        self.vector: Vector = np.zeros(manifest.elements_count, np.float32)
-        self.values = {
-            name: _shared(view) for name, view in split_vector(self.vector, manifest).items()
-        }
+        self.vector: Vector = np.zeros(sum(tensor.size for tensor in tensors), np.float32)
+        self.values: dict[str, Any] = {}
+        for tensor in tensors:
+            start = tensor.offset - tensors[0].offset
+            view = self.vector[start : start + tensor.size].reshape(tensor.shape)
+            self.values[tensor.name] = shared_value(view)
 
 
 class PortableTrainer:
@@ -41,147 +45,136 @@ class PortableTrainer:
         Raises:
             BundleError: its files are damaged, refused, or do not fit the manifest.
         """
+        self.manifest = manifest = bundle.manifest
         self._bundle, self._threads = bundle, threads
-        self._manifest = manifest = bundle.manifest
-        self._train = self._load(manifest.runtimes.portable.train)
-        self._evaluate: Any = None
-        self._updated = _check_train_graph(self._train, manifest)
-        self._sides: tuple[_Side, _Side] | None = None
-        self._loss = np.zeros((), np.float32)
-        self._correct = np.zeros((), np.int64)
-        self._rate = np.zeros((), np.float32)
-        self._bindings: list[Any] = []
+        raw = bundle.read(manifest.runtimes.portable.train)
+        self._session: Any = load_session(raw, threads=threads)
+        check_train_ports(self._session, manifest)
+        self._evaluator: Evaluator | None = None
+        self._changing = [tensor for tensor in manifest.tensors if tensor.kind != "frozen"]
+        self._parameters = [tensor for tensor in manifest.tensors if tensor.kind == "parameter"]
+        self._frozen: _Place | None = None
+        self._places: list[_Place] = []
+        self._spare: _Place | None = None
+        self._bindings: dict[tuple[int, int, int], Any] = {}
+        self._parts = 0
+        self._loss, self._weight = np.zeros((), np.float32), np.zeros((), np.float32)
+        self._scale, self._denominator = np.zeros((), np.float32), np.zeros((), np.float32)
+        self._seed = np.zeros((), np.int64)
 
     def set_parameters(self, vector: Vector) -> None:
         """Replace the model; see `Trainer`."""
-        check_vector(vector, self._manifest)
-        if self._sides is None:
-            self._sides = (_Side(self._manifest), _Side(self._manifest))
-            new, old = self._sides
-            self._bindings = [self._bind(new, old), self._bind(old, new)]
-        # Tensors that no step changes are read from either side.
-        for side in self._sides:
-            side.vector[:] = vector
+        check_vector(vector, self.manifest)
+        if self._frozen is None:
+            self._places = [_Place(self._changing)]
+            self._frozen = _Place([t for t in self.manifest.tensors if t.kind == "frozen"])
+        count = len(self._places[0].vector)
+        self._places[0].vector[:] = vector[:count]
+        self._frozen.vector[:] = vector[count:]
+        self._begin_gradient()
 
     def parameters(self) -> Vector:
         """A copy of the model; see `Trainer`."""
-        return self._sides_or_raise()[0].vector.copy()
+        return np.concatenate([self._current().vector, self._frozen_place().vector])
 
-    def step(self, x: AnyArray, y: AnyArray, learning_rate: float) -> float:
-        """One step of plain SGD; see `Trainer`.
+    def step(self, x: AnyArray, y: AnyArray, learning_rate: float, seed: int = 0) -> Measure:
+        """One step of plain SGD; see `Trainer`."""
+        current, other = self._current(), self._other()
+        if self._parts:
+            raise RuntimeError("an accumulated gradient waits for `change`")
+        x, y = check_batch(self.manifest, x, y)
+        self._scale[()], self._denominator[()] = -learning_rate, 0
+        loss = self._run(x, y, seed, current, current, other)
+        self._places.reverse()
+        return loss
 
-        Raises:
-            DataError: the batch does not fit the model.
-            GraphFailedError: onnxruntime failed.
-        """
-        current, other = self._sides_or_raise()
-        x, y = check_batch(self._manifest, x, y)
-        self._rate[()] = learning_rate
-        binding = self._bindings[0]
-        binding.bind_ortvalue_input("x", _shared(x))
-        binding.bind_ortvalue_input("y", _shared(y))
-        _run(self._train, binding)
-        self._sides = (other, current)
-        self._bindings.reverse()
-        return float(self._loss)
+    def accumulate(self, x: AnyArray, y: AnyArray, seed: int = 0) -> Measure:
+        """Add a gradient; see `Trainer`."""
+        current, other = self._current(), self._other()
+        if self._spare is None:
+            self._spare = _Place(self._parameters)
+        base, target = (other, self._spare) if self._parts % 2 else (self._spare, other)
+        x, y = check_batch(self.manifest, x, y)
+        self._scale[()], self._denominator[()] = 1, 1
+        self._parts += 1
+        loss = self._run(x, y, seed, current, base, target)
+        trained = self.manifest.trained
+        for part in (slice(0, trained.start), slice(trained.stop, None)):
+            current.vector[part] = other.vector[part]  # statistics
+        return loss
 
-    def evaluate(self, x: AnyArray, y: AnyArray) -> Evaluation:
-        """Loss and correct predictions on one batch; see `Trainer`."""
-        current, _ = self._sides_or_raise()
-        x, y = check_batch(self._manifest, x, y)
-        if self._evaluate is None:
-            self._evaluate = self._load(self._manifest.runtimes.portable.evaluate)
-            _check_evaluation_graph(self._evaluate, self._manifest)
-        binding = self._evaluate.io_binding()
-        binding.bind_ortvalue_input("x", _shared(x))
-        binding.bind_ortvalue_input("y", _shared(y))
-        for tensor in self._manifest.tensors:
-            binding.bind_ortvalue_input(INPUT_PREFIX + tensor.name, current.values[tensor.name])
-        binding.bind_ortvalue_output("loss", _shared(self._loss))
-        classifier = self._manifest.classes is not None
-        if classifier:
-            binding.bind_ortvalue_output("correct", _shared(self._correct))
-        _run(self._evaluate, binding)
-        correct = int(self._correct) if classifier else None
-        return Evaluation(len(x), float(self._loss) * len(x), correct)
+    def change(self, function: Change) -> None:
+        """Apply a gradient; see `Trainer`."""
+        current = self._current()
+        if not self._parts or self._spare is None:
+            raise RuntimeError("no gradient has been accumulated")
+        trained = self.manifest.trained
+        sides = (self._spare.vector, self._other().vector[trained])
+        function(current.vector[trained], sides[self._parts % 2])
+        self._begin_gradient()
+
+    def evaluate(self, x: AnyArray, y: AnyArray) -> Metrics:
+        """Measures on one batch; see `Trainer`."""
+        values = self._current().values | self._frozen_place().values
+        x, y = check_batch(self.manifest, x, y)
+        if self._evaluator is None:
+            self._evaluator = Evaluator(self._bundle, self._threads)
+        return self._evaluator.evaluate(values, x, y)
 
     def close(self) -> None:
         """Release the sessions and the model."""
-        self._bindings, self._sides = [], None
-        self._train = self._evaluate = None
+        self._bindings, self._places = {}, []
+        self._frozen = self._spare = None
+        self._session = self._evaluator = None
 
-    def _load(self, path: str) -> Any:
-        return load_session(self._bundle.read(path), threads=self._threads)
+    def _begin_gradient(self) -> None:
+        """The first part of a batch is added to what is in the spare place: nothing."""
+        if self._parts > 1 and self._spare is not None:
+            self._spare.vector[:] = 0
+        self._parts = 0
 
-    def _bind(self, source: _Side, target: _Side) -> Any:
-        binding = self._train.io_binding()
-        binding.bind_ortvalue_input("lr", _shared(self._rate))
-        binding.bind_ortvalue_output("loss", _shared(self._loss))
-        for tensor in self._manifest.tensors:
-            binding.bind_ortvalue_input(INPUT_PREFIX + tensor.name, source.values[tensor.name])
-            if tensor.name in self._updated:
-                name = OUTPUT_PREFIX + tensor.name
-                binding.bind_ortvalue_output(name, target.values[tensor.name])
+    def _run(
+        self, x: AnyArray, y: AnyArray, seed: int, current: _Place, base: _Place, target: _Place
+    ) -> Measure:
+        """`target` = `base` + scale * gradient of `current`; statistics go to the other place."""
+        key = (id(current), id(base), id(target))
+        binding = self._bindings.get(key)
+        if binding is None:
+            binding = self._bindings[key] = self._bind(current, base, target)
+        binding.bind_ortvalue_input("x", shared_value(x))
+        binding.bind_ortvalue_input("y", shared_value(y))
+        self._seed[()] = seed
+        run_bound(self._session, binding)
+        return Measure(float(self._loss), float(self._weight))
+
+    def _bind(self, current: _Place, base: _Place, target: _Place) -> Any:
+        binding = self._session.io_binding()
+        binding.bind_ortvalue_input("scale", shared_value(self._scale))
+        binding.bind_ortvalue_input("denominator", shared_value(self._denominator))
+        if self.manifest.random:
+            binding.bind_ortvalue_input("seed", shared_value(self._seed))
+        binding.bind_ortvalue_output("loss", shared_value(self._loss))
+        binding.bind_ortvalue_output("weight", shared_value(self._weight))
+        for name, value in (current.values | self._frozen_place().values).items():
+            binding.bind_ortvalue_input(INPUT_PREFIX + name, value)
+        for tensor in self._changing:
+            name, to = tensor.name, self._other()
+            if tensor.kind == "parameter":
+                binding.bind_ortvalue_input(BASE_PREFIX + name, base.values[name])
+                to = target
+            binding.bind_ortvalue_output(OUTPUT_PREFIX + name, to.values[name])
         return binding
 
-    def _sides_or_raise(self) -> tuple[_Side, _Side]:
-        if self._sides is None:
+    def _current(self) -> _Place:
+        if not self._places:
             raise RuntimeError("the trainer has no model: call set_parameters first")
-        return self._sides
+        return self._places[0]
 
+    def _other(self) -> _Place:
+        if len(self._places) == 1:
+            self._places.append(_Place(self._changing))
+        return self._places[1]
 
-def _shared(array: AnyArray) -> Any:
-    """An OrtValue over the memory of `array`, which it keeps alive."""
-    return import_onnxruntime().OrtValue.ortvalue_from_numpy(array)
-
-
-def _run(session: Any, binding: Any) -> None:
-    try:
-        session.run_with_iobinding(binding)
-    except Exception as exc:  # its errors share no base class
-        raise GraphFailedError(f"onnxruntime failed in a graph of the bundle: {exc}") from exc
-
-
-def _check_train_graph(session: Any, manifest: Manifest) -> frozenset[str]:
-    """Names of the tensors that a step changes."""
-    _check_inputs(session, manifest, ("x", "y", "lr"), "training")
-    outputs = {node.name: node for node in session.get_outputs()}
-    if "loss" not in outputs:
-        raise BundleError("the training graph has no output 'loss'")
-    tensors = {OUTPUT_PREFIX + tensor.name: tensor for tensor in manifest.tensors}
-    for name, node in outputs.items():
-        if name != "loss" and name not in tensors:
-            raise BundleError(f"the training graph has an unknown output {name!r}")
-        if name in tensors:
-            _check_shape(node, tensors[name], "training")
-    missing = [t.name for n, t in tensors.items() if t.trainable and n not in outputs]
-    if missing:
-        raise BundleError(f"the training graph does not update {missing[0]!r}")
-    return frozenset(tensors[name].name for name in outputs if name in tensors)
-
-
-def _check_evaluation_graph(session: Any, manifest: Manifest) -> None:
-    _check_inputs(session, manifest, ("x", "y"), "evaluation")
-    expected = {"loss"} if manifest.classes is None else {"loss", "correct"}
-    outputs = {node.name for node in session.get_outputs()}
-    if outputs != expected:
-        raise BundleError(f"the evaluation graph has outputs {sorted(outputs)}, not {expected}")
-
-
-def _check_inputs(session: Any, manifest: Manifest, fixed: tuple[str, ...], graph: str) -> None:
-    inputs = {node.name: node for node in session.get_inputs()}
-    tensors = {INPUT_PREFIX + tensor.name: tensor for tensor in manifest.tensors}
-    expected = {*fixed, *tensors}
-    if expected != set(inputs):
-        odd = sorted(expected.symmetric_difference(inputs))
-        raise BundleError(f"the {graph} graph and the manifest differ in input {odd[0]!r}")
-    for name, tensor in tensors.items():
-        _check_shape(inputs[name], tensor, graph)
-
-
-def _check_shape(node: Any, tensor: Tensor, graph: str) -> None:
-    if tuple(node.shape) != tensor.shape or node.type != "tensor(float)":
-        raise BundleError(
-            f"{node.name!r} of the {graph} graph is {node.type} of shape {node.shape}, "
-            f"the manifest says float32 of shape {list(tensor.shape)}"
-        )
+    def _frozen_place(self) -> _Place:
+        assert self._frozen is not None, "set with the first model"
+        return self._frozen

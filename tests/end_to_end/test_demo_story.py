@@ -7,6 +7,7 @@ import json
 import sqlite3
 from pathlib import Path
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -22,6 +23,7 @@ from demo.outcome import (
 )
 from demo.scene import DeviceScene, Fate, Scene
 from demo.view import PlainView, render, round_line
+from fedtide.measures import Measure, Metrics
 from fedtide.messages import Presence, Status
 
 NAMES = ("device-01", "device-02", "device-03")
@@ -109,11 +111,13 @@ def test_after_the_last_round_comes_the_final_evaluation(
 
 def test_the_store_has_the_last_word_on_what_counts(tmp_path: Path) -> None:
     store = sqlite3.connect(tmp_path / "coordinator.db")
+    measured = Metrics(8, {"loss": Measure(8.0, 8.0), "accuracy": Measure(4.0, 8.0)})
+    metrics = msgspec.json.encode(measured).decode()
     store.executescript(
         f"""
         CREATE TABLE rounds (round_id, kind, opened_at_ms, closed_at_ms, outcome, cohort_json);
         CREATE TABLE updates (round_id, device_id, verdict, payload_bytes);
-        CREATE TABLE models (version, round_id, accuracy, loss);
+        CREATE TABLE models (version, round_id, metrics_json);
         INSERT INTO rounds VALUES (1, 'train', 0, 1500, 'abandoned', '{json.dumps(NAMES)}');
         INSERT INTO rounds VALUES (2, 'train', 2000, 3000, 'done', '{json.dumps(NAMES)}');
         INSERT INTO rounds VALUES (3, 'evaluate', 3000, 3100, 'done', '{json.dumps(NAMES)}');
@@ -123,7 +127,7 @@ def test_the_store_has_the_last_word_on_what_counts(tmp_path: Path) -> None:
         INSERT INTO updates VALUES (1, 'device-02', 'discarded', 100);
         INSERT INTO updates VALUES (2, 'device-01', 'accepted', 100);
         INSERT INTO updates VALUES (2, 'device-02', 'discarded', 100);
-        INSERT INTO models VALUES (1, 2, 0.5, 1.0);
+        INSERT INTO models VALUES (1, 2, '{metrics}');
         """
     )
     store.close()

@@ -14,6 +14,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 
+from fedtide.measures import Measure, Metrics
 from fedtide.messages import (
     AnyMessage,
     Beacon,
@@ -23,7 +24,6 @@ from fedtide.messages import (
     Encoding,
     Envelope,
     Hello,
-    Metrics,
     Offer,
     Presence,
     Problem,
@@ -55,7 +55,7 @@ UPDATE = Update(
     steps=300,
     training_ms=41_250,
     losses=(0.5, 0.25),
-    held_out=Metrics(60, 30.5, 51),
+    held_out=Metrics(60, {"loss": Measure(30.5, 60.0), "accuracy": Measure(51.0, 60.0)}),
 )
 MESSAGES: dict[str, AnyMessage] = {
     "hello": Hello("0.1.0", ("portable",), 600, ("f32", "f16"), (MANIFEST.digest,), ("u1",)),
@@ -73,7 +73,9 @@ MESSAGES: dict[str, AnyMessage] = {
         model=MODEL,
         model_version=3,
         chunk_blocks=7,
-        plan=Plan(epochs=5, batch_size=10, learning_rate=0.125, seed=42),
+        plan=Plan(
+            epochs=5, batch_size=10, learning_rate=0.125, momentum=0.5, clip_norm=1.0, seed=42
+        ),
         encoding="f16",
         deadline_ms=60_000,
     ),

@@ -17,11 +17,11 @@ from coordinator.round_machine import RoundState
 from coordinator.uploads import FETCHES_MAX
 from fedtide.blobs import BlobStore
 from fedtide.limits import BLOCK_BYTES, MESSAGE_BYTES_MAX
+from fedtide.measures import Measure, Metrics
 from fedtide.messages import (
     BlobRef,
     Chunk,
     Decline,
-    Metrics,
     Offer,
     Presence,
     Problem,
@@ -250,7 +250,11 @@ def test_values_that_are_not_finite(federation: Federation, value: float) -> Non
 def test_metrics_that_are_not_finite(federation: Federation, value: float, where: str) -> None:
     """They are malformed: stored as JSON they could never be read again."""
     liar = peer(federation)
-    change = {"losses": (value,)} if where == "losses" else {"held_out": Metrics(1, value, 1)}
+    change = (
+        {"losses": (value,)}
+        if where == "losses"
+        else {"held_out": Metrics(1, {"loss": Measure(value, 1.0)})}
+    )
     liar.say(Offer(liar.update(GOOD, **change)), *liar.chunks(GOOD))
     complete(federation)
     assert refusals(federation)["malformed"] == 1

@@ -9,7 +9,8 @@ import msgspec
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtide.limits import BLOB_BYTES_MAX, METRIC_MAX
+from fedtide.limits import BLOB_BYTES_MAX, MEASURES_MAX, METRIC_MAX
+from fedtide.measures import Measure, Metrics
 from fedtide.messages import (
     AnyMessage,
     BlobRef,
@@ -17,7 +18,6 @@ from fedtide.messages import (
     Envelope,
     Hello,
     Malformed,
-    Metrics,
     Offer,
     Receipt,
     Task,
@@ -36,21 +36,34 @@ texts = st.text(st.characters(codec="utf-8"), max_size=50)
 losses = st.floats(-METRIC_MAX, METRIC_MAX)
 refs = st.builds(BlobRef, digests, st.integers(1, BLOB_BYTES_MAX))
 ranges = st.tuples(naturals, st.integers(1, 2**53 - 1))
+measure_names = st.from_regex(r"\A[a-z][a-z0-9_]{0,63}\Z")
+measures = st.builds(Measure, losses, st.floats(0, METRIC_MAX))
 metrics = st.builds(
-    lambda examples, loss, correct: Metrics(
-        examples, loss, None if correct is None else min(correct, examples)
-    ),
-    naturals,
-    losses,
-    st.none() | naturals,
+    Metrics, naturals, st.dictionaries(measure_names, measures, max_size=MEASURES_MAX)
 )
-plans = st.builds(
-    Plan,
-    epochs=st.integers(1, 10_000),
-    batch_size=st.just("all") | st.integers(1, 1_000_000),
-    learning_rate=st.floats(1e-9, 1_000),
-    seed=naturals,
-    steps_max=st.none() | st.integers(1, 2**63 - 1),
+common = {
+    "epochs": st.integers(1, 10_000),
+    "batch_size": st.just("all") | st.integers(1, 1_000_000),
+    "examples_at_once": st.integers(1, 1_000_000),
+    "learning_rate": st.floats(1e-9, 1_000),
+    "weight_decay": st.floats(0, 1_000),
+    "proximal_mu": st.floats(0, 1_000),
+    "clip_norm": st.none() | st.floats(1e-9, 1e6),
+    "seed": naturals,
+    "steps_max": st.none() | st.integers(1, 2**63 - 1),
+}
+momenta, kept = st.floats(1e-9, 0.999), st.sampled_from(["fresh", "kept"])
+plans = (
+    st.builds(Plan, **common)
+    | st.builds(Plan, momentum=momenta, nesterov=st.booleans(), optimizer_state=kept, **common)
+    | st.builds(
+        Plan,
+        optimizer=st.just("adamw"),
+        betas=st.tuples(momenta, momenta),
+        epsilon=st.floats(1e-12, 1),
+        optimizer_state=kept,
+        **common,
+    )
 )
 kinds, encodings = st.sampled_from(["train", "evaluate"]), st.sampled_from(["f32", "f16"])
 updates = st.builds(

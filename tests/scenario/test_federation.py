@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
+from fedtide.measures import Measure, Metrics
 from fedtide.messages import Receipt, encode
 from tests.federation import ELEMENTS, Federation, learn
 
@@ -47,7 +48,10 @@ def test_rounds_give_the_weighted_mean(federation: Federation) -> None:
 def test_every_model_is_judged_by_the_devices(federation: Federation) -> None:
     federation.add("a", "b", "c")
     federation.run(federation.finished)
-    assert [m.held_out_accuracy for m in federation.store.models()] == [0.75, 0.75, 0.75]
+    judged = [model.held_out for model in federation.store.models()]
+    twelve = Metrics(12, {"loss": Measure(6.0, 12.0), "accuracy": Measure(9.0, 12.0)})
+    assert judged == [twelve, twelve, twelve]
+    assert (twelve.loss, twelve.accuracy) == (0.5, 0.75)
 
 
 def test_a_device_that_dies_in_training_finishes_after_its_reboot(federation: Federation) -> None:

@@ -17,7 +17,8 @@ from fedtide.bundle import sha256_hex
 from fedtide.errors import StateError
 from fedtide.files import locked, write_atomically
 from fedtide.generations import Generations
-from fedtide.messages import BlobRef, Metrics, Receipt, Update
+from fedtide.measures import Measure, Metrics
+from fedtide.messages import BlobRef, Receipt, Update
 
 # ---- files ----
 
@@ -195,11 +196,14 @@ def test_updates_come_in_order_of_device(store: Store) -> None:
 
 def test_metrics_are_means_of_sums(store: Store) -> None:
     store.add_model(0, BlobRef("aa" * 32, 4), 0, 1)
-    store.set_metrics(0, Metrics(4, 2.0, 3), held_out=False)
-    store.set_metrics(0, Metrics(0, 9.0, 0), held_out=True)
+    own = {"loss": Measure(2.0, 4.0), "accuracy": Measure(3.0, 4.0), "f1": Measure(1.0, 8.0)}
+    store.set_metrics(0, Metrics(4, own), held_out=False)
+    store.set_metrics(0, Metrics(0), held_out=True)
     model = store.model(0)
     assert model is not None
-    assert (model.loss, model.accuracy, model.held_out_loss) == (0.5, 0.75, None)
+    assert model.metrics == Metrics(4, own)
+    assert (model.judged.loss, model.judged.accuracy, model.held_out) == (0.5, 0.75, None)
+    assert model.judged.mean("f1") == 0.125
 
 
 def test_counters_count(store: Store) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from edge_client.config import ClientConfig, DataConfig
+from edge_client.optimizers import OptimizerState
 from edge_client.session_machine import Event, TaskDone, TaskFailed
-from edge_client.trainers import GraphFailedError
 from edge_client.trainers.opening import available_runtimes
+from edge_client.training import TrainResult
 from edge_client.worker import DATA_REASON, DivergedError, Worker, public_reason
 from fedtide.blobs import BlobStore
-from fedtide.errors import BundleError, ConfigError, DataError, StateError
+from fedtide.errors import BundleError, ConfigError, DataError, GraphFailedError, StateError
 from tests.federation import fake_bundle
 from tests.property.test_session_machine import task_of, update_of
 
@@ -135,8 +136,9 @@ def test_a_model_that_diverged_is_declined_and_not_sent(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its loss may still be finite when its values are not."""
-    delta = np.array([np.nan], dtype=np.float32)
-    monkeypatch.setattr(bench.worker, "_do", lambda job: bench.worker._encoded(delta, job.task))
+    delta, own = np.array([np.nan], np.float32), np.zeros(0, np.float32)
+    learned = TrainResult(delta, own, OptimizerState(0, ()), 3, (0.5,), 1)
+    monkeypatch.setattr(bench.worker, "_do", lambda job: bench.worker._encoded(learned, job.task))
     bench.start()
     failed = bench.report()
     assert isinstance(failed, TaskFailed)
