@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import math
 import os
 import platform
+import time
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 _PACKAGES = (
@@ -57,3 +61,24 @@ def pss_bytes(process_id: int) -> int:
         if line.startswith("Pss:"):
             return int(line.split()[1]) * 1024
     raise RuntimeError("no Pss in smaps_rollup")
+
+
+def gemm_flops_per_second(size: int = 512) -> float:
+    """The best rate of float32 matrix products on one core, by onnxruntime: a physical limit."""
+    from onnx import TensorProto, helper
+
+    from fedtide.runtime import load_session
+
+    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [size, size]) for name in "abc"]
+    node = helper.make_node("MatMul", ["a", "b"], ["c"])
+    graph = helper.make_graph([node], "graph", value[:2], value[2:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    session = load_session(model.SerializeToString())
+    feeds = {name: np.ones((size, size), np.float32) for name in "ab"}
+    best = math.inf
+    for _ in range(50):
+        started = time.process_time()
+        for _ in range(10):
+            session.run(None, feeds)
+        best = min(best, (time.process_time() - started) / 10)
+    return 2 * size**3 / best

@@ -11,14 +11,14 @@ import onnx
 import torch
 from torch import fx, nn
 from torch._dynamo.source import ConstantSource
-from torch._functorch.compile_utils import fx_graph_cse
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
 
-from export.decompositions import aten, decomposition_table
+from export.decompositions import decomposition_table
 from export.operators import TRANSLATIONS, expand
 from export.quiet import quiet
+from export.simplify import simplify
 from fedtide.errors import BundleError, ExportError
 from fedtide.onnx_scan import scan_model
 
@@ -102,39 +102,7 @@ def _trace(function: Callable[..., Any], inputs: Sequence[Port]) -> fx.GraphModu
         mode,
     ):
         traced = make_fx(function, decomposition_table=decomposition_table())(*fakes)
-    graph = fx_graph_cse(traced.graph)
-    _merge_transposes(graph)
-    graph.eliminate_dead_code()
-    _merge_updates(graph)
-    graph.eliminate_dead_code()
-    return fx.GraphModule(traced, graph)
-
-
-def _merge_transposes(graph: fx.Graph) -> None:
-    """permute(permute(x)) that changes nothing -> x."""
-    for node in graph.nodes:
-        if node.target is not aten.permute.default:
-            continue
-        inner, order = node.args
-        if inner.target is not aten.permute.default:
-            continue
-        if [inner.args[1][axis] for axis in order] == list(range(len(order))):
-            node.replace_all_uses_with(inner.args[0])
-
-
-def _merge_updates(graph: fx.Graph) -> None:
-    """weight + mm(a, b) -> addmm(weight, a, b): no gradient the size of the weight is stored."""
-    for node in graph.nodes:
-        if node.target is not aten.add.Tensor or node.kwargs or len(node.args) != 2:
-            continue
-        weight, product = node.args
-        if getattr(product, "target", None) is not aten.mm.default or len(product.users) > 1:
-            continue
-        if getattr(weight, "op", None) != "placeholder":
-            continue
-        with graph.inserting_before(node):
-            merged = graph.call_function(aten.addmm.default, (weight, *product.args))
-        node.replace_all_uses_with(merged)
+    return fx.GraphModule(traced, simplify(traced.graph))
 
 
 def _check_operators(traced: fx.GraphModule) -> None:
@@ -200,9 +168,11 @@ def _clean(model: onnx.ModelProto) -> None:
         message.ClearField("metadata_props")
         message.ClearField("doc_string")
     graph.ClearField("value_info")
-    for node in graph.node:
-        for name in ("metadata_props", "doc_string", "name"):
+    for index, node in enumerate(graph.node):
+        for name in ("metadata_props", "doc_string"):
             node.ClearField(name)
+        # onnxruntime 1.19 derives names of fused nodes from these, and they must differ.
+        node.name = f"n{index}"
     for value in (*graph.input, *graph.output):
         value.ClearField("metadata_props")
     for tensor in graph.initializer:
