@@ -88,7 +88,7 @@ def main() -> None:
                 figures[key], samples[key] = measure(
                     case, source, bundle, variants, options.rounds, options.turn, Path(name)
                 )
-                flops = open_bundle_dir(bundle).manifest.estimates.flops_per_example * case.batch
+                flops = getattr(getattr(open_bundle_dir(bundle).manifest, "estimates", None), "flops_per_example", 0) * case.batch
                 figures[key]["limit_ms"] = round(1e3 * flops / peak, 3)
                 figures[key]["export_s"] = seconds
                 print(json.dumps({key: figures[key]}), file=sys.stderr, flush=True)
