@@ -12,6 +12,7 @@ from fedtide.errors import BundleError, ConfigError, StateError
 from fedtide.files import write_atomically
 from fedtide.manifest import Manifest
 from fedtide.measures import Metrics
+from fedtide.safetensors import encode_safetensors
 from fedtide.vectors import Vector, decode_vector, split_vector, whole_vector
 
 
@@ -113,9 +114,7 @@ def _export(store: Store, model: Model, out: Path) -> None:
     if out.suffix == ".onnx":
         content = _with_weights(bundle.read(bundle.manifest.inference), bundle.manifest, vector)
     else:
-        from safetensors.numpy import save
-
-        content = save({"vector": vector})
+        content = encode_safetensors(vector)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
     print(f"{out}: model {model.version}, {len(content):,} bytes")

@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-from safetensors.numpy import load as load_safetensors
 
 from coordinator.aggregate_job import (
     Aggregated,
@@ -31,6 +30,7 @@ from fedtide.files import locked
 from fedtide.messages import Beacon, encode
 from fedtide.mqtt import MqttTransport
 from fedtide.patience import Patience, await_delivery
+from fedtide.safetensors import read_initial_model
 from fedtide.topics import Topics
 from fedtide.transport import LinkEvent, Will
 from fedtide.vectors import Vector, encode_vector
@@ -157,16 +157,7 @@ def _open_store(
 
 def _initial_model(bundle: Bundle) -> Vector:
     """What travels of the bundle's initial model, float32[shared_count]."""
-    raw = bundle.read(bundle.manifest.initial_model)
-    try:
-        tensors = load_safetensors(raw)
-    except Exception as exc:  # safetensors' errors share no base class
-        raise BundleError(f"the initial model cannot be read: {exc}") from exc
-    vector = tensors.get("vector")
-    expected = (bundle.manifest.elements_count,)
-    if vector is None or vector.shape != expected or vector.dtype.name != "float32":
-        raise BundleError(f"the initial model is not one float32 tensor 'vector' of {expected}")
-    return vector[: bundle.manifest.shared_count]
+    return read_initial_model(bundle)[: bundle.manifest.shared_count]
 
 
 def _serve(

@@ -12,7 +12,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from safetensors.numpy import load as load_safetensors
 
 from edge_client.trainers import Trainer
 from edge_client.trainers.opening import open_trainer
@@ -20,6 +19,7 @@ from edge_client.training import evaluate, train
 from fedtide.bundle import open_bundle_dir
 from fedtide.dataset import Examples
 from fedtide.plan import Plan
+from fedtide.safetensors import read_initial_model
 from fedtide.vectors import Vector
 
 CENTRAL = Plan(epochs=60, batch_size=32, learning_rate=0.02)
@@ -36,7 +36,7 @@ def main() -> int:
     if hasattr(os, "nice"):
         os.nice(19)  # the federation that runs beside us comes first
     bundle = open_bundle_dir(parsed.bundle)
-    initial = load_safetensors(bundle.read(bundle.manifest.initial_model))["vector"]
+    initial = read_initial_model(bundle)
     trainer = open_trainer(bundle, "portable")
     test = _load(parsed.data / "test.npz")
     devices = {path.stem: _load(path) for path in sorted(parsed.data.glob("device-*.npz"))}

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import safetensors.numpy
 
 from export.inspection import Model, inspect_model
 from export.ort_artifacts import OrtArtifacts, make_ort_artifacts
@@ -25,6 +24,7 @@ from fedtide.manifest import (
     Runtimes,
     encode_manifest,
 )
+from fedtide.safetensors import encode_safetensors
 from fedtide.vectors import Vector
 
 DEFAULT_OPSET = 18
@@ -81,7 +81,7 @@ def export_bundle(
         _PORTABLE.train: train.SerializeToString(deterministic=True),
         _PORTABLE.evaluate: evaluate.SerializeToString(deterministic=True),
         _INFERENCE: inference.SerializeToString(deterministic=True),
-        _INITIAL: safetensors.numpy.save({"vector": vector}),
+        _INITIAL: encode_safetensors(vector),
     }
     if model.shared_count < len(vector):
         contents[_REST] = vector[model.shared_count :].tobytes()

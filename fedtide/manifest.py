@@ -99,6 +99,17 @@ class OrtTrainingRuntime(Struct, frozen=True, forbid_unknown_fields=True):
     """Statistics in the order of the training graph's outputs after loss and weight."""
 
 
+class Estimates(Struct, frozen=True, forbid_unknown_fields=True):
+    """What one step of plain SGD costs, counted when the bundle was exported (docs/bundle.md)."""
+
+    flops_per_example: Count
+    """Floating-point operations of matrix products and convolutions, forward and backward."""
+    memory_fixed_bytes: Count
+    """With `memory_per_example_bytes` times the batch: the most that is alive at once besides
+    the model's vectors and the runtime's own code."""
+    memory_per_example_bytes: Count
+
+
 class Runtimes(Struct, frozen=True, forbid_unknown_fields=True):
     """The runtimes a bundle offers. The portable one always exists."""
 
@@ -139,6 +150,9 @@ class Manifest(Struct, frozen=True, forbid_unknown_fields=True):
     inference: str
     """Path of the graph for deployment; its initializers are the initial model's."""
     files: dict[str, File]
+    verification: str | None = None
+    """Path of what PyTorch computed, for `fedtide verify` (.npz); no device needs it."""
+    estimates: Estimates | None = None
 
     @property
     def elements_count(self) -> int:
@@ -246,7 +260,10 @@ def part_of(kind: Kind, shared: bool) -> int:
 
 
 def _check_files(manifest: Manifest) -> None:
-    for path in (*device_files(manifest), manifest.initial_model, manifest.inference):
+    named = [*device_files(manifest), manifest.initial_model, manifest.inference]
+    if manifest.verification is not None:
+        named.append(manifest.verification)
+    for path in named:
         if path not in manifest.files:
             raise BundleError(f"the manifest names {path!r} but does not list it under files")
     if manifest.rest is not None:

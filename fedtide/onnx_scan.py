@@ -9,6 +9,7 @@ to the process's memory limit.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -73,8 +74,8 @@ class Scan:
 
     nodes: int
     initializer_elements: int
-    operators: frozenset[tuple[str, str]]
-    """(domain, op type); the domain of ai.onnx is the empty string."""
+    operators: Mapping[tuple[str, str], int]
+    """How often each is used: (domain, op type); the domain of ai.onnx is the empty string."""
 
 
 @dataclass
@@ -90,7 +91,7 @@ class _Walk:
     elements_max: int
     nodes: int = 0
     elements: int = 0
-    operators: set[tuple[str, str]] = field(default_factory=set)
+    operators: Counter[tuple[str, str]] = field(default_factory=Counter)
 
 
 def scan_model(
@@ -126,7 +127,7 @@ def scan_model(
             raise BundleError("model: training_info is not accepted")
     if not graphs:
         raise BundleError(f"these {len(raw):,} bytes hold no ONNX graph")
-    return Scan(walk.nodes, walk.elements, frozenset(walk.operators))
+    return Scan(walk.nodes, walk.elements, walk.operators)
 
 
 def _scan_graph(walk: _Walk, message: memoryview, where: str, depth: int) -> None:
@@ -195,7 +196,7 @@ def _check_operator(walk: _Walk, domain: str, op_type: str, spot: str) -> None:
         raise BundleError(f"{spot}: operators of domain {domain!r} are not accepted")
     if op_type not in walk.allowed[domain]:
         raise BundleError(f"{spot}: operator {op_type!r} is not on the list of accepted ones")
-    walk.operators.add((domain, op_type))
+    walk.operators[domain, op_type] += 1
 
 
 _SHAPE_INPUT = {"ConstantOfShape": 0, "Expand": 1, "Tile": 1, "Pad": 1, "Range": 1, "OneHot": 1}
