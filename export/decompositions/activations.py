@@ -38,7 +38,7 @@ def rrelu_with_noise(
     upper: float = 1 / 3,
     training: bool = False,
     generator: object = None,
-) -> torch.Tensor:
+) -> Any:
     """In evaluation a leaky ReLU with the mean slope; in training it is random, and stays."""
     del noise, generator
     if training:

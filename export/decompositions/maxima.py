@@ -85,10 +85,12 @@ def adaptive_max_pool(
         return values, indices
     windows = _windows(sizes, output_size)
     table = torch.tensor(windows)
-    gathered = x.flatten(-rank).index_select(-1, table.flatten()).unflatten(-1, table.shape)
+    gathered = x.flatten(-rank).index_select(-1, table.flatten())
+    gathered = gathered.reshape(*x.shape[:-rank], *table.shape)
     values, places = gathered.max(-1)
     indices = (torch.nn.functional.one_hot(places, table.shape[1]) * table).sum(-1)
-    return values.unflatten(-1, output_size), indices.unflatten(-1, output_size)
+    shape = (*x.shape[:-rank], *output_size)
+    return values.reshape(shape), indices.reshape(shape)
 
 
 def _windows(sizes: Sequence[int], output_size: Sequence[int]) -> list[list[int]]:

@@ -46,7 +46,7 @@ def unfold_backward(
 
 
 def floor_divide(x: torch.Tensor, other: Any) -> torch.Tensor:
-    """The largest integer not above the quotient; of floats without the quotient's rounding."""
+    """The largest integer not above the quotient."""
     result: torch.Tensor = torch.div(x, other, rounding_mode="floor")
     return result
 
@@ -56,7 +56,9 @@ def cdist_forward(
 ) -> torch.Tensor:
     """Distances [..., n, m] of the rows of x[..., n, d] and y[..., m, d]."""
     del compute_mode
-    return torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, -1)
+    difference = x.unsqueeze(-2) - y.unsqueeze(-3)
+    distances: torch.Tensor = torch.linalg.vector_norm(difference, p, -1)
+    return distances
 
 
 def cdist_backward(

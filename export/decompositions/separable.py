@@ -37,7 +37,7 @@ class AxisMap:
             sizes[axis + 1] = self.repeats
             x = x.unsqueeze(axis + 1).expand(sizes).flatten(axis, axis + 1)
         elif self.sums:
-            x = x.unflatten(axis, (-1, self.sums)).sum(axis + 1)
+            x = torch.unflatten(x, axis, (-1, self.sums)).sum(axis + 1)
         elif not self.repeats:
             product = torch.matmul(x.transpose(axis, -1), torch.tensor(self.transposed))
             return product.transpose(axis, -1)
@@ -169,7 +169,7 @@ _POOL_DEFAULTS: tuple[Any, ...] = ([], [0], False, True, None)
 def _average_pools(rank: int) -> dict[Any, Callable[..., Any]]:
     name = f"avg_pool{rank}d"
 
-    def forward(x: torch.Tensor, kernel_size: Sequence[int], *rest: Any) -> torch.Tensor:
+    def forward(x: torch.Tensor, kernel_size: Sequence[int], *rest: Any) -> Any:
         divisor, arguments = _pool_arguments(rank, kernel_size, rest)
         if divisor is None and not arguments.ceil_mode:
             return NotImplemented  # ONNX has the same operator
