@@ -10,7 +10,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
-
 from coordinator.aggregate_job import (
     Aggregated,
     AggregateJob,
