@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,6 @@ from edge_client.trainers.opening import available_runtimes  # noqa: E402
 from export import ModelSpec  # noqa: E402
 from export.command import load_function  # noqa: E402
 from export.exporting import export_bundle  # noqa: E402
-from export.inspection import inspect_model  # noqa: E402
-from export.models import fedavg  # noqa: E402
 from export.ort_artifacts import OrtArtifacts  # noqa: E402
 from export.portable_step import train_graph  # noqa: E402
 from fedtide.bundle import open_bundle_dir  # noqa: E402
@@ -135,24 +134,71 @@ def test_frozen_parameters_and_buffers_stay(tmp_path: Path) -> None:
 
     spec = ModelSpec(Scaled(), torch.zeros(1, 4), "mse")
     exported = export_bundle(spec, tmp_path / "b", name="scaled")
-    trainable = {tensor.name: tensor.trainable for tensor in exported.bundle.manifest.tensors}
-    assert trainable == {
-        "first.weight": False,
-        "first.bias": False,
-        "last.weight": True,
-        "last.bias": True,
-        "scale": False,
-    }
+    manifest = exported.bundle.manifest
+    assert [(tensor.name, tensor.kind) for tensor in manifest.tensors] == [
+        ("last.weight", "parameter"),
+        ("last.bias", "parameter"),
+        ("first.weight", "frozen"),
+        ("first.bias", "frozen"),
+        ("scale", "frozen"),
+    ]
+    assert manifest.shared_count == 14
+    assert manifest.rest is not None
+    rest = np.frombuffer(exported.bundle.read(manifest.rest), "<f4")
+    np.testing.assert_array_equal(rest[-4:], 0.5)
 
 
-@pytest.mark.parametrize(
-    ("make", "count"), [(fedavg.mnist_2nn, 199_210), (fedavg.mnist_cnn, 1_663_370)]
-)
-def test_models_of_the_paper(make: Callable[[], ModelSpec], count: int) -> None:
-    model = inspect_model(make(), "model")
-    assert sum(tensor.size for tensor in model.tensors) == count
-    same = inspect_model(make(), "model")
-    assert all(torch.equal(a, b) for a, b in zip(model.values(), same.values(), strict=True))
+class Normalised(nn.Module):
+    """A batch normalisation and dropout before a classifier."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.head = nn.Sequential(nn.Flatten(), nn.Dropout(0.4), nn.Linear(64, 3))
+
+    def forward(self, x: Any) -> Any:
+        return self.head(torch.relu(self.bn(self.conv(x))))
+
+
+def normalised(**options: Any) -> ModelSpec:
+    torch.manual_seed(4)
+    return ModelSpec(Normalised(), torch.zeros(1, 1, 4, 4), "cross_entropy", **options)
+
+
+def test_statistics_are_averaged_or_kept(tmp_path: Path) -> None:
+    manifest = export_bundle(normalised(), tmp_path / "a", name="a").bundle.manifest
+    assert [t.name for t in manifest.tensors][:2] == ["bn.running_mean", "bn.running_var"]
+    assert manifest.shared_count == manifest.elements_count
+    assert not manifest.additive, "examples of a batch see each other"
+    assert manifest.random
+    kept = export(normalised(local=["bn.*"]), tmp_path / "b").bundle.manifest
+    parts = [(t.name, t.kind, t.shared) for t in kept.tensors]
+    assert parts[-4:] == [
+        ("bn.weight", "parameter", False),
+        ("bn.bias", "parameter", False),
+        ("bn.running_mean", "statistic", False),
+        ("bn.running_var", "statistic", False),
+    ]
+    assert kept.elements_count - kept.shared_count == 16
+    assert kept.trained == slice(0, kept.shared_count + 8)
+
+
+def test_the_silent_batch_norm_of_the_exporter_is_caught(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """torch.onnx turns a training batch norm into an inference one, without a word."""
+    from export.decompositions import aten, decomposition_table
+
+    def without_batch_norm() -> dict[Any, Any]:
+        table = decomposition_table()
+        for name in ("native_batch_norm", "_native_batch_norm_legit_functional"):
+            table.pop(getattr(aten, name).default, None)
+        return table
+
+    monkeypatch.setattr("export.graphs.decomposition_table", without_batch_norm)
+    with pytest.raises(ExportError, match=r"verification: runtime portable|batch_norm"):
+        export(normalised(), tmp_path / "b")
+    assert not list(tmp_path.iterdir())
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
@@ -187,7 +233,12 @@ def test_planted_wrong_tie_in_pooling_is_caught(
         g = torch.repeat_interleave(torch.repeat_interleave(grad, 2, -1), 2, -2)
         return torch.where(x == up, g, 0.0)
 
-    monkeypatch.setattr("export.decompositions.max_pool2d_backward", every_tie)
+    from export.decompositions import aten, decomposition_table
+
+    table = decomposition_table()
+    table[aten.max_pool2d_with_indices_backward.default] = every_tie
+    monkeypatch.setattr("export.graphs.decomposition_table", lambda: table)
+    monkeypatch.setattr("export.exporting.train_graph", partial(train_graph, rewrites=()))
     with pytest.raises(ExportError, match="differs from"):
         export(models.tiny_cnn(), tmp_path / "b")
 
@@ -198,8 +249,8 @@ def test_planted_wrong_buffer_order_is_caught(
 ) -> None:
     from export.ort_artifacts import make_ort_artifacts
 
-    def swapped(model: Any, inference: Any) -> Any:
-        artifacts = make_ort_artifacts(model, inference)
+    def swapped(model: Any, opset: int) -> Any:
+        artifacts = make_ort_artifacts(model, opset)
         assert isinstance(artifacts, OrtArtifacts)
         return dataclasses.replace(artifacts, order=artifacts.order[::-1])
 
@@ -231,27 +282,56 @@ class Counting(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layer = nn.Linear(4, 2)
-        self.register_buffer("calls", torch.zeros(1))
+        self.register_buffer("calls", torch.zeros(1, dtype=torch.int64))
 
     def forward(self, x: Any) -> Any:
         self.calls += 1
-        return self.layer(x)
+        return self.layer(x) * self.calls
+
+
+class Noisy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(4, 2)
+
+    def forward(self, x: Any) -> Any:
+        return self.layer(x + torch.randn_like(x))
+
+
+def linear(**options: Any) -> ModelSpec:
+    return ModelSpec(nn.Linear(4, 2), torch.zeros(1, 4), **{"loss": "mse", **options})
 
 
 FLAT = (nn.Flatten(), nn.Linear(64, 10))
 REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "not a spec": (lambda: nn.Linear(1, 1), "returned Linear"),
-    "unknown loss": (lambda: spec_of(*FLAT, loss="hinge"), "hinge"),
+    "unknown loss": (lambda: spec_of(*FLAT, loss="hinge"), "'hinge', which is none of"),
+    "loss of a foreign kind": (lambda: linear(loss=7), "loss is int"),
+    "no labels": (lambda: linear(loss=lambda o, y: (o - y).abs().mean()), "example_labels"),
+    "vector loss": (
+        lambda: linear(loss=lambda o, y: o - y, example_labels=torch.zeros(1, 2)),
+        r"returned \(2, 2\), expected a mean",
+    ),
+    "failing loss": (
+        lambda: linear(loss=lambda o, y: 1 / 0, example_labels=torch.zeros(1, 2)),
+        "division by zero",
+    ),
+    "metric's name": (lambda: linear(metrics={"loss": torch.dist}), "a metric is called 'loss'"),
+    "local": (lambda: linear(local=["bn*"]), "matches no parameter"),
+    "all local": (lambda: linear(local=["*"]), "nothing of the model would travel"),
+    "random": (lambda: ModelSpec(Noisy(), torch.zeros(1, 4), "mse"), r"\(Noisy\).*random"),
+    "cumulative": (
+        lambda: spec_of(nn.BatchNorm2d(1, momentum=None), *FLAT),
+        r"0 \(BatchNorm2d\): momentum=None",
+    ),
     "tuple": (lambda: ModelSpec(TwoOutputs(), torch.zeros(1, 4), "mse"), "returns tuple"),
     "buffer": (lambda: ModelSpec(Counting(), torch.zeros(1, 4), "mse"), "'calls'.*changes"),
-    "dropout": (lambda: spec_of(nn.Flatten(), nn.Dropout(), FLAT[1]), r"1 \(Dropout\).*dropout"),
-    "batch norm": (lambda: spec_of(nn.BatchNorm2d(1), *FLAT), r"0 \(BatchNorm2d\)"),
     "float64": (
         lambda: spec_of(*FLAT).__class__(nn.Linear(4, 2).double(), torch.zeros(1, 4), "mse"),
         "float64",
     ),
     "no parameters": (lambda: spec_of(nn.ReLU(), loss="mse"), "no trainable parameter"),
-    "output shape": (lambda: spec_of(nn.Conv2d(1, 2, 3)), r"logits of shape \[batch, classes\]"),
+    "output shape": (lambda: spec_of(*FLAT[:1], nn.Linear(64, 1)), "at least 2 classes"),
     "input shape": (lambda: spec_of(*FLAT, shape=(1, 9, 9)), "failed on inputs"),
     "scalar": (lambda: ModelSpec(nn.Linear(4, 2), torch.tensor(1.0), "mse"), "batch dimension"),
     "double inputs": (
@@ -270,27 +350,13 @@ def test_refusals_say_why(case: str, tmp_path: Path) -> None:
 
 
 def test_untranslatable_operator_is_named_with_its_place(tmp_path: Path) -> None:
-    features = nn.Sequential(nn.Conv2d(1, 4, 3), nn.AdaptiveMaxPool2d(2))
-    spec = ModelSpec(
-        nn.Sequential(features, nn.Flatten(), nn.Linear(16, 3)),
-        torch.zeros(1, 1, 8, 8),
-        "cross_entropy",
-    )
-    with pytest.raises(ExportError, match=r"0\.1 \(AdaptiveMaxPool2d\).*adaptive_max_pool2d"):
-        export(spec, tmp_path / "b")
-
-
-def test_functional_randomness_is_refused(tmp_path: Path) -> None:
-    class Noisy(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = nn.Linear(4, 2)
-
+    class Determinant(nn.Module):
         def forward(self, x: Any) -> Any:
-            return nn.functional.dropout(self.layer(x), 0.5, self.training)
+            return torch.linalg.det(x.reshape(-1, 8, 8)).reshape(-1, 1)
 
-    with pytest.raises(ExportError, match=r"\(Noisy\).*random"):
-        export(ModelSpec(Noisy(), torch.zeros(1, 4), "mse"), tmp_path / "b")
+    spec = spec_of(nn.Sequential(nn.Conv2d(1, 1, 1), Determinant()), nn.Linear(1, 3))
+    with pytest.raises(ExportError, match=r"0\.1 \(Determinant\).*det"):
+        export(spec, tmp_path / "b")
 
 
 def test_foreign_directories_are_left_alone(tmp_path: Path) -> None:
