@@ -64,7 +64,7 @@ def environment(base: Path, version: str, requirements: list[str]) -> Path:
     if not stamp.is_file() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
         subprocess.run([base, "-m", "venv", folder], check=True)
-        pip = [folder / "bin/python", "-m", "pip", "--disable-pip-version-check", "install"]
+        pip = [str(folder / "bin/python"), "-m", "pip", "--disable-pip-version-check", "install"]
         subprocess.run([*pip, "--quiet", *requirements], check=True)
         stamp.write_text(wanted)
     return folder / "bin/python"
@@ -83,7 +83,17 @@ def describe(python: Path) -> str:
 
 def pytest(python: Path, *tests: str) -> int:
     """Exit status of the tests under `python`."""
-    command = [python, "-m", "pytest", "-q", "-m", "not slow", "-p", "no:cacheprovider", *tests]
+    command = [
+        str(python),
+        "-m",
+        "pytest",
+        "-q",
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        *tests,
+    ]
     return subprocess.run(command, cwd=ROOT, check=False).returncode
 
 

@@ -88,22 +88,36 @@ def test_good_model_loads() -> None:
     assert [item.name for item in session.get_outputs()] == ["y"]
 
 
-def attribute(tag: int, content: bytes) -> bytes:
-    return block(5, block(1, "value") + block(tag, content))
+def attribute(tag: int, content: bytes, name: str = "value") -> bytes:
+    return block(5, block(1, name) + block(tag, content))
 
 
-SPARSE = block(1, EXTERNAL) + block(2, int64_tensor("i", 0)) + number(3, 1)
+def integer(name: str, number_: int) -> bytes:
+    return block(5, block(1, name) + number(3, number_))
+
+
+def integers(name: str, *numbers: int) -> bytes:
+    return block(5, block(1, name) + block(8, b"".join(map(varint, numbers))))
+
+
+def string(name: str, content: str) -> bytes:
+    return block(5, block(1, name) + block(4, content))
+
+
+def scan_node(body: bytes, inputs: str = "x", output: str = "y") -> bytes:
+    return node(
+        "Scan", inputs, output, more=attribute(6, body, "body") + integer("num_scan_inputs", 1)
+    )
+
+
 WITH_EXTERNAL = {
     "initializer": graph(node("Relu"), more=block(5, EXTERNAL)),
     "initializer before the nodes": block(5, EXTERNAL) + graph(node("Relu")),
-    "sparse initializer": graph(node("Relu"), more=block(15, SPARSE)),
-    "sparse indices": graph(node("Relu"), more=block(15, block(2, EXTERNAL))),
-    "attribute tensor": graph(node("Constant", more=attribute(5, EXTERNAL))),
-    "attribute tensors": graph(node("Constant", more=attribute(10, EXTERNAL))),
-    "attribute sparse tensor": graph(node("Constant", more=attribute(22, SPARSE))),
-    "attribute sparse tensors": graph(node("Constant", more=attribute(23, SPARSE))),
-    "subgraph": graph(node("Relu", more=attribute(6, graph(more=block(5, EXTERNAL))))),
-    "subgraphs": graph(node("Relu", more=attribute(11, graph(more=block(5, EXTERNAL))))),
+    "attribute": graph(node("Constant", "", more=attribute(5, EXTERNAL))),
+    "body": graph(scan_node(graph(node("Relu"), more=block(5, EXTERNAL)))),
+    "attribute in a body": graph(
+        scan_node(graph(node("Constant", "", more=attribute(5, EXTERNAL))))
+    ),
     "location only": graph(node("Relu"), more=block(5, block(13, block(1, "location")))),
     "flag only": graph(node("Relu"), more=block(5, number(14, 1))),
 }
@@ -115,11 +129,22 @@ def test_external_data_is_refused_everywhere(place: str) -> None:
         scan_model(model(WITH_EXTERNAL[place]))
 
 
-def test_external_data_in_functions_is_refused() -> None:
-    nodes = block(7, node("Constant", more=attribute(5, EXTERNAL)))
-    for function in (nodes, block(11, block(5, EXTERNAL))):
-        with pytest.raises(BundleError, match="outside the file"):
-            scan_model(model(graph(node("Relu")), block(25, function)))
+SPARSE = block(1, int64_tensor("v", 0)) + block(2, int64_tensor("i", 0)) + number(3, 1)
+NEVER = {
+    "sparse initializer": model(graph(node("Relu"), more=block(15, SPARSE))),
+    "sparse attribute": model(graph(node("Constant", "", more=attribute(22, SPARSE)))),
+    "sparse attributes": model(graph(node("Constant", "", more=attribute(23, SPARSE)))),
+    "list of tensors": model(graph(node("Constant", "", more=attribute(10, EXTERNAL)))),
+    "list of graphs": model(graph(node("Relu", more=attribute(11, graph())))),
+    "function": model(graph(node("Relu")), block(25, block(1, "Relu") + block(7, node("Neg")))),
+    "training_info": model(graph(node("Relu")), block(20, block(1, graph()))),
+}
+
+
+@pytest.mark.parametrize("place", NEVER)
+def test_what_no_bundle_needs_is_refused(place: str) -> None:
+    with pytest.raises(BundleError, match="not accepted"):
+        scan_model(NEVER[place])
 
 
 def test_foreign_operators_are_refused_by_name() -> None:
@@ -141,41 +166,14 @@ def test_foreign_operators_are_refused_by_name() -> None:
 
 @pytest.mark.parametrize("op_type", ["If", "Loop", "RandomUniformLike"])
 def test_bodies_are_scanned_like_graphs(op_type: str) -> None:
-    scan_model(model(graph(node("Scan", more=attribute(6, graph(node("Relu")))))))
-    inner = graph(node("Scan", more=attribute(6, graph(node(op_type)))))
+    scan_model(model(graph(scan_node(graph(node("Relu"))))))
+    inner = graph(scan_node(graph(node(op_type))))
     with pytest.raises(BundleError, match=op_type):
-        scan_model(model(graph(node("Scan", more=attribute(6, inner)))))
+        scan_model(model(graph(scan_node(inner))))
 
 
 def test_default_domain_has_two_names() -> None:
     scan_model(model(graph(node("Relu", domain="ai.onnx"))))
-
-
-HUGE = (1000, 1000, 3000)
-
-
-def test_huge_results_are_refused() -> None:
-    """128 bytes that ask for 12 GB; the session builds, and fails only when it is run."""
-    bomb = model(graph(node("ConstantOfShape", "s"), more=block(5, int64_tensor("s", *HUGE))))
-    assert len(bomb) < 160
-    with pytest.raises(BundleError, match="3,000,000,000 elements"):
-        scan_model(bomb)
-    shape = node("Constant", "", "s", more=attribute(5, int64_tensor("", *HUGE)))
-    ints = node("Constant", "", "s", more=block(5, block(8, b"".join(map(varint, HUGE)))))
-    typed = number(1, 3) + number(2, 7) + block(8, "s") + block(7, b"".join(map(varint, HUGE)))
-    for nodes, more in (
-        ((shape, node("ConstantOfShape", "s")), b""),
-        ((ints, node("ConstantOfShape", "s")), b""),
-        ((shape, node("Expand", "x s")), b""),
-        ((shape, node("Tile", "x s")), b""),
-        ((shape, node("Tile", "x s")), block(5, int64_tensor("unused", 1))),
-        ((node("ConstantOfShape", "s"),), block(5, typed)),
-    ):
-        with pytest.raises(BundleError, match="elements"):
-            scan_model(model(graph(*nodes, more=more)))
-    with pytest.raises(BundleError, match="elements"):
-        scan_model(model(graph(node("Pad", "x p"), more=block(5, int64_tensor("p", 0, 1 << 40)))))
-    scan_model(model(graph(node("ConstantOfShape", "s"), more=block(5, int64_tensor("s", 10, 10)))))
 
 
 def test_limits_hold() -> None:
@@ -186,9 +184,6 @@ def test_limits_hold() -> None:
     tensor = number(1, 1 << 20) + number(1, 1 << 20) + block(8, "w")
     with pytest.raises(BundleError, match="elements"):
         scan_model(model(graph(node("Relu"), more=block(5, tensor))))
-    sparse = block(1, number(1, 1)) + number(3, 1 << 40)
-    with pytest.raises(BundleError, match="elements"):
-        scan_model(model(graph(node("Relu"), more=block(15, sparse))))
     with pytest.raises(BundleError, match="impossible"):
         scan_model(model(graph(node("Relu"), more=block(5, number(1, -4)))))
 
@@ -196,7 +191,7 @@ def test_limits_hold() -> None:
 def test_nesting_is_bounded() -> None:
     inner = graph(node("Relu"))
     for _ in range(200):
-        inner = graph(node("Relu", more=attribute(6, inner)))
+        inner = graph(scan_node(inner))
     with pytest.raises(BundleError, match="nested"):
         scan_model(model(inner))
 
