@@ -49,6 +49,8 @@ def _key() -> str:
         ROOT / "fedtide" / "manifest.py",
         ROOT / "tests" / "models.py",
         ROOT / "tests" / "expected.py",
+        ROOT / "tests" / "plans.py",
+        ROOT / "edge_client" / "training.py",
     ]
     for path in sources:
         digest.update(path.read_bytes())

@@ -261,12 +261,12 @@ class Peer:
 class Federation:
     """The whole, and the clock."""
 
-    def __init__(self, folder: Path, **rounds: object) -> None:
+    def __init__(self, folder: Path, *, local: int = 0, **rounds: object) -> None:
         self.folder = folder
         self.now_ms = 1_000_000
         self.queue: deque[Callable[[], None]] = deque()
         self.broker = MemoryBroker()
-        self.bundle = fake_bundle()
+        self.bundle = fake_bundle(local=local)
         self.devices: dict[str, Device] = {}
         self.jobs: list[AggregateJob] = []
         self.crash_before_aggregation = False

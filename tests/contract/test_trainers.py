@@ -8,12 +8,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from edge_client.optimizers import OptimizerState
 from edge_client.trainers import Trainer
 from edge_client.trainers.opening import available_runtimes, open_trainer
 from edge_client.training import (
+    Progress,
     TrainingInterruptedError,
     epoch_order,
     evaluate,
@@ -23,7 +26,9 @@ from edge_client.training import (
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import BundleError, ConfigError, DataError
 from fedtide.plan import Plan
+from fedtide.vectors import Vector
 from tests.bundles import build, export_python
+from tests.plans import PLANS, PLANS_OF, TOLERANCES
 
 pytestmark = pytest.mark.skipif(
     not available_runtimes(), reason="no onnxruntime in this environment"
@@ -56,22 +61,191 @@ def mlp(runtime: Any) -> Iterator[tuple[Trainer, dict[str, Any]]]:
     trainer.close()
 
 
-@pytest.mark.parametrize("name", ["tiny_mlp", "tiny_cnn", "tiny_regression"])
+MODELS = ["tiny_mlp", "tiny_cnn", "tiny_regression", "tiny_norm", "tiny_dropout", "tiny_tokens"]
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_steps_and_evaluation_are_those_of_pytorch(name: str, runtime: Any) -> None:
     bundle, expected = bundle_and_expected(name)
     trainer = open_trainer(bundle, runtime)
     trainer.set_parameters(expected["start"])
     for index, loss in enumerate(expected["losses"]):
         x, y = expected[f"x{index}"], expected[f"y{index}"]
-        assert trainer.step(x, y, LEARNING_RATE) == pytest.approx(loss, rel=1e-5)
+        measured = trainer.step(x, y, LEARNING_RATE, seed=index)
+        assert tuple(measured) == pytest.approx(tuple(loss), rel=1e-5)
         vector = expected[f"vector{index}"]
         np.testing.assert_allclose(trainer.parameters(), vector, rtol=0, atol=1e-6)
     result = trainer.evaluate(expected["x0"], expected["y0"])
-    examples = len(expected["x0"])
-    assert result.examples == examples
-    assert result.loss_sum / examples == pytest.approx(float(expected["evaluation_loss"]), rel=1e-5)
-    correct = int(expected["correct"])
-    assert result.correct == (None if correct < 0 else correct)
+    assert result.examples == len(expected["x0"])
+    means = {key[8:]: float(value) for key, value in expected.items() if key.startswith("measure.")}
+    assert {name: result.mean(name) for name in result.measures} == pytest.approx(means, rel=2e-5)
+    assert "loss" in means
+    trainer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "plan_name"), [(name, plan) for name, plans in PLANS_OF.items() for plan in plans]
+)
+def test_optimizers_are_those_of_pytorch(name: str, plan_name: str, runtime: Any) -> None:
+    """One step and fifty, whether a batch is computed at once or in parts."""
+    bundle, expected = bundle_and_expected(name)
+    trainer = open_trainer(bundle, runtime)
+    for steps, tolerance in TOLERANCES.items():
+        trainer.set_parameters(expected["start"])
+        plan = msgspec.structs.replace(PLANS[plan_name], steps_max=steps)
+        result = train(trainer, expected["x"], expected["y"], plan)
+        assert result.steps == steps
+        theirs = expected[f"{plan_name}.{steps}"]
+        moved = np.abs(theirs - expected["start"])[bundle.manifest.trained].max()
+        assert moved > 20 * tolerance
+        if bundle.manifest.additive or plan.batch_size == 10:
+            np.testing.assert_allclose(trainer.parameters(), theirs, rtol=0, atol=tolerance)
+        shared = bundle.manifest.shared_count
+        change = trainer.parameters() - expected["start"]
+        np.testing.assert_array_equal(result.delta, change[:shared])
+        np.testing.assert_array_equal(result.local, trainer.parameters()[bundle.manifest.local])
+    trainer.close()
+
+
+def opened(name: str, runtime: Any) -> tuple[Trainer, dict[str, Any]]:
+    bundle, expected = bundle_and_expected(name)
+    trainer = open_trainer(bundle, runtime)
+    trainer.set_parameters(expected["start"])
+    return trainer, expected
+
+
+def gradient_of(trainer: Trainer) -> Vector:
+    """What has been accumulated; the parameters stay as they are."""
+    seen: list[Vector] = []
+    trainer.change(lambda _, gradient: seen.append(gradient.copy()))
+    return seen[0]
+
+
+def test_gradients_add_up(mlp: tuple[Trainer, dict[str, Any]]) -> None:
+    trainer, expected = mlp
+    x, y = expected["x"], expected["y"]
+    trainer.set_parameters(expected["start"])
+    whole = trainer.accumulate(x, y)
+    gradient = gradient_of(trainer)
+    for cuts in ([11, 22], [5, 10, 15], [1]):
+        parts = zip(np.split(x, cuts), np.split(y, cuts), strict=True)
+        losses = [trainer.accumulate(*part) for part in parts]
+        np.testing.assert_allclose(gradient_of(trainer), gradient, rtol=1e-5, atol=1e-5)
+        assert sum(loss.sum for loss in losses) == pytest.approx(whole.sum, rel=1e-5)
+        assert sum(loss.weight for loss in losses) == whole.weight == len(x)
+    np.testing.assert_array_equal(trainer.parameters(), expected["start"])
+
+
+def test_an_accumulated_gradient_is_used_once(mlp: tuple[Trainer, dict[str, Any]]) -> None:
+    trainer, expected = mlp
+    batch = (expected["x0"], expected["y0"])
+    trainer.set_parameters(expected["start"])
+    with pytest.raises(RuntimeError, match="no gradient"):
+        trainer.change(lambda *_: None)
+    trainer.accumulate(*batch)
+    with pytest.raises(RuntimeError, match="waits"):
+        trainer.step(*batch, LEARNING_RATE)
+    first = gradient_of(trainer)
+    trainer.accumulate(*batch)
+    trainer.accumulate(*batch)
+    trainer.set_parameters(expected["start"])  # forgets it
+    with pytest.raises(RuntimeError, match="no gradient"):
+        trainer.change(lambda *_: None)
+    trainer.accumulate(*batch)
+    np.testing.assert_array_equal(gradient_of(trainer), first)
+
+
+def test_a_refused_batch_leaves_no_gradient(mlp: tuple[Trainer, dict[str, Any]]) -> None:
+    trainer, expected = mlp
+    x, y = expected["x0"], expected["y0"]
+    trainer.set_parameters(expected["start"])
+    trainer.accumulate(x, y)
+    gradient = gradient_of(trainer)
+    trainer.accumulate(x, y)
+    with pytest.raises(DataError):
+        trainer.accumulate(x, y + 3)
+    np.testing.assert_array_equal(gradient_of(trainer), gradient)
+
+
+def test_a_change_is_seen_by_the_next_step(mlp: tuple[Trainer, dict[str, Any]]) -> None:
+    trainer, expected = mlp
+    batch = (expected["x0"], expected["y0"])
+    trainer.set_parameters(expected["start"])
+    before = trainer.evaluate(*batch)
+
+    def double(weights: Vector, _gradient: Vector) -> None:
+        weights *= 2
+
+    trainer.accumulate(*batch)
+    trainer.change(double)
+    np.testing.assert_array_equal(trainer.parameters(), 2 * expected["start"])
+    after = trainer.evaluate(*batch)
+    assert after.loss != before.loss
+    assert trainer.step(*batch, LEARNING_RATE).mean == pytest.approx(after.loss, rel=1e-5)
+
+
+def test_statistics_are_updated_by_both_kinds_of_steps(runtime: Any) -> None:
+    trainer, expected = opened("tiny_norm", runtime)
+    manifest = trainer.manifest
+    kinds = [(tensor.kind, tensor.shared) for tensor in manifest.tensors]
+    assert [kind for kind, shared in kinds if not shared] == ["parameter"] * 2 + ["statistic"] * 2
+    statistics = np.ones(manifest.elements_count, bool)
+    statistics[manifest.trained] = False
+    batch = (expected["x0"], expected["y0"])
+    trainer.step(*batch, LEARNING_RATE)
+    stepped = trainer.parameters()
+    assert (stepped[statistics] != expected["start"][statistics]).all()
+    trainer.set_parameters(expected["start"])
+    trainer.accumulate(*batch)
+    accumulated = trainer.parameters()
+    np.testing.assert_allclose(accumulated[statistics], stepped[statistics], rtol=1e-6)
+    np.testing.assert_array_equal(
+        accumulated[manifest.trained], expected["start"][manifest.trained]
+    )
+    before = trainer.parameters()
+    trainer.evaluate(*batch)
+    np.testing.assert_array_equal(trainer.parameters(), before)
+    trainer.close()
+
+
+def test_dropout_is_a_function_of_its_seed(runtime: Any) -> None:
+    trainer, expected = opened("tiny_dropout", runtime)
+    batch = (expected["x0"], expected["y0"])
+
+    def after(seed: int) -> Vector:
+        trainer.set_parameters(expected["start"])
+        trainer.step(*batch, LEARNING_RATE, seed)
+        return trainer.parameters()
+
+    np.testing.assert_array_equal(after(7), after(7))
+    assert (after(7) != after(8)).any()
+    assert (after(7) != after(2**63 - 1)).any()
+    assert trainer.evaluate(*batch) == trainer.evaluate(*batch)
+    trainer.close()
+
+
+def test_what_is_frozen_or_ignored_stays(runtime: Any) -> None:
+    trainer, expected = opened("tiny_tokens", runtime)
+    frozen = slice(trainer.manifest.trained.stop, None)
+    assert len(expected["start"][frozen]) == 8 * 8 + 8
+    result = train(trainer, expected["x"], expected["y"], Plan(epochs=3, momentum=0.5))
+    np.testing.assert_array_equal(trainer.parameters()[frozen], expected["start"][frozen])
+    assert len(result.delta) == 12 * 8 + 12  # the tied weights once
+    assert trainer.evaluate(expected["x"][1:2], expected["y"][1:2]).loss is None
+    trainer.close()
+
+
+def test_a_batch_without_labels_changes_nothing(runtime: Any) -> None:
+    trainer, expected = opened("tiny_tokens", runtime)
+    x, y = expected["x"][:4], expected["y"][:4].copy()
+    y[:2] = -100
+    for plan in (Plan(batch_size=1), Plan(batch_size="all", examples_at_once=1)):
+        trainer.set_parameters(expected["start"])
+        result = train(trainer, x, y, plan)
+        assert np.isfinite(result.delta).all()
+        assert result.delta.any()
+    with pytest.raises(DataError, match="no example has a label"):
+        train(trainer, x[:2], y[:2], Plan())
     trainer.close()
 
 
@@ -114,11 +288,17 @@ def test_learning_rate_may_change_between_steps(mlp: tuple[Trainer, Any]) -> Non
     np.testing.assert_allclose(changes[1], 2 * changes[0], rtol=1e-2, atol=1e-6)
 
 
-@pytest.mark.parametrize("call", ["step", "evaluate", "parameters"])
+@pytest.mark.parametrize("call", ["step", "accumulate", "change", "evaluate", "parameters"])
 def test_use_before_set_parameters_is_an_error(call: str, mlp: tuple[Trainer, Any]) -> None:
     trainer, expected = mlp
     batch = (expected["x0"], expected["y0"])
-    arguments = {"step": (*batch, 0.1), "evaluate": batch, "parameters": ()}[call]
+    arguments: tuple[Any, ...] = {
+        "step": (*batch, 0.1),
+        "accumulate": batch,
+        "change": (lambda *_: None,),
+        "evaluate": batch,
+        "parameters": (),
+    }[call]
     with pytest.raises(RuntimeError, match="set_parameters"):
         getattr(trainer, call)(*arguments)
 
@@ -176,23 +356,40 @@ def test_training_learns(mlp: tuple[Trainer, Any]) -> None:
     assert result.examples == before.examples == 203
     assert result.steps == 5 * 21
     assert len(result.losses) == 5
-    assert after.loss_sum < 0.7 * before.loss_sum
+    assert after.measures["loss"].sum < 0.7 * before.measures["loss"].sum
     assert result.delta.dtype == np.float32
     np.testing.assert_array_equal(result.delta, trainer.parameters() - expected["start"])
 
 
-def test_training_resumes_to_the_same_bits(mlp: tuple[Trainer, Any]) -> None:
-    trainer, expected = mlp
+@pytest.mark.parametrize("plan_name", ["sgd", "momentum", "adamw", "all_of_adamw", "accumulated"])
+def test_training_resumes_to_the_same_bits(plan_name: str, runtime: Any) -> None:
+    """With dropout, and with what the optimizer remembers."""
+    trainer, expected = opened("tiny_dropout", runtime)
     x, y = data(33)
-    plan = Plan(epochs=4, batch_size=10, learning_rate=0.1, seed=5)
-    trainer.set_parameters(expected["start"])
-    saved = []
-    whole = train(trainer, x, y, plan, on_epoch=lambda *_: saved.append(trainer.parameters()))
-    trainer.set_parameters(saved[1])
-    rest = train(trainer, x, y, plan, start_epoch=2, reference=expected["start"])
+    plan = msgspec.structs.replace(PLANS[plan_name], epochs=4)
+    saved: list[tuple[Vector, OptimizerState]] = []
+
+    def save(progress: Progress) -> None:
+        assert progress.epochs == len(saved) + 1
+        steps, vectors = progress.optimizer
+        state = OptimizerState(steps, tuple(vector.copy() for vector in vectors))
+        saved.append((trainer.parameters(), state))
+
+    whole = train(trainer, x, y, plan, on_epoch=save)
+    trainer.set_parameters(saved[1][0])
+    rest = train(
+        trainer,
+        x,
+        y,
+        plan,
+        start_epoch=2,
+        optimizer_state=saved[1][1],
+        reference=expected["start"],
+    )
     np.testing.assert_array_equal(rest.delta, whole.delta)
     assert rest.losses == whole.losses[2:]
-    assert rest.steps == whole.steps
+    assert (rest.steps, rest.optimizer.steps) == (whole.steps, whole.optimizer.steps)
+    trainer.close()
 
 
 def test_fedsgd_is_one_step_on_everything(mlp: tuple[Trainer, Any]) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from fedtide.measures import Measure, Metrics
-from fedtide.messages import Receipt, encode
-from tests.federation import ELEMENTS, Federation, learn
+from fedtide.messages import Offer, Receipt, encode
+from tests.federation import ELEMENTS, Federation, Peer, learn
 
 
 @pytest.fixture
@@ -164,3 +164,27 @@ def test_junk_on_every_topic_changes_nothing(federation: Federation) -> None:
         federation.broker.route(topics.up("../etc"), payload, retain=False)
     federation.run(federation.finished)
     assert federation.store.counts()["refused: malformed"] >= 2
+
+
+def test_what_stays_on_the_devices_does_not_travel(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, local=100, devices_min=3, count=1)
+    assert federation.bundle.manifest.elements_count == ELEMENTS + 100
+    federation.add("a", "b", "c")
+    federation.run(federation.finished)
+    np.testing.assert_array_equal(federation.model(1), expected_model(federation, 1))
+    sizes = {update.blob.size_bytes for update in federation.store.updates(1) if update.blob}
+    assert sizes == {4 * ELEMENTS} == {federation.model(1).nbytes}
+    rest = federation.bundle.manifest.files["rest"].sha256
+    for device in federation.devices.values():
+        assert device.session.blobs.has(rest)
+
+
+def test_an_update_of_the_whole_vector_is_refused(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, local=100, cohort_size=1)
+    federation.settle()
+    peer = Peer(federation, "p")
+    peer.hello()
+    peer.say(Offer(peer.update(bytes(4 * (ELEMENTS + 100)))))
+    receipt = peer.last(Receipt)
+    assert receipt.verdict == "rejected"
+    assert receipt.reason == f"it has {4 * ELEMENTS + 400:,} bytes, expected {4 * ELEMENTS:,}"
