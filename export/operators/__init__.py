@@ -11,9 +11,12 @@ from typing import Any
 
 import onnx
 
-TRANSLATIONS: dict[Any, Callable[..., Any]] = {}
+from export.operators import products, scans
+
+TRANSLATIONS: dict[Any, Callable[..., Any]] = {**scans.TRANSLATIONS, **products.TRANSLATIONS}
 
 
 def expand(model: onnx.ModelProto) -> None:
     """Replace the nodes of our own domain by nodes of ai.onnx."""
-    del model
+    scans.expand(model)
+    products.expand(model)

@@ -10,8 +10,26 @@ from collections.abc import Callable
 
 from torch import fx
 
+from export.rewrites import (
+    convolution,
+    cross_entropy,
+    embedding,
+    layout,
+    linear,
+    pooling,
+    recurrent,
+)
+
 Rewrite = Callable[[fx.Graph], int]
 """Changes the graph in place; the number of places changed."""
 
-REWRITES: tuple[Rewrite, ...] = ()
+REWRITES: tuple[Rewrite, ...] = (
+    recurrent.rewrite,
+    cross_entropy.rewrite,
+    embedding.rewrite,
+    linear.rewrite,
+    pooling.rewrite,
+    convolution.rewrite,
+    layout.rewrite,
+)
 """In the order in which they are applied."""
