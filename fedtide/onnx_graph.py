@@ -174,10 +174,11 @@ def _read_attribute(
             raise BundleError(f"{where}: attribute field {item.tag} is not accepted")
         if len(numbers) > _LIST_MAX:
             raise BundleError(f"{where}: attribute {name!r} has more than {_LIST_MAX} values")
-    if len(tags) > 1 or (tags and declared not in (0, *(_ATTRIBUTE_TYPES[tag] for tag in tags))):
-        raise BundleError(f"{where}: attribute {name!r} has contents of several types")
-    if not tags and declared not in (6, 7, 8):
-        raise BundleError(f"{where}: attribute {name!r} has no content")
+    # A list may be empty; otherwise there is content, of the declared type alone.
+    if {_ATTRIBUTE_TYPES[tag] for tag in tags} != {declared} and (
+        tags or declared not in (6, 7, 8)
+    ):
+        raise BundleError(f"{where}: attribute {name!r} holds not what it declares")
     return name, tuple(numbers) if tags <= {7, 8, 9} else single
 
 

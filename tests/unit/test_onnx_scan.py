@@ -12,58 +12,18 @@ from hypothesis import strategies as st
 from fedtide.errors import BundleError
 from fedtide.onnx_scan import ORT_TRAINING_OPERATORS, scan_model
 from fedtide.runtime import load_session, session_options
-
-
-def varint(value: int) -> bytes:
-    value &= (1 << 64) - 1
-    out = bytearray()
-    while True:
-        out.append((value & 0x7F) | (0x80 if value > 0x7F else 0))
-        value >>= 7
-        if not value:
-            return bytes(out)
-
-
-def number(tag: int, value: int) -> bytes:
-    return varint(tag << 3) + varint(value)
-
-
-def block(tag: int, content: bytes | str) -> bytes:
-    content = content.encode() if isinstance(content, str) else content
-    return varint(tag << 3 | 2) + varint(len(content)) + content
-
-
-def node(
-    op_type: str, inputs: str = "x", output: str = "y", domain: str = "", more: bytes = b""
-) -> bytes:
-    names = b"".join(block(1, name) for name in inputs.split())
-    return (
-        names + block(2, output) + block(4, op_type) + (block(7, domain) if domain else b"") + more
-    )
-
-
-def value(name: str, elem_type: int = 1, extents: tuple[int, ...] = (1,)) -> bytes:
-    shape = b"".join(block(1, number(1, extent)) for extent in extents)
-    return block(1, name) + block(2, block(1, number(1, elem_type) + block(2, shape)))
-
-
-def int64_tensor(name: str, *values: int) -> bytes:
-    raw = b"".join(v.to_bytes(8, "little", signed=True) for v in values)
-    return number(1, len(values)) + number(2, 7) + block(8, name) + block(9, raw)
-
-
-EXTERNAL = number(1, 1) + number(2, 1) + block(8, "w") + number(14, 1)
-EXTERNAL += block(13, block(1, "location") + block(2, "../../etc/shadow"))
-
-
-def model(graph: bytes, more: bytes = b"") -> bytes:
-    return number(1, 8) + block(7, graph) + block(8, number(2, 18)) + more
-
-
-def graph(*nodes: bytes, more: bytes = b"") -> bytes:
-    content = b"".join(block(1, item) for item in nodes) + block(2, "g")
-    return content + block(11, value("x")) + block(12, value("y")) + more
-
+from tests.onnx_bytes import (
+    EXTERNAL,
+    attribute,
+    block,
+    graph,
+    int64_tensor,
+    model,
+    node,
+    number,
+    scan_node,
+    varint,
+)
 
 GOOD = model(
     graph(
@@ -86,28 +46,6 @@ def test_good_model_loads() -> None:
         pytest.skip("no onnxruntime in this environment")
     session = load_session(GOOD)
     assert [item.name for item in session.get_outputs()] == ["y"]
-
-
-def attribute(tag: int, content: bytes, name: str = "value") -> bytes:
-    return block(5, block(1, name) + block(tag, content))
-
-
-def integer(name: str, number_: int) -> bytes:
-    return block(5, block(1, name) + number(3, number_))
-
-
-def integers(name: str, *numbers: int) -> bytes:
-    return block(5, block(1, name) + block(8, b"".join(map(varint, numbers))))
-
-
-def string(name: str, content: str) -> bytes:
-    return block(5, block(1, name) + block(4, content))
-
-
-def scan_node(body: bytes, inputs: str = "x", output: str = "y") -> bytes:
-    return node(
-        "Scan", inputs, output, more=attribute(6, body, "body") + integer("num_scan_inputs", 1)
-    )
 
 
 WITH_EXTERNAL = {
