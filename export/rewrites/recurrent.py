@@ -148,16 +148,16 @@ class _Lstm(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         x, _, _, w_ih, w_hh, b_ih, _, ctx.reverse = inputs
-        y, _, _, *factors = output
+        _, _, _, *factors = output
         ctx.biased = b_ih is not None
         ctx.mark_non_differentiable(*factors)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w_ih, w_hh, y, *factors)
+        ctx.save_for_backward(x, w_ih, w_hh, *factors)
 
     @staticmethod
     def backward(ctx, dy, dh, dc, *_):  # type: ignore[no-untyped-def]
-        x, w_ih, w_hh, y, previous, p, q, f = ctx.saved_tensors
-        dy = _output_gradient(dy, dh, y, ctx.reverse)
+        x, w_ih, w_hh, previous, p, q, f = ctx.saved_tensors
+        dy = _output_gradient(dy, dh, previous, ctx.reverse)
         dc = torch.zeros_like(previous[0]) if dc is None else dc
         zero = p.new_zeros(p.shape[1:])
         first, dc0, dz = lstm_backward(dy, p, q, f, w_hh, zero, dc, ctx.reverse)
@@ -181,16 +181,16 @@ class _Gru(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx, inputs, output):  # type: ignore[no-untyped-def]
         x, _, w_ih, w_hh, b_ih, _, ctx.reverse = inputs
-        y, _, *factors = output
+        _, _, *factors = output
         ctx.biased = b_ih is not None
         ctx.mark_non_differentiable(*factors)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(x, w_ih, w_hh, y, *factors)
+        ctx.save_for_backward(x, w_ih, w_hh, *factors)
 
     @staticmethod
     def backward(ctx, dy, dh, *_):  # type: ignore[no-untyped-def]
-        x, w_ih, w_hh, y, previous, p, s, z = ctx.saved_tensors
-        dy = _output_gradient(dy, dh, y, ctx.reverse)
+        x, w_ih, w_hh, previous, p, s, z = ctx.saved_tensors
+        dy = _output_gradient(dy, dh, previous, ctx.reverse)
         zero = p.new_zeros(p.shape[1:]), z.new_zeros(z.shape[1:])
         first, past, dm, dz = gru_backward(dy, p, s, z, w_hh, *zero, ctx.reverse)
         dx, dw_ih, db_ih = _projection_gradients(dz, x, w_ih, ctx.biased)
@@ -219,7 +219,7 @@ class _Rnn(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, dh, *_):  # type: ignore[no-untyped-def]
         x, w_ih, w_hh, y, previous = ctx.saved_tensors
-        dy = _output_gradient(dy, dh, y, ctx.reverse)
+        dy = _output_gradient(dy, dh, previous, ctx.reverse)
         slope = (y > 0).to(y.dtype) if ctx.relu else 1 - y * y
         first, dz = rnn_backward(dy, slope, w_hh, y.new_zeros(y.shape[1:]), ctx.reverse)
         dx, dw_ih, db = _projection_gradients(dz, x, w_ih, ctx.biased)
@@ -245,11 +245,10 @@ def _projection_gradients(
     return (rows @ weight).reshape(x.shape), rows.t() @ _rows(x), bias
 
 
-def _output_gradient(dy: Tensor | None, dh: Tensor | None, y: Tensor, reverse: bool) -> Tensor:
+def _output_gradient(dy: Tensor | None, dh: Tensor | None, like: Tensor, reverse: bool) -> Tensor:
     """What reaches each step's output, that of the last step's h included."""
+    dy = torch.zeros_like(like) if dy is None else dy
     if dh is None:
-        return torch.zeros_like(y) if dy is None else dy
-    if dy is None:
-        dy = torch.zeros_like(y)
+        return dy
     parts: Sequence[Tensor] = [dy[:1] + dh, dy[1:]] if reverse else [dy[:-1], dy[-1:] + dh]
     return torch.cat(list(parts))
