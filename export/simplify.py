@@ -6,16 +6,70 @@ import torch
 from torch import fx
 from torch._functorch.compile_utils import fx_graph_cse
 
+from export.updates import merge_updates
+
 aten = torch.ops.aten
 
 
 def simplify(graph: fx.Graph) -> fx.Graph:
     """A copy of `graph` without repetitions and detours."""
+    settle_writes(graph)
+    merge_constants(graph)
     graph = fx_graph_cse(graph)
     for one_pass in (merge_transposes, merge_sums, merge_updates):
         one_pass(graph)
         graph.eliminate_dead_code()
     return graph
+
+
+def settle_writes(graph: fx.Graph) -> None:
+    """copy_(clone, new) -> new, and nothing where nobody looks: writes keep what is before and
+    after them from being merged."""
+    order = {node: index for index, node in enumerate(graph.nodes)}
+    for node in reversed(graph.nodes):
+        if not isinstance(node.target, torch._ops.OpOverload) or not node.args:
+            continue
+        written = node.args[0]
+        if not node.target._schema.is_mutable or getattr(written, "target", None) not in _COPIES:
+            continue
+        others = [user for user in written.users if user is not node]
+        if any(order[user] > order[node] or user.target in _VIEWS for user in others):
+            continue
+        if node.target is aten.copy_.default and _same_type(*node.args[:2]):
+            node.replace_all_uses_with(node.args[1])
+        if not node.users:
+            graph.erase_node(node)
+
+
+_COPIES = frozenset({aten.clone.default})
+_VIEWS = frozenset(
+    {aten.alias.default, aten.detach.default, aten.view.default, aten.permute.default}
+)
+
+
+def _same_type(old: fx.Node, new: object) -> bool:
+    if not isinstance(new, fx.Node):
+        return False
+    before, after = old.meta.get("val"), new.meta.get("val")
+    return (
+        isinstance(before, torch.Tensor)
+        and isinstance(after, torch.Tensor)
+        and (before.shape, before.dtype) == (after.shape, after.dtype)
+    )
+
+
+def merge_constants(graph: fx.Graph) -> None:
+    """One node for each constant and each symbolic size, so that what uses them can be merged."""
+    first: dict[object, fx.Node] = {}
+    for node in graph.nodes:
+        if node.op == "get_attr":
+            key: object = node.target
+        elif node.target is aten.sym_size.int and isinstance(node.meta.get("val"), torch.SymInt):
+            key = str(node.meta["val"])
+        else:
+            continue
+        if first.setdefault(key, node) is not node:
+            node.replace_all_uses_with(first[key])
 
 
 def merge_transposes(graph: fx.Graph) -> None:
@@ -28,21 +82,6 @@ def merge_transposes(graph: fx.Graph) -> None:
             continue
         if [inner.args[1][axis] for axis in order] == list(range(len(order))):
             node.replace_all_uses_with(inner.args[0])
-
-
-def merge_updates(graph: fx.Graph) -> None:
-    """weight + mm(a, b) -> addmm(weight, a, b): no gradient the size of the weight is stored."""
-    for node in graph.nodes:
-        if node.target is not aten.add.Tensor or node.kwargs or len(node.args) != 2:
-            continue
-        weight, product = node.args
-        if getattr(product, "target", None) is not aten.mm.default or len(product.users) > 1:
-            continue
-        if getattr(weight, "op", None) != "placeholder":
-            continue
-        with graph.inserting_before(node):
-            merged = graph.call_function(aten.addmm.default, (weight, *product.args))
-        node.replace_all_uses_with(merged)
 
 
 def merge_sums(graph: fx.Graph) -> None:

@@ -23,6 +23,7 @@ from export.operators.rows import add_rows, take_rows
 from export.rewrites.geometry import Geometry, column_table, kernel_table, row_table, stack_table
 from export.rewrites.images import enter, leave
 from export.rewrites.nodes import argument, insert, is_call, pair, value
+from export.rewrites.normalization import add_channels
 
 aten = torch.ops.aten
 
@@ -52,17 +53,15 @@ def convolution(
     x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry
 ) -> torch.Tensor:
     """x[b,h,w,c] and weight[o,c,kernel_h,kernel_w] -> [b,h',w',o]."""
-    y = convolution_rows(x, weight, bias, geometry)
-    return y.reshape(-1, *geometry.output, weight.shape[0])
+    y = convolution_rows(x, weight, geometry).reshape(-1, *geometry.output, weight.shape[0])
+    return y if bias is None else add_channels(y, bias)
 
 
-def convolution_rows(
-    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, geometry: Geometry
-) -> torch.Tensor:
+def convolution_rows(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """x[b,h,w,c] and weight[o,c,kernel_h,kernel_w] -> [b,places_out,o] in the geometry's order."""
     form = _Rows if _prefers_rows(geometry, weight) else _Columns
     y: torch.Tensor = form.apply(x, weight, geometry)  # type: ignore[no-untyped-call]
-    return y if bias is None else y + bias
+    return y
 
 
 class _Columns(torch.autograd.Function):

@@ -10,7 +10,8 @@ from torch import fx
 
 from export.rewrites import pooling
 from export.rewrites.images import leave, source, to_channels_last
-from export.rewrites.nodes import argument, insert, is_call, replace, value
+from export.rewrites.nodes import argument, insert, is_call, replace
+from export.rewrites.normalization import batch_norm
 
 aten = torch.ops.aten
 
@@ -97,12 +98,10 @@ def _concatenation(graph: fx.Graph, node: fx.Node) -> fx.Node | None:
 
 
 def _batch_norm(graph: fx.Graph, node: fx.Node, x: fx.Node) -> fx.Node | None:
-    """Statistics over the rows of [b*h*w, c]."""
-    image = value(x)
-    assert image is not None
-    rows = insert(graph, node, aten.reshape.default, x, [-1, image.shape[3]])
-    done = insert(graph, node, aten.batch_norm.default, rows, *node.args[1:])
-    return insert(graph, node, aten.reshape.default, done, [-1, *image.shape[1:]])
+    *statistics, training, momentum, eps = node.args[1:8]
+    if not isinstance(momentum, float) or not isinstance(training, bool):
+        return None
+    return insert(graph, node, batch_norm, x, *statistics, training, momentum, eps)
 
 
 def _mean(graph: fx.Graph, node: fx.Node, x: fx.Node) -> fx.Node | None:

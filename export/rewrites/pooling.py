@@ -17,6 +17,7 @@ from export.operators.rows import add_rows, take_rows
 from export.rewrites.convolution import convolution, convolution_rows
 from export.rewrites.geometry import Geometry, inverse_table, kernel_table
 from export.rewrites.nodes import argument, insert, is_call, pair, replace, value
+from export.rewrites.normalization import add_channels
 
 aten = torch.ops.aten
 
@@ -89,11 +90,11 @@ def convolution_max_pool(
 ) -> torch.Tensor:
     """x[b,h,w,c] -> [b,h',w',o]: the largest of each of the geometry's windows."""
     windows = geometry.window[0] * geometry.window[1]
-    rows = convolution_rows(x, weight, None, geometry).reshape(x.shape[0], windows, -1)
+    rows = convolution_rows(x, weight, geometry).reshape(x.shape[0], windows, -1)
     y: torch.Tensor = _Largest.apply(rows)  # type: ignore[no-untyped-call]
     y = y.reshape(-1, *geometry.pooled, weight.shape[0])
     # Behind the maximum there are fewer elements to add the bias to, and gradients to sum up.
-    return y if bias is None else y + bias
+    return y if bias is None else add_channels(y, bias)
 
 
 def largest_of_windows(x: torch.Tensor, geometry: Geometry) -> torch.Tensor:
