@@ -22,7 +22,7 @@ WEIGHTS = torch.tensor([1.0, 2.0, 0.5, 3.0, 0.0, 1.5, 1.0])
 class Loss(nn.Module):
     """Logits [b,classes,4,2] or, last, [b*8,classes], of a linear layer; one loss with options."""
 
-    weights: torch.Tensor | None
+    weights: Any
 
     def __init__(self, inputs: int, last: bool, weighted: bool, **options: Any) -> None:
         super().__init__()
