@@ -21,6 +21,13 @@ def cumprod(x: torch.Tensor, dim: int, *, dtype: torch.dtype | None = None) -> t
     return torch.where(lower, moved.unsqueeze(-2), 1.0).prod(-1).movedim(-1, dim)
 
 
+def argmax(x: torch.Tensor, dim: int | None = None, keepdim: bool = False) -> Any:
+    """ONNX's ArgMax takes no bool."""
+    if x.dtype is not torch.bool:
+        return NotImplemented
+    return aten.argmax.default(x.to(torch.int32), dim, keepdim)
+
+
 def unfold_backward(
     grad: torch.Tensor, input_sizes: list[int], dim: int, size: int, step: int
 ) -> torch.Tensor:
@@ -80,6 +87,7 @@ def cdist_backward(
 
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.cumprod.default: cumprod,
+    aten.argmax.default: argmax,
     aten.unfold_backward.default: unfold_backward,
     aten.floor_divide.default: floor_divide,
     aten._cdist_forward.default: cdist_forward,

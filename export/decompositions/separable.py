@@ -18,6 +18,8 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 aten = torch.ops.aten
 
+_NEUTRAL = 2
+
 
 @dataclass(frozen=True)
 class AxisMap:
@@ -51,11 +53,14 @@ def _axis_map(
 ) -> AxisMap:
     """The operator, of `rank` spatial axes, on the unit vectors of one of them.
 
-    The other axes have one element. `arguments` are the operator's after x, each a value, or
-    `_PerAxis` of one for every axis. `backward` transposes.
+    The other axes have two elements and keep them; PyTorch's antialiasing is wrong for one.
+    `arguments` are the operator's after x, each a value, or `_PerAxis` of one for every axis.
+    `backward` transposes.
     """
-    shape = [1, size] + [1] * rank
+    shape = [1, size] + [_NEUTRAL] * rank
     shape[2 + axis] = size
+    places = [1, size] + [1] * rank
+    places[2 + axis] = size
     values: list[Any] = []
     for argument in arguments:
         if isinstance(argument, _PerAxis):
@@ -65,8 +70,9 @@ def _axis_map(
         else:
             values.append(argument)
     with _disable_current_modes(), torch.no_grad():
-        images = getattr(aten, operator).default(torch.eye(size).reshape(shape), *values)
-        matrix = images.reshape(size, -1)
+        units = torch.eye(size).reshape(places).expand(shape).contiguous()
+        images = getattr(aten, operator).default(units, *values)
+        matrix = images.movedim(2 + axis, 2).flatten(2)[0, :, :: _NEUTRAL ** (rank - 1)]
         matrix = matrix if backward else matrix.T
         rows, columns = matrix.shape
         transposed = matrix.T.tolist()
@@ -119,7 +125,7 @@ def _interpolations(name: str, rank: int, aligned: bool) -> dict[Any, Callable[.
         corners, scales = (rest[:1], rest[1:]) if aligned else ((), rest)
         scales = tuple(scales) + (None,) * (rank - len(scales))
         sizes = tuple(int(size) for size in output_size)
-        return (_PerAxis(sizes, 1), *corners, _PerAxis(scales, None, listed=False))
+        return (_PerAxis(sizes, _NEUTRAL), *corners, _PerAxis(scales, None, listed=False))
 
     def forward(x: torch.Tensor, output_size: Sequence[int], *rest: Any) -> torch.Tensor:
         sizes = x.shape[2:]
@@ -209,11 +215,11 @@ def _adaptive_average_pools(rank: int) -> dict[Any, Callable[..., Any]]:
             kernel = [size // out for size, out in zip(sizes, output_size, strict=True)]
             pooled: torch.Tensor = getattr(aten, f"avg_pool{rank}d")(x, kernel)
             return pooled
-        arguments = (_PerAxis([int(size) for size in output_size], 1),)
+        arguments = (_PerAxis([int(size) for size in output_size], _NEUTRAL),)
         return _map(x, name, sizes, arguments, backward=False)
 
     def backward(grad: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        arguments = (_PerAxis([int(size) for size in grad.shape[-rank:]], 1),)
+        arguments = (_PerAxis([int(size) for size in grad.shape[-rank:]], _NEUTRAL),)
         return _map(grad, name, x.shape[-rank:], arguments, backward=True)
 
     return {
