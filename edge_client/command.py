@@ -1,23 +1,33 @@
-"""`fedtide client --config client.toml`."""
+"""`fedtide client --config client.toml`, and `fedtide client benchmark BUNDLE`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
+from edge_client import benchmark_command
 from edge_client.config import ClientConfig
 from fedtide.config import load_config
+from fedtide.errors import ConfigError
 from fedtide.logs import add_log_arguments, start_logging
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare flags."""
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE", help="client.toml")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="client.toml")
     add_log_arguments(parser)
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=False)
+    help_text = "measure how fast this machine trains a bundle, instead of running the client"
+    benchmark = actions.add_parser("benchmark", help=help_text, description=help_text)
+    benchmark_command.add_arguments(benchmark)
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """Run the client until it is told to stop."""
+    """Run the client until it is told to stop, or the benchmark."""
+    if parsed.action == "benchmark":
+        return benchmark_command.run(parsed)
+    if parsed.config is None:
+        raise ConfigError("the client needs --config FILE", hint="see docs/configuration.md")
     start_logging(parsed)
     config = load_config(parsed.config, ClientConfig)
     from edge_client.runner import run_client

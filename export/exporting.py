@@ -8,15 +8,19 @@ from pathlib import Path
 
 import numpy as np
 
+from edge_client.recorded_steps import encode_recorded_steps
+from export.estimates import estimate
+from export.fingerprint import record
 from export.inspection import Model, inspect_model
 from export.ort_artifacts import OrtArtifacts, make_ort_artifacts
 from export.portable_step import evaluation_graph, inference_graph, train_graph
 from export.reference import is_additive
-from export.verification import verify_bundle
+from export.verification import compute_expected, verify_bundle
 from export.writer import check_target, replacing, write_files
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.manifest import (
     MANIFEST_NAME,
+    Estimates,
     File,
     Manifest,
     OrtTrainingRuntime,
@@ -37,6 +41,7 @@ _ORT = {
     "checkpoint": "ort_training/checkpoint",
 }
 _INITIAL, _REST, _INFERENCE = "initial.safetensors", "rest.f32", "inference.onnx"
+_VERIFICATION = "verification.npz"
 
 
 @dataclass(frozen=True)
@@ -67,21 +72,25 @@ def export_bundle(
     progress("inspecting the model")
     model = inspect_model(spec, name)
     model = replace(model, additive=is_additive(model))
-    progress("tracing the training step")
+    progress("tracing and translating the training step")
     train = train_graph(model, opset)
-    progress("tracing evaluation and inference")
+    progress("tracing and translating evaluation and inference")
     evaluate = evaluation_graph(model, opset)
     inference = inference_graph(model, opset)
     artifacts: OrtArtifacts | str = "it was not asked for"
     if ort_training:
         progress("making artifacts for onnxruntime.training")
         artifacts = make_ort_artifacts(model, opset)
+    progress("computing in PyTorch what the runtimes must compute")
+    expected = compute_expected(model)
+    estimates = estimate(model, train)
     vector = _initial_vector(model)
     contents = {
         _PORTABLE.train: train.SerializeToString(deterministic=True),
         _PORTABLE.evaluate: evaluate.SerializeToString(deterministic=True),
         _INFERENCE: inference.SerializeToString(deterministic=True),
         _INITIAL: encode_safetensors(vector),
+        _VERIFICATION: encode_recorded_steps(record(model, expected)),
     }
     if model.shared_count < len(vector):
         contents[_REST] = vector[model.shared_count :].tobytes()
@@ -89,10 +98,9 @@ def export_bundle(
         contents |= {path: getattr(artifacts, key) for key, path in _ORT.items()}
     with replacing(out) as staging:
         files = write_files(staging, contents)
-        manifest = encode_manifest(_manifest(model, opset, artifacts, files))
+        manifest = encode_manifest(_manifest(model, opset, artifacts, files, estimates))
         write_files(staging, {MANIFEST_NAME: manifest})
-        progress("verifying against PyTorch")
-        verified = verify_bundle(model, open_bundle_dir(staging))
+        verified = verify_bundle(expected, open_bundle_dir(staging), progress)
     return Exported(open_bundle_dir(out), verified)
 
 
@@ -102,7 +110,11 @@ def _initial_vector(model: Model) -> Vector:
 
 
 def _manifest(
-    model: Model, opset: int, artifacts: OrtArtifacts | str, files: dict[str, File]
+    model: Model,
+    opset: int,
+    artifacts: OrtArtifacts | str,
+    files: dict[str, File],
+    estimates: Estimates,
 ) -> Manifest:
     if isinstance(artifacts, OrtArtifacts):
         statistics = tuple(t.name for t in model.tensors if t.kind == "statistic")
@@ -129,4 +141,6 @@ def _manifest(
         rest=_REST if _REST in files else None,
         inference=_INFERENCE,
         files=files,
+        verification=_VERIFICATION,
+        estimates=estimates,
     )

@@ -19,6 +19,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from edge_client.fingerprint import (
+    MEASURE_ABSOLUTE,
+    MEASURE_RELATIVE,
+    TENSOR_ABSOLUTE,
+    TENSOR_RELATIVE,
+    difference,
+    start_near,
+)
 from edge_client.trainers import Trainer
 from edge_client.trainers.ort_training import OrtTrainingTrainer
 from edge_client.trainers.portable import PortableTrainer
@@ -29,13 +37,11 @@ from fedtide.errors import ExportError, FedtideError
 from fedtide.manifest import Manifest, Tensor
 from fedtide.vectors import Vector
 
-_LEARNING_RATE = 0.05
+LEARNING_RATE = 0.05
 _BATCHES = (5, 3, 5, 1)
 """Batch sizes of the consecutive steps: the size changes, and one example is a batch too."""
 _BATCHES_COUPLED = (5, 3, 5, 2)
 """Where examples see each other: PyTorch refuses to normalise a single value."""
-TENSOR_ABSOLUTE, TENSOR_RELATIVE = 1e-6, 1e-3
-MEASURE_ABSOLUTE, MEASURE_RELATIVE = 1e-5, 1e-4
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Measured = Mapping[str, tuple[float, float]]
@@ -45,7 +51,9 @@ Measured = Mapping[str, tuple[float, float]]
 class Expected:
     """What PyTorch computed."""
 
+    seed: int
     start: Vector
+    """Near the initial model: `edge_client.fingerprint.start_near`."""
     batches: tuple[Batch, ...]
     losses: tuple[tuple[float, float], ...]
     """Sum and weight of each step's loss."""
@@ -57,17 +65,19 @@ class Expected:
     """Of the last model on the first batch."""
 
 
-def verify_bundle(model: Model, bundle: Bundle, seed: int = 0) -> tuple[str, ...]:
+def verify_bundle(
+    expected: Expected, bundle: Bundle, progress: Callable[[str], None] = lambda _: None
+) -> tuple[str, ...]:
     """Verify every runtime that `bundle` offers and that can run here; the names of those.
 
     Raises:
         ExportError: a runtime computes something else than PyTorch, or fails.
     """
-    expected = compute_expected(model, seed)
     makers: dict[str, Callable[[Bundle], Trainer]] = {"portable": PortableTrainer}
     if bundle.manifest.runtimes.ort_training is not None:
         makers["ort_training"] = OrtTrainingTrainer
     for runtime, make in makers.items():
+        progress(f"verifying runtime {runtime} against PyTorch")
         try:
             trainer = make(bundle)
             try:
@@ -91,7 +101,7 @@ def verify_trainer(runtime: str, trainer: Trainer, manifest: Manifest, expected:
     trainer.set_parameters(expected.start)
     compare.vectors("set_parameters", trainer.parameters(), expected.start, None)
     for index, (x, y) in enumerate(expected.batches):
-        loss = trainer.step(x.numpy(), y.numpy(), _LEARNING_RATE, seed=index)
+        loss = trainer.step(x.numpy(), y.numpy(), LEARNING_RATE, seed=index)
         what = f"step {index + 1} (batch {len(x)})"
         compare.measures(what, {"loss": tuple(loss)}, {"loss": expected.losses[index]})
         compare.vectors(what, trainer.parameters(), expected.vectors[index], expected.start)
@@ -114,31 +124,21 @@ def verify_trainer(runtime: str, trainer: Trainer, manifest: Manifest, expected:
 
 def compute_expected(model: Model, seed: int = 0) -> Expected:
     """The same steps by PyTorch's autograd, in float32."""
-    generator = torch.Generator().manual_seed(seed)
-    values = [
-        _nearby(tensor, value, generator)
-        for tensor, value in zip(model.tensors, model.values(), strict=True)
-    ]
+    start = start_near(_flat(model.values()), model.tensors, seed)
+    values = _split(start, model.tensors)
     sizes = _BATCHES if model.additive else _BATCHES_COUPLED
     batches = tuple(
         _with_constant_regions(model.example_batch(size, seed + 1 + index))
         for index, size in enumerate(sizes)
     )
-    start = _flat(values)
     gradient = _flat(gradients(model, values, *batches[0], seed=0).gradients)
     losses, vectors = [], []
     for index, (x, y) in enumerate(batches):
-        done, values = sgd_step(model, values, x, y, _LEARNING_RATE, seed=index)
+        done, values = sgd_step(model, values, x, y, LEARNING_RATE, seed=index)
         losses.append((done.loss, done.weight))
         vectors.append(_flat(values))
     measured = evaluation(model, values, *batches[0])
-    return Expected(start, batches, tuple(losses), tuple(vectors), gradient, measured)
-
-
-def _nearby(tensor: Tensor, value: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    noise = 0.02 * torch.randn(value.shape, generator=generator)
-    # A variance stays positive.
-    return value * (1 + noise.abs()) if tensor.kind == "statistic" else value + noise
+    return Expected(seed, start, batches, tuple(losses), tuple(vectors), gradient, measured)
 
 
 def _with_constant_regions(batch: Batch) -> Batch:
@@ -147,6 +147,13 @@ def _with_constant_regions(batch: Batch) -> Batch:
     if x.is_floating_point() and x.dim() > 1 and x.shape[-1] > 1:
         x[..., : x.shape[-1] // 2] = 0.25
     return x, y
+
+
+def _split(vector: Vector, tensors: Sequence[Tensor]) -> list[torch.Tensor]:
+    return [
+        torch.from_numpy(vector[tensor.offset : tensor.offset + tensor.size]).reshape(tensor.shape)
+        for tensor in tensors
+    ]
 
 
 def _flat(values: Sequence[torch.Tensor]) -> Vector:
@@ -170,8 +177,9 @@ class _Comparison:
     def vectors(self, what: str, actual: Vector, expected: Vector, start: Vector | None) -> None:
         for tensor in self.tensors:
             part = slice(tensor.offset, tensor.offset + tensor.size)
-            error = np.abs(actual[part] - expected[part])
-            change = 0.0 if start is None else float(np.abs(expected[part] - start[part]).max())
+            error = np.abs(difference(actual[part], expected[part]))
+            before = expected if start is None else start
+            change = float(np.abs(difference(expected[part], before[part])).max())
             allowed = TENSOR_ABSOLUTE + TENSOR_RELATIVE * change
             worst = int(np.argmax(error)) if not np.isnan(error).any() else 0
             if not error[worst] <= allowed:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from fedtide import limits
 from fedtide.errors import BundleError
 from fedtide.manifest import MANIFEST_NAME, Manifest, parse_manifest
 
@@ -80,12 +81,27 @@ def open_bundle_dir(directory: Path) -> Bundle:
     Raises:
         BundleError: no manifest there, or see `parse_manifest`.
     """
-    path = directory / MANIFEST_NAME
     try:
-        raw = path.read_bytes()
+        raw = _read_file(directory / MANIFEST_NAME, limits.MANIFEST_BYTES_MAX)
     except OSError as exc:
         raise BundleError(
             f"no bundle in {str(directory)!r}: {exc.strerror}",
             hint="a bundle is the directory that `fedtide export MODEL --out DIR` writes",
         ) from exc
-    return open_bundle(raw, lambda name: (directory / name).read_bytes())
+    files = parse_manifest(raw).files
+
+    def fetch(name: str) -> bytes:
+        return (
+            raw if name == MANIFEST_NAME else _read_file(directory / name, files[name].size_bytes)
+        )
+
+    return open_bundle(raw, fetch)
+
+
+def _read_file(path: Path, bytes_max: int) -> bytes:
+    """Not more than one byte over `bytes_max`, and only of a file: a device or a pipe may never
+    end."""
+    if path.exists() and not path.is_file():
+        raise OSError(None, "it is not a file")
+    with path.open("rb") as file:
+        return file.read(bytes_max + 1)

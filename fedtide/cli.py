@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from fedtide import __version__
 from fedtide.errors import ConfigError, FedtideError, install_hint
+from fedtide.logs import escaped
 
 
 class _Command(NamedTuple):
@@ -25,6 +26,10 @@ class _Command(NamedTuple):
 
 _COMMANDS = {
     "export": _Command("export.command", "turn a PyTorch model into a bundle", "export"),
+    "inspect": _Command("edge_client.inspect_command", "show what a bundle holds", "client"),
+    "verify": _Command(
+        "edge_client.verify_command", "compare a bundle's runtimes here with PyTorch", "client"
+    ),
     "coordinator": _Command("coordinator.command", "run a federation's coordinator", "coordinator"),
     "client": _Command("edge_client.command", "run the client on this device", "client"),
     "models": _Command("coordinator.models_command", "list and export models", "coordinator"),
@@ -40,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except FedtideError as exc:
-        print(f"fedtide: error: {exc}", file=sys.stderr)
+        # Much of a message is what a file or another program said.
+        lines = [escaped(line) for line in str(exc).split("\n")]
+        print("fedtide: error:", "\n".join(lines), file=sys.stderr)
         return exc.exit_code
     except KeyboardInterrupt:
         print("fedtide: interrupted", file=sys.stderr)

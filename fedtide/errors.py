@@ -61,6 +61,10 @@ class ExportError(FedtideError):
     exit_code = 5
 
 
+class VerificationError(ExportError):
+    """A runtime computes something else than PyTorch did when the bundle was exported."""
+
+
 class BrokerError(FedtideError):
     """The broker is unreachable or refuses us."""
 
