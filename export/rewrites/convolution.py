@@ -38,7 +38,7 @@ def rewrite(graph: fx.Graph) -> int:
     """Convolutions of [b,c,h,w] with one group, any stride, padding and dilation."""
     changed = 0
     for node in list(graph.nodes):
-        if not is_call(node, aten.conv2d.default):
+        if not is_call(node, aten.conv2d.default, aten.conv2d.padding):
             continue
         geometry = _geometry(node)
         if geometry is None:
@@ -169,23 +169,24 @@ def _prefers_rows(geometry: Geometry, weight: torch.Tensor) -> bool:
 def _geometry(node: fx.Node) -> Geometry | None:
     """Of a convolution that pays; else None."""
     x, weight, y = value(node.args[0]), value(node.args[1]), value(node)
-    stride, padding, dilation = (
-        pair(argument(node, index, default)) for index, default in ((3, 1), (4, 0), (5, 1))
-    )
     if x is None or weight is None or y is None or x.dim() != 4 or argument(node, 6, 1) != 1:
         return None
     sizes = (*x.shape[1:], *y.shape[1:], *weight.shape)
     if not all(isinstance(size, int) for size in sizes):
         return None
+    outputs, channels, kernel_h, kernel_w = (int(size) for size in weight.shape)
+    dilation, padding = pair(argument(node, 5, 1)), argument(node, 4, 0)
+    if padding == "same":
+        # What does not divide by two is padded behind; the size of the output tells how much.
+        padding = [d * (k - 1) // 2 for d, k in zip(dilation, (kernel_h, kernel_w), strict=True)]
     geometry = Geometry(
         size=(int(x.shape[2]), int(x.shape[3])),
-        kernel=(int(weight.shape[2]), int(weight.shape[3])),
-        stride=stride,
-        padding=padding,
+        kernel=(kernel_h, kernel_w),
+        stride=pair(argument(node, 3, 1)),
+        padding=pair(0 if padding == "valid" else padding),
         dilation=dilation,
         output=(int(y.shape[2]), int(y.shape[3])),
     )
-    outputs, channels, kernel_h, kernel_w = weight.shape
     if _prefers_rows(geometry, weight):
         wide = max(kernel_w * channels, kernel_h * outputs)
         floats = geometry.size[0] * geometry.output[1] * wide

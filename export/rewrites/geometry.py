@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -12,8 +12,7 @@ from torch.utils._python_dispatch import _disable_current_modes
 Pair = tuple[int, int]
 
 
-@dataclass(frozen=True)
-class Geometry:
+class Geometry(NamedTuple):
     """A convolution or pooling of an image, and how the places of its output are ordered.
 
     `window` (1, 1) leaves rows of the image one after the other. Otherwise all windows' first

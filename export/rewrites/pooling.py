@@ -7,7 +7,6 @@ largest elements.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any, cast
 
 import torch
@@ -25,6 +24,7 @@ _MONOTONE = {
     aten.relu.default: aten.relu.default,
     aten.relu_.default: aten.relu.default,
     aten.relu6.default: aten.relu6.default,
+    aten.hardtanh.default: aten.hardtanh.default,
 }
 """Activations that never fall, with no gradient where they are flat: they commute with maxima."""
 _FLOATS_MAX = 4 << 20
@@ -47,7 +47,8 @@ def rewrite(graph: fx.Graph) -> int:
         if is_call(activation, aten.relu_.default) and len(x.users) > 1:
             continue
         pooled = insert(graph, node, aten.max_pool2d.default, x, *node.args[1:])
-        replace(node, insert(graph, node, _MONOTONE[activation.target], pooled))
+        rest = activation.args[1:]
+        replace(node, insert(graph, node, _MONOTONE[activation.target], pooled, *rest))
         graph.erase_node(activation)
         changed += 1
     return changed
@@ -69,7 +70,7 @@ def max_pool(graph: fx.Graph, node: fx.Node, x: fx.Node) -> fx.Node | None:
         and len(x.users) == len(image.users) == 1
     ):
         inputs, convolved = x.args[:3], cast(Geometry, x.args[3])
-        convolved = dataclasses.replace(convolved, window=geometry.kernel)
+        convolved = convolved._replace(window=geometry.kernel)
         return insert(graph, node, convolution_max_pool, *inputs, convolved)
     return insert(graph, node, largest_of_windows, x, geometry)
 
