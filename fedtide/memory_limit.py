@@ -1,0 +1,47 @@
+"""A ceiling for this process's memory: the last line behind the scan of ONNX files.
+
+With it a graph that asks for too much gets an error from the allocator, which onnxruntime reports
+and which becomes a declined task; without it the kernel ends some process on the device.
+`RLIMIT_DATA` counts what a process can write and shares with none; onnxruntime's limits of its
+own arena do not see what it computes while it loads a graph (measured: 1.20 takes gigabytes).
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+_SHARE = 0.8
+"""Of the memory that there is: the rest is the system's."""
+_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+
+
+def limit_memory(bytes_max: int | None = None) -> int | None:
+    """Let this process have `bytes_max`, by default most of what the machine or container has.
+
+    Returns the limit, None where the system has no such limits (anything but Linux). A limit that
+    was set before and is lower stays.
+    """
+    if sys.platform != "linux":
+        return None
+    import resource
+
+    wanted = int(_SHARE * available_bytes()) if bytes_max is None else bytes_max
+    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    known = [limit for limit in (soft, hard) if limit != resource.RLIM_INFINITY]
+    limit = min([wanted, *known])
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
+    return limit
+
+
+def available_bytes() -> int:
+    """Memory of the machine, or of the container if that has less."""
+    import os
+
+    found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    for file in _FILES:
+        try:
+            found.append(int(file.read_text()))
+        except (OSError, ValueError):  # absent, or "max"
+            continue
+    return min(found)

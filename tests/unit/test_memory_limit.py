@@ -1,0 +1,34 @@
+"""The ceiling for a process's memory, tried in processes of its own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from fedtide.memory_limit import available_bytes
+from tests.bundles import ROOT
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+
+
+def run(code: str) -> str:
+    command = [sys.executable, "-c", f"from fedtide.memory_limit import limit_memory\n{code}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_more_than_the_limit_is_an_error_and_less_is_not() -> None:
+    code = "limit_memory(200 << 20)\nbytearray(100 << 20)\nprint('fits')\n"
+    assert run(code) == "fits"
+    code += "try:\n    bytearray(300 << 20)\nexcept MemoryError:\n    print('refused')\n"
+    assert run(code).split() == ["fits", "refused"]
+
+
+def test_a_lower_limit_stays() -> None:
+    assert run("limit_memory(300 << 20)\nprint(limit_memory(400 << 20))") == str(300 << 20)
+
+
+def test_the_default_leaves_something_to_the_system() -> None:
+    assert int(run("print(limit_memory())")) < available_bytes()
