@@ -116,15 +116,64 @@ def _load_module(source: str) -> ModuleType:
 
 @contextlib.contextmanager
 def _progress() -> Iterator[Callable[[str], None]]:
-    """Shows the current stage on stderr: a spinner on a terminal, else a line for each."""
-    stream = sys.stderr
-    if not stream.isatty():
-        yield lambda stage: print(f"{stage} ...", file=stream, flush=True)
-        return
-    from rich.console import Console
+    """Shows each stage on stderr, and at its end how long it took."""
+    stages = (
+        _SpinningStages()
+        if sys.stderr.isatty() and importlib.util.find_spec("rich")
+        else _PlainStages()
+    )
+    started = time.monotonic()
+    current = ""
 
-    with Console(file=stream).status("starting") as status:
-        yield status.update
+    def progress(stage: str) -> None:
+        nonlocal started, current
+        if current:
+            stages.end(current, f"{time.monotonic() - started:.1f} s")
+        started, current = time.monotonic(), stage
+        stages.begin(stage)
+
+    try:
+        yield progress
+    except BaseException:
+        stages.end(current, f"stopped after {time.monotonic() - started:.1f} s")
+        raise
+    else:
+        stages.end(current, f"{time.monotonic() - started:.1f} s")
+    finally:
+        stages.close()
+
+
+class _PlainStages:
+    """A line for each stage."""
+
+    def begin(self, stage: str) -> None:
+        print(f"{stage} ...", end=" ", file=sys.stderr, flush=True)
+
+    def end(self, _stage: str, outcome: str) -> None:
+        print(outcome, file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Nothing to undo."""
+
+
+class _SpinningStages:
+    """The same, and a spinner beside the current stage."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+
+        self._console = Console(file=sys.stderr, highlight=False)
+        self._status = self._console.status("")
+        self._status.start()
+
+    def begin(self, stage: str) -> None:
+        self._status.update(stage)
+
+    def end(self, stage: str, outcome: str) -> None:
+        self._console.print(f"{stage} ... {outcome}", markup=False)
+
+    def close(self) -> None:
+        self._status.stop()
 
 
 def _summarise(exported: Exported, out: Path, seconds: float) -> None:

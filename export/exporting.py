@@ -72,8 +72,7 @@ def export_bundle(
     progress("inspecting the model")
     model = inspect_model(spec, name)
     model = replace(model, additive=is_additive(model))
-    progress("tracing and translating the training step")
-    train = train_graph(model, opset)
+    train = train_graph(model, opset, progress=progress)
     progress("tracing and translating evaluation and inference")
     evaluate = evaluation_graph(model, opset)
     inference = inference_graph(model, opset)
@@ -81,7 +80,7 @@ def export_bundle(
     if ort_training:
         progress("making artifacts for onnxruntime.training")
         artifacts = make_ort_artifacts(model, opset)
-    progress("computing in PyTorch what the runtimes must compute")
+    progress("computing the same steps in PyTorch")
     expected = compute_expected(model)
     estimates = estimate(model, train)
     vector = _initial_vector(model)

@@ -23,12 +23,15 @@ from fedtide.manifest import BASE_PREFIX, INPUT_PREFIX, OUTPUT_PREFIX, WEIGHT_SU
 
 
 def train_graph(
-    model: Model, opset: int, rewrites: Sequence[Rewrite] = REWRITES
+    model: Model,
+    opset: int,
+    rewrites: Sequence[Rewrite] = REWRITES,
+    progress: Callable[[str], None] = lambda _: None,
 ) -> onnx.ModelProto:
     """(x, y, scale, denominator, [seed], tensor.*, base.*) -> (loss, weight, new.*).
 
     new = base + scale * gradient of the loss / its weight: a step of plain SGD on one batch, or
-    a part of one that is accumulated.
+    a part of one that is accumulated. `progress` names what is done.
 
     Raises:
         ExportError: an operator has no portable form, or the model cannot be traced.
@@ -36,10 +39,12 @@ def train_graph(
     names = [tensor.name for tensor in model.tensors]
     trained = [tensor.name for tensor in model.tensors if tensor.kind == "parameter"]
     statistics = [tensor.name for tensor in model.tensors if tensor.kind == "statistic"]
+    progress("tracing the forward pass")
     forward = trace_forward(model, _objective(model), labels=True, training=True)
     for rewrite in rewrites:
         rewrite(forward.graph_module.graph)
     forward.graph_module.recompile()
+    progress("differentiating and translating the training step")
 
     def step(
         x: torch.Tensor, y: torch.Tensor, scale: torch.Tensor, denominator: torch.Tensor,

@@ -6,7 +6,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedtide.bundle import open_bundle_dir, sha256_hex
@@ -59,6 +59,7 @@ def replacing(out: Path) -> Iterator[Path]:
         ConfigError: see `check_target`, or the folder cannot be made.
     """
     check_target(out)
+    created = [folder for folder in out.absolute().parents if not folder.exists()]
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         staging = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
@@ -75,6 +76,9 @@ def replacing(out: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+        for folder in created:
+            with suppress(OSError):  # it holds the new bundle
+                folder.rmdir()
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> dict[str, File]:
