@@ -102,7 +102,16 @@ def _trace(function: Callable[..., Any], inputs: Sequence[Port]) -> fx.GraphModu
         mode,
     ):
         traced = make_fx(function, decomposition_table=decomposition_table())(*fakes)
+        if any(map(_is_mutation, traced.graph.nodes)):
+            # Merging equal expressions is wrong where one of them is written to afterwards.
+            functional = torch.func.functionalize(traced)
+            traced = make_fx(functional, decomposition_table=decomposition_table())(*fakes)
     return fx.GraphModule(traced, simplify(traced.graph))
+
+
+def _is_mutation(node: fx.Node) -> bool:
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and bool(target._schema.is_mutable)
 
 
 def _check_operators(traced: fx.GraphModule) -> None:
