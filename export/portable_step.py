@@ -18,7 +18,7 @@ from export.forward import EXAMPLES, Tensors, trace_forward
 from export.graphs import Port, UnsupportedOperatorError, build_graph
 from export.inspection import Model
 from export.randomness import SeededRandomness
-from export.rewrites import REWRITES, Rewrite
+from export.rewrites import REWRITES, Rewrite, recurrent
 from fedtide.manifest import BASE_PREFIX, INPUT_PREFIX, OUTPUT_PREFIX, WEIGHT_SUFFIX
 
 
@@ -116,6 +116,10 @@ def inference_graph(model: Model, opset: int) -> onnx.ModelProto:
         ExportError: see `train_graph`.
     """
     forward = trace_forward(model, lambda module, x: (module(x),), labels=False, training=False)
+    # With constant weights onnxruntime has better convolutions of its own; recurrent layers
+    # would be unrolled.
+    recurrent.rewrite(forward.graph_module.graph)
+    forward.graph_module.recompile()
     names = [tensor.name for tensor in model.tensors]
     x, _ = model.example_batch(EXAMPLES)
     graph = _build(
