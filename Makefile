@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
-.PHONY: demo test test-slow test-runtimes test-arm64 check bench clean mosquitto
+.PHONY: demo test test-slow test-runtimes test-arm64 check bench bench-train-step clean mosquitto
 .DELETE_ON_ERROR:
 
 demo: $(EXPORT)/.ready $(DEVICE)/.ready
@@ -47,6 +47,11 @@ bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m benchmarks.round_overhead
 	$(EXPORT)/bin/python -m benchmarks.client_footprint
 	$(EXPORT)/bin/python -m benchmarks.model_fan_out
+	$(EXPORT)/bin/python -m benchmarks.train_step
+
+# Five models, batch 10, one thread: the last line is model -> portable time / torch time.
+bench-train-step: $(EXPORT)/.ready $(DEVICE)/.ready
+	@$(EXPORT)/bin/python -m benchmarks.train_step --short
 
 mosquitto:
 	@deploy/system_packages mosquitto

@@ -88,7 +88,8 @@ def main() -> None:
                 figures[key], samples[key] = measure(
                     case, source, bundle, variants, options.rounds, options.turn, Path(name)
                 )
-                flops = getattr(getattr(open_bundle_dir(bundle).manifest, "estimates", None), "flops_per_example", 0) * case.batch
+                estimates = open_bundle_dir(bundle).manifest.estimates
+                flops = case.batch * (0 if estimates is None else estimates.flops_per_example)
                 figures[key]["limit_ms"] = round(1e3 * flops / peak, 3)
                 figures[key]["export_s"] = seconds
                 print(json.dumps({key: figures[key]}), file=sys.stderr, flush=True)
@@ -136,8 +137,7 @@ def measure(
         steps = {}
         for v, worker in workers.items():
             worker.run(3)
-            each = worker.run(10)["wall_s"] / 10
-            steps[v] = max(3, round(turn_s / each))
+            steps[v] = max(3, round(10 * turn_s / worker.run(10)["wall_s"]))
         turns: dict[str, list[dict[str, float]]] = {v: [] for v in chosen}
         for index in range(rounds):
             for v in chosen if index % 2 == 0 else reversed(chosen):

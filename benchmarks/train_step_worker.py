@@ -62,9 +62,9 @@ def torch_step(_variant: str, source: str, threads: int) -> Step:
         optimizer.zero_grad()
         total, weight = loss_function(network(torch.from_numpy(x)), torch.from_numpy(y))
         loss = total / weight
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        return float(loss)
+        return loss.item()
 
     return step
 
