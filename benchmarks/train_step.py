@@ -39,7 +39,7 @@ PAPER = {
 }
 OTHERS = {
     "resnet": "examples.models.resnet:resnet",
-    "transformer": "examples.models.transformer:transformer",
+    "transformer": "examples.models.text:text_classifier",
 }
 BATCHES = 8
 TURN_S = 1.0
