@@ -15,7 +15,7 @@ from torch.export.graph_signature import InputKind
 
 from export.inspection import Model
 from export.quiet import quiet
-from export.rewrites import interpolation
+from export.rewrites import in_place, interpolation
 from fedtide.errors import ExportError
 
 Tensors = tuple[torch.Tensor, ...]
@@ -106,8 +106,9 @@ def _forward(model: Model, program: torch.export.ExportedProgram) -> Forward:
         else:
             sources.append(_constant(program, spec.target))
     module = program.graph_module
-    if interpolation.rewrite(module.graph):
-        module.recompile()
+    in_place.rewrite(module.graph)
+    interpolation.rewrite(module.graph)
+    module.recompile()
     return Forward(module, tuple(sources))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, Stateles
 from export.decompositions import decomposition_table
 from export.operators import TRANSLATIONS, expand
 from export.quiet import quiet
-from export.simplify import simplify
+from export.simplify import simplify, writes
 from fedtide.errors import BundleError, ExportError
 from fedtide.onnx_scan import scan_model
 
@@ -102,16 +103,13 @@ def _trace(function: Callable[..., Any], inputs: Sequence[Port]) -> fx.GraphModu
         mode,
     ):
         traced = make_fx(function, decomposition_table=decomposition_table())(*fakes)
-        if any(map(_is_mutation, traced.graph.nodes)):
+        if any(map(writes, traced.graph.nodes)):
             # Merging equal expressions is wrong where one of them is written to afterwards.
+            # Constants that are written to are beyond this: then nothing is merged.
             functional = torch.func.functionalize(traced)
-            traced = make_fx(functional, decomposition_table=decomposition_table())(*fakes)
+            with contextlib.suppress(RuntimeError):
+                traced = make_fx(functional, decomposition_table=decomposition_table())(*fakes)
     return fx.GraphModule(traced, simplify(traced.graph))
-
-
-def _is_mutation(node: fx.Node) -> bool:
-    target = node.target
-    return isinstance(target, torch._ops.OpOverload) and bool(target._schema.is_mutable)
 
 
 def _check_operators(traced: fx.GraphModule) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from export import ModelSpec
 from export.losses import (
@@ -225,7 +226,8 @@ def _try_forward(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, froz
     recorder = Recorder(module)
     randomness = SeededRandomness(None)
     try:
-        with torch.no_grad(), randomness, recorder:
+        # The fused kernel of attention counts as random, for the dropout that it may contain.
+        with sdpa_kernel(SDPBackend.MATH), torch.no_grad(), randomness, recorder:
             output: Any = module(x)
     except Exception as exc:
         raise ExportError(

@@ -14,12 +14,19 @@ aten = torch.ops.aten
 def simplify(graph: fx.Graph) -> fx.Graph:
     """A copy of `graph` without repetitions and detours."""
     settle_writes(graph)
-    merge_constants(graph)
-    graph = fx_graph_cse(graph)
+    if not any(map(writes, graph.nodes)):
+        merge_constants(graph)
+        graph = fx_graph_cse(graph)
     for one_pass in (merge_transposes, merge_sums, merge_updates):
         one_pass(graph)
         graph.eliminate_dead_code()
     return graph
+
+
+def writes(node: fx.Node) -> bool:
+    """Whether the node changes a tensor in place."""
+    target = node.target
+    return isinstance(target, torch._ops.OpOverload) and bool(target._schema.is_mutable)
 
 
 def settle_writes(graph: fx.Graph) -> None:

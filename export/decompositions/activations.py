@@ -62,8 +62,14 @@ def rrelu_with_noise_backward(
     return torch.where(x > 0, grad, grad * ((lower + upper) / 2))
 
 
+def clamp_min_in_place(x: torch.Tensor, limit: float) -> torch.Tensor:
+    """Margin losses use it, and PyTorch's own wants a batch of known size."""
+    return x.copy_(x.clamp(min=limit))
+
+
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.empty_permuted.default: empty_permuted,
+    aten.clamp_min_.default: clamp_min_in_place,
     aten.hardshrink.default: hardshrink,
     aten.hardshrink_backward.default: shrink_backward,
     aten.softshrink.default: softshrink,

@@ -54,8 +54,8 @@ def multilabel_margin_loss_forward(
 
     A row's targets are the labels before its first negative one. The second result marks them.
     """
-    is_target, excess = _pairs(x, target)
-    losses = excess.sum((1, 2)) / x.shape[1]
+    is_target, excess, weights = _pairs(x, target)
+    losses = (excess * weights).sum((1, 2)) / x.shape[1]
     return _reduced(losses, reduction), is_target.to(x.dtype)
 
 
@@ -68,8 +68,8 @@ def multilabel_margin_loss_backward(
 ) -> torch.Tensor:
     """Gradient of x[b,classes]."""
     del is_target
-    _, excess = _pairs(x, target)
-    slopes = (excess > 0).to(x.dtype) / x.shape[1]
+    _, excess, weights = _pairs(x, target)
+    slopes = torch.where(excess > 0, weights, 0.0) / x.shape[1]
     return (slopes.sum(1) - slopes.sum(2)) * _spread(grad, x.shape[0], reduction)
 
 
@@ -82,14 +82,17 @@ def _excess(
     return torch.where(is_target, 0.0, excess), is_target
 
 
-def _pairs(x: torch.Tensor, target: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Targets [b,classes], and by how much [b,target,other] the others come too close to them."""
+def _pairs(
+    x: torch.Tensor, target: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Targets [b,classes]; how far others come too close to them [b,target,other]; how often
+    each pair counts: a target that is listed twice counts twice."""
     valid = (target < 0).to(torch.int64).cumsum(1) == 0
     marks = (torch.arange(x.shape[1]) == target[:, :, None]) & valid[:, :, None]
     is_target = marks.any(1)
     excess = (1 - x[:, :, None] + x[:, None, :]).clamp(min=0)
-    counted = is_target[:, :, None] & ~is_target[:, None, :]
-    return is_target, torch.where(counted, excess, 0.0)
+    others = torch.where(is_target, 0.0, 1.0)
+    return is_target, excess, marks.to(x.dtype).sum(1)[:, :, None] * others[:, None, :]
 
 
 def _reduced(losses: torch.Tensor, reduction: int) -> torch.Tensor:

@@ -85,11 +85,34 @@ def cdist_backward(
     return (grad * slopes).sum(-2)
 
 
+def trilinear(
+    x: torch.Tensor,
+    y: torch.Tensor,
+    z: torch.Tensor,
+    expand1: list[int],
+    expand2: list[int],
+    expand3: list[int],
+    sumdim: list[int],
+    unroll_dim: int = 1,
+) -> torch.Tensor:
+    """Sum over `sumdim` of the product, each factor with new axes of one element: nn.Bilinear."""
+    del unroll_dim
+    factors = []
+    for factor, axes in ((x, expand1), (y, expand2), (z, expand3)):
+        wide = factor
+        for axis in sorted(axes):
+            wide = wide.unsqueeze(axis)
+        factors.append(wide)
+    product = factors[0] * factors[1] * factors[2]
+    return product.sum(sumdim) if sumdim else product
+
+
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.cumprod.default: cumprod,
     aten.argmax.default: argmax,
     aten.unfold_backward.default: unfold_backward,
     aten.floor_divide.default: floor_divide,
+    aten._trilinear.default: trilinear,
     aten._cdist_forward.default: cdist_forward,
     aten._cdist_backward.default: cdist_backward,
 }

@@ -194,6 +194,7 @@ with torch.random.fork_rng(devices=[]):
     _register("interpolation", _interpolations(), slow=True)
     _register("normalization", _normalizations())
     _register("activation", _activations())
+    _register("in place", functions.written_in_place())
     _register("reduction", functions.reductions(), slow=True)
     _register("indexing", functions.indexing(), slow=True)
     _register("arithmetic", functions.arithmetic(), slow=True)

@@ -48,8 +48,8 @@ def reductions() -> list[Case]:
     )
 
 
-def indexing() -> list[Case]:
-    """Parts of tensors, moved, repeated, written in place."""
+def written_in_place() -> list[Case]:
+    """What is written to, or looks equal to what is written to later."""
 
     def written(x: torch.Tensor) -> torch.Tensor:
         y = x * 1
@@ -73,6 +73,11 @@ def indexing() -> list[Case]:
         y[:, torch.tensor([0, 2])] = x[:, :2]
         return y
 
+    return _of((3, 4), written=written, same_start=same_start, index_put=put)
+
+
+def indexing() -> list[Case]:
+    """Parts of tensors, moved, repeated, added where indices say."""
     table = torch.tensor([1, 1, 2, 3])
     return _of(
         (3, 4),
@@ -100,9 +105,6 @@ def indexing() -> list[Case]:
         channel_shuffle=lambda x: F.channel_shuffle(x.reshape(-1, 6, 2, 1), 2),
         image_to_columns=lambda x: F.unfold(x[:, None], 2, padding=1, stride=2),
         columns_to_image=lambda x: F.fold(x.reshape(-1, 4, 3), (4, 2), 2),
-        written_in_place=written,
-        same_start=same_start,
-        index_put=put,
     )
 
 
@@ -228,9 +230,10 @@ def losses() -> list[Case]:
     def add(name: str, function: Function, *inputs: Values, **options: Any) -> None:
         def reduced(*tensors: torch.Tensor) -> torch.Tensor:
             every = function(*tensors, reduction="none", **options)
-            mean, total = (
-                function(*tensors, reduction=kind, **options) for kind in ("mean", "sum")
-            )
+            # PyTorch warns of the plain mean of this one.
+            averaged = "batchmean" if name == "kl" else "mean"
+            mean = function(*tensors, reduction=averaged, **options)
+            total = function(*tensors, reduction="sum", **options)
             result: torch.Tensor = mean + 0.1 * total + (every * every).sum()
             return result
 
