@@ -91,5 +91,19 @@ def constant_of(call: Call) -> Value:
     return Value(elem_type, array.shape, array if array.size <= SMALL_ELEMENTS else None, True)
 
 
+def cut(extent: int, start: int, end: int, step: int) -> slice:
+    """Python's slice for one of ONNX along an axis of `extent`.
+
+    Raises:
+        ValueError: one that goes back to an end that lies before its start.
+    """
+    if step < 0:
+        if end > extent:
+            raise ValueError("it goes back to an end that lies before it")
+        start = max(start, -extent)
+        return slice(start, None if end < -extent else end, step)
+    return slice(start, end, step)
+
+
 Rule = Callable[[Call], Sequence[Shape]]
 """Shapes of a node's results; ValueError and the like if its inputs do not fit."""

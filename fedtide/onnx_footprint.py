@@ -16,7 +16,7 @@ import numpy as np
 from fedtide.errors import BundleError
 from fedtide.onnx_calls import Call, Rule, Scratch, Value
 from fedtide.onnx_graph import Graph, Node
-from fedtide.onnx_values import check_divisor, results
+from fedtide.onnx_values import check_divisor, check_empty, results
 
 _ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 9: 1, 10: 2, 12: 4, 16: 2}
 """By TensorProto.DataType; others have 8."""
@@ -119,6 +119,7 @@ class _Walk:
             if rule is None:
                 return self._scan(call, scope, times)
             check_divisor(call)
+            check_empty(call)
             shapes = rule(call)
             scratch = sum(math.prod(shape) for shape in shapes if isinstance(shape, Scratch))
             with np.errstate(all="ignore"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from fedtide.onnx_calls import Call, Rule, Scratch, Shape, constant_of
+from fedtide.onnx_calls import Call, Rule, Scratch, Shape, constant_of, cut
 
 RULES: dict[str, Rule] = {}
 """By operator of ai.onnx."""
@@ -248,8 +248,8 @@ def _slice(call: Call) -> list[Shape]:
     steps = call.numbers(4) if call.has(4) else (1,) * len(starts)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
         place = _axis(axis, len(shape))
-        stop = None if step < 0 and end < -shape[place] else end
-        shape[place] = len(range(*slice(start, stop, step).indices(shape[place])))
+        extent = shape[place]
+        shape[place] = len(range(*cut(extent, start, end, step).indices(extent)))
     return [tuple(shape)]
 
 
@@ -268,8 +268,9 @@ def _gather_elements(call: Call) -> list[Shape]:
 @rule("GatherND")
 def _gather_nd(call: Call) -> list[Shape]:
     shape, indices = call.shape(), call.shape(1)
-    depth = call.integer("batch_dims", 0) + indices[-1]
-    if not 0 <= call.integer("batch_dims", 0) <= depth <= len(shape):
+    batch = call.integer("batch_dims", 0)
+    depth = batch + indices[-1]
+    if not 0 <= batch < depth <= len(shape) or shape[:batch] != indices[:-1][:batch]:
         raise ValueError("its indices do not fit")
     return [(*indices[:-1], *shape[depth:])]
 

@@ -27,7 +27,7 @@ OPERATORS = frozenset(RULES) | {"Scan"}
 Arithmetic without files or randomness (Dropout is the identity in evaluation graphs). Of control
 flow only Scan: it runs its body once for every slice of its inputs, so tensors that exist already
 bound its iterations. Loop and If, which go on for as long as a value says, are not here, and
-neither is MaxUnpool, which writes wherever its indices say (onnxruntime before 1.25)."""
+neither are MaxUnpool and Col2Im, which write wherever their inputs say (before 1.25)."""
 
 ORT_TRAINING_OPERATORS: Mapping[str, frozenset[str]] = {
     "com.microsoft": frozenset(

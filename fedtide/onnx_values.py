@@ -13,12 +13,36 @@ from typing import Any
 
 import numpy as np
 
-from fedtide.onnx_calls import Call, Shape, Value, constant_of
+from fedtide.onnx_calls import Call, Shape, Value, constant_of, cut
 from fedtide.onnx_graph import SMALL_ELEMENTS, Tensor
 
 _BOOL, _INT64 = 9, 7
 _INTEGERS = {2, 3, 4, 5, 6, 7, 12, 13}
 _DTYPES = {1: np.float32, 6: np.int32, 7: np.int64, 9: np.bool_, 11: np.float64}
+
+
+_NOT_EMPTY = {
+    *("BatchNormalization", "CumSum", "GatherND", "GroupNormalization", "Hardmax"),
+    *("InstanceNormalization", "LRN", "LayerNormalization", "LogSoftmax", "LpNormalization"),
+    *("MeanVarianceNormalization", "NegativeLogLikelihoodLoss", "OneHot", "ReverseSequence"),
+    *("ArgMax", "ArgMin", "ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax"),
+    *("ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Resize"),
+    *("Softmax", "SoftmaxCrossEntropyLoss", "TopK", "Trilu", "DepthToSpace", "SpaceToDepth"),
+    *("AveragePool", "GRU", "GlobalAveragePool", "GlobalMaxPool", "LSTM", "MaxPool"),
+    *("RNN", "Conv", "ConvTranspose", "Einsum"),
+}
+"""Some of these end the process in onnxruntime 1.20 if what they work on has no elements."""
+_NOWHERE_EMPTY = {"Conv", "ConvTranspose", "Einsum", "GRU", "LSTM", "RNN"}
+
+
+def check_empty(call: Call) -> None:
+    """Arithmetic over axes needs elements; moving and elementwise operators do not."""
+    if call.node.op_type not in _NOT_EMPTY:
+        return
+    every = call.node.op_type in _NOWHERE_EMPTY
+    for value in call.inputs if every else call.inputs[:1]:
+        if value is not None and 0 in value.shape:
+            raise ValueError(f"an input of shape {value.shape} has no elements")
 
 
 def check_divisor(call: Call) -> None:
@@ -131,8 +155,7 @@ def _slice(
     cuts = [slice(None)] * array.ndim
     axes, steps = axes or list(range(len(starts))), steps or [1] * len(starts)
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        # From the back to the front, an end before the first element is -1 or less in ONNX.
-        cuts[axis] = slice(start, None if step < 0 and end < -array.shape[axis] else end, step)
+        cuts[axis] = cut(array.shape[axis], start, end, step)
     return array[tuple(cuts)]
 
 

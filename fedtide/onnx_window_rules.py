@@ -90,19 +90,15 @@ def _space_and_depth(call: Call) -> list[Shape]:
     return [(batch, channels * size**2, height // size, width // size)]
 
 
-@rule("Col2Im")
-def _col_to_im(call: Call) -> list[Shape]:
-    shape, image, block = call.shape(), call.numbers(1), positive(call.numbers(2))
-    positive(call.integers("strides", ()))
-    positive(call.integers("dilations", ()))
-    return [(shape[0], shape[1] // math.prod(block), *image)]
-
-
 @rule("GRU LSTM RNN")
 def _recurrent(call: Call) -> list[Shape]:
     if call.integer("layout", 0):
         raise ValueError("layout is not accepted")
-    steps, batch, _ = call.shape()
-    directions, _, hidden = call.shape(2)
+    steps, batch, size = call.shape()
+    directions, gates, hidden = call.shape(2)
+    per_cell = {"GRU": 3, "LSTM": 4, "RNN": 1}[call.node.op_type]
+    fitting = call.shape(1) == (directions, gates, size) and gates == per_cell * hidden
+    if not fitting or call.integer("hidden_size", hidden) != hidden:
+        raise ValueError(f"weights of {call.shape(1)} and {call.shape(2)} do not fit")
     last = (directions, batch, hidden)
     return [(steps, directions, batch, hidden), last, last]

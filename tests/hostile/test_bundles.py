@@ -229,6 +229,26 @@ CRASHERS = {
     ),
     "Trilu, least offset": chain([node("Trilu", "a k")], [float_tensor("a", 3, 3), scalar(
         "k", -(1 << 63))]),
+    "Einsum of nothing": chain(
+        [node("Einsum", "a b", more=string("equation", "i,j->ji"))],
+        [float_tensor("a", 2), float_tensor("b", 0)],
+    ),
+    "TopK of nothing": chain(
+        [node("TopK", "a k")], [float_tensor("a", 0, 4), int64_tensor("k", 2)]
+    ),
+    "LSTM of nothing": chain(
+        [node("LSTM", "x w r", more=integer("hidden_size", 4))],
+        [float_tensor("x", 5, 2, 3), float_tensor("w", 1, 16, 0), float_tensor("r", 1, 16, 4)],
+    ),
+    "LpNormalization of nothing": chain([node("LpNormalization", "a")], [float_tensor("a", 3, 0)]),
+    "Col2Im of nothing": chain(
+        [node("Col2Im", "a s b")],
+        [float_tensor("a", 2, 12, 0), int64_tensor("s", 5, 6), int64_tensor("b", 2, 3)],
+    ),
+    "GatherND, other batch": chain(
+        [node("GatherND", "a i", more=integer("batch_dims", 1))],
+        [float_tensor("a", 4, 3), int64_array("i", [2, 1], 0, 0)],
+    ),
     "MaxUnpool writes elsewhere": chain(
         [node("MaxUnpool", "a i", more=integers("kernel_shape", 2))],
         [float_tensor("a", 1, 1, 1), INDEX],

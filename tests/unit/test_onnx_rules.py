@@ -153,7 +153,6 @@ CASES = [
     Case("GlobalMaxPool", (IMAGE,)),
     Case("DepthToSpace", (IMAGE,), integer("blocksize", 2)),
     Case("SpaceToDepth", ((2, 4, 6, 4),), integer("blocksize", 2)),
-    Case("Col2Im", ((2, 12, 16), [5, 6], [2, 3])),
     Case("LSTM", ((5, 2, 3), (1, 16, 3), (1, 16, 4)), integer("hidden_size", 4), (1, 1, 1)),
     Case("GRU", ((5, 2, 3), (1, 12, 3), (1, 12, 4)), integer("hidden_size", 4), (1, 1)),
     Case("RNN", ((5, 2, 3), (1, 4, 3), (1, 4, 4)), integer("hidden_size", 4), (1, 1)),
