@@ -76,7 +76,9 @@ def read_recorded_steps(bundle: Bundle) -> RecordedSteps:
         )
     try:
         return _decode(_load(bundle.read(path)), bundle.manifest)
-    except (KeyError, ValueError, TypeError, OverflowError, DataError) as exc:
+    except KeyError as exc:
+        raise BundleError(f"{path!r} does not fit the bundle: it has no array {exc}") from exc
+    except (ValueError, TypeError, OverflowError, DataError) as exc:
         raise BundleError(f"{path!r} does not fit the bundle: {exc}") from exc
 
 

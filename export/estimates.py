@@ -107,18 +107,19 @@ def _sizes(model: Model, train: onnx.ModelProto, batch: int) -> dict[str, int]:
 
 
 def peak_bytes(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:
-    """Most bytes alive at once while the nodes run in their order.
+    """Most bytes alive at once while the nodes run in onnxruntime's order.
 
     The batch, constants and results in between count; the model's tensors, old and new, do not. A
     result lives from its node to its last reader.
     """
     outside = {value.name for value in (*graph.input, *graph.output)}
+    nodes = _in_order(graph)
     root: dict[str, str] = {}
-    for node in graph.node:
+    for node in nodes:
         if node.op_type in _VIEWS and not outside & {node.input[0], node.output[0]}:
             root[node.output[0]] = root.get(node.input[0], node.input[0])
     last_use: dict[str, int] = {}
-    for index, node in enumerate(graph.node):
+    for index, node in enumerate(nodes):
         for name in _read_by(node):
             last_use[root.get(name, name)] = index
     constants = {item.name for item in graph.initializer}
@@ -126,7 +127,7 @@ def peak_bytes(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:
     """Bytes of each piece of memory that is in use."""
     always = sizes["x"] + sizes["y"] + sum(sizes[name] for name in constants)
     peak = 0
-    for index, node in enumerate(graph.node):
+    for index, node in enumerate(nodes):
         dying = {name for name in alive if last_use.get(name, -1) == index}
         for name in node.output:
             if not name or name in outside or name in root:
@@ -141,6 +142,28 @@ def peak_bytes(graph: onnx.GraphProto, sizes: Mapping[str, int]) -> int:
         for name in dying | {name for name in node.output if last_use.get(name, -1) < index}:
             alive.pop(name, None)
     return always + peak
+
+
+def _in_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """As onnxruntime runs them: depth first, from the last node that nobody reads, back through
+    the last of its inputs (`Graph::ReverseDFSFrom` of onnxruntime 1.19 to 1.31)."""
+    makers = {name: index for index, node in enumerate(graph.node) for name in node.output if name}
+    inputs = [
+        sorted({makers[name] for name in _read_by(node) if name in makers}) for node in graph.node
+    ]
+    read = {index for indices in inputs for index in indices}
+    stack = [(index, False) for index in range(len(graph.node)) if index not in read]
+    seen: set[int] = set()
+    order = []
+    while stack:
+        index, inputs_ran = stack.pop()
+        if inputs_ran:
+            order.append(graph.node[index])
+        elif index not in seen:
+            seen.add(index)
+            stack.append((index, True))
+            stack += [(before, False) for before in inputs[index] if before not in seen]
+    return order
 
 
 def _read_by(node: onnx.NodeProto) -> list[str]:
