@@ -126,6 +126,8 @@ def _constant_of_shape(call: Call) -> list[Shape]:
 @rule("Range")
 def _range(call: Call) -> list[Shape]:
     start, limit, delta = (call.numbers(index)[0] for index in range(3))
+    if max(abs(start), abs(limit), abs(delta)) > 1 << 53:
+        raise ValueError("its numbers are out of range")  # where onnxruntime overflows
     return [(max(0, math.ceil((limit - start) / delta)),)]
 
 
