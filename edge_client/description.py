@@ -242,7 +242,7 @@ def _costs(estimates: Description | None) -> list[str]:
         notes += [
             f"Time: {estimates['flops_per_example'] / 1e6:.3g} million operations an example, "
             f"{machine['flops_per_second'] / 1e9:.3g} GFLOP/s in numpy, and the weights 4 times",
-            f"through memory at {machine['bytes_per_second'] / 1e9:.3g} GB/s. Right within a "
-            "factor of two; `fedtide client benchmark` measures.",
+            f"through memory at {machine['bytes_per_second'] / 1e9:.3g} GB/s. It may take twice "
+            "as long; `fedtide client benchmark` measures.",
         ]
     return ["Cost of a step, estimated", table(rows, right=1), *(f"  {note}" for note in notes)]

@@ -202,8 +202,8 @@ def test_the_silent_batch_norm_of_the_exporter_is_caught(
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], None]) -> None:
-    def changed(model: Any, opset: int) -> Any:
-        graph = train_graph(model, opset)
+    def changed(model: Any, opset: int, **options: Any) -> Any:
+        graph = train_graph(model, opset, **options)
         change(graph.graph)
         return graph
 
