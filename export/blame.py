@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 
 from export.graphs import UnsupportedOperatorError
@@ -16,22 +18,27 @@ def explain(model: Model, failure: UnsupportedOperatorError) -> ExportError:
     recorder = Recorder(model.module)
     x, _ = model.example_batch(2)
     try:
-        with quiet(), torch.no_grad(), recorder:
-            model.module(x)
+        with quiet(), recorder:
+            output = model.module(x)
+            torch.autograd.grad(output.sum(), list(_trained(model)), allow_unused=True)
     finally:
         recorder.close()
-    forward = _forward_name(failure.operator, recorder.places)
-    place = recorder.places.get(forward) if forward else None
+    name = _recorded_name(failure.operator, recorder.places)
+    place = recorder.places.get(name) if name else None
     part = "the model" if place is None else module_label(model.module, place)
     return ExportError(
         f"{part} cannot be exported: operator aten.{failure}",
-        hint="replace that part by linear, convolution, max-pool, ReLU, flatten or other "
-        "layers that the export supports (docs/bundle.md)",
+        hint="replace that part by other layers (docs/bundle.md says what can be exported), or "
+        "write it in simpler operations",
     )
 
 
-def _forward_name(operator: str, places: dict[str, str]) -> str | None:
-    """`hardswish_backward` -> `hardswish`: the forward operator that was recorded."""
+def _trained(model: Model) -> Iterator[torch.Tensor]:
+    return (value for value in model.module.parameters() if value.requires_grad)
+
+
+def _recorded_name(operator: str, places: dict[str, str]) -> str | None:
+    """The operator as it was recorded; else a like one, as `hardswish` for its backward form."""
     stem = operator.removesuffix("_backward").strip("_")
     for name in (operator, operator.removesuffix("_backward")):
         if name in places:

@@ -88,13 +88,14 @@ def inspect_model(spec: object, name: str) -> Model:
         below = max(2, int(spec.example_inputs.max()) + 1)
     module = copy.deepcopy(spec.module).cpu().train()
     _refuse_modules(module)
+    named = list(_named(module))
     x = _random_inputs(inputs, 2, below, torch.Generator().manual_seed(0))
     output, changed, draws = _try_forward(module, x)
     labels, classes = _labels(output, loss, spec.example_labels)
     metrics = {key: _metric(function, key) for key, function in spec.metrics.items()}
     if classes is not None:
         metrics = {"accuracy": lambda o, y: accuracy(o, y, loss), **metrics}
-    tensors = _tensors(module, changed, spec)
+    tensors = _tensors(named, changed, spec)
     model = Model(
         spec.name or name, module, loss, metrics, tensors, inputs, below, labels,
         spec.example_labels, classes, random=draws > 0, additive=True,
@@ -164,10 +165,12 @@ def _refuse_modules(module: nn.Module) -> None:
             )
 
 
-def _tensors(module: nn.Module, changed: frozenset[str], spec: ModelSpec) -> tuple[Tensor, ...]:
+def _tensors(
+    named: list[tuple[str, torch.Tensor, bool]], changed: frozenset[str], spec: ModelSpec
+) -> tuple[Tensor, ...]:
     """Parameters and float32 buffers, in the order of the manifest's parts."""
     found: list[tuple[str, torch.Tensor, Kind, bool]] = []
-    for name, value, is_parameter in _named(module):
+    for name, value, is_parameter in named:
         kind: Kind = "frozen"
         if is_parameter and value.requires_grad:
             kind = "parameter"

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notes the innermost module in whose forward pass each ATen operator first runs,
-    and which of them are random."""
+    """Notes the innermost module in whose forward or backward pass each ATen operator first
+    runs, and which of them are random."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -19,14 +19,27 @@ class Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.random: dict[str, str] = {}
         self._stack = [""]
         self._handles: list[Any] = []
+        self._seen: set[Any] = set()
         for path, part in module.named_modules():
             self._handles += [
                 part.register_forward_pre_hook(lambda *_, path=path: self._stack.append(path)),
-                part.register_forward_hook(lambda *_: self._leave()),
+                part.register_forward_hook(lambda _, __, out, path=path: self._leave(out, path)),
             ]
 
-    def _leave(self) -> None:
+    def _leave(self, output: Any, path: str) -> None:
+        """Modules inside left before, so what is new behind the output is this module's."""
         self._stack.pop()
+        functions = [output.grad_fn] if isinstance(output, torch.Tensor) else []
+        while functions:
+            function = functions.pop()
+            if function is None or function in self._seen:
+                continue
+            self._seen.add(function)
+            self._handles.append(function.register_prehook(lambda _: self._enter(path)))
+            functions += [following for following, _ in function.next_functions]
+
+    def _enter(self, path: str) -> None:
+        self._stack[-1] = path
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.removeprefix("aten::")

@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fedtide.bundle import Bundle
-from fedtide.errors import BundleError
 from fedtide.limits import VALUE_ABS_MAX
 from fedtide.manifest import Manifest
 from fedtide.messages import Encoding
@@ -45,12 +44,8 @@ def whole_vector(shared: Vector, bundle: Bundle) -> Vector:
     manifest = bundle.manifest
     if manifest.rest is None:
         return shared
-    try:
-        rest = decode_vector(
-            bundle.read(manifest.rest), "f32", manifest.elements_count - manifest.shared_count
-        )
-    except ValueError as exc:
-        raise BundleError(f"{manifest.rest!r} is unusable: {exc}") from exc
+    # Any value: a frozen mask may hold infinities. Its size is the manifest's, which was checked.
+    rest = np.frombuffer(bundle.read(manifest.rest), "<f4").astype(np.float32)
     return np.concatenate([shared, rest])
 
 
