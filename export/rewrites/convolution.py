@@ -14,13 +14,21 @@ Both take their weight gradient from the same matrix, and move rows of `channels
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
 from torch import fx
 
 from export.operators.rows import add_rows, take_rows
-from export.rewrites.geometry import Geometry, column_table, kernel_table, row_table, stack_table
+from export.rewrites.geometry import (
+    Geometry,
+    Pair,
+    column_table,
+    kernel_table,
+    row_table,
+    stack_table,
+)
 from export.rewrites.images import enter, leave
 from export.rewrites.nodes import argument, insert, is_call, pair, value
 from export.rewrites.normalization import add_channels
@@ -30,6 +38,8 @@ aten = torch.ops.aten
 _FLOATS_MAX = 4 << 20
 """Most numbers per example in an intermediate matrix (16 MiB); beyond it Conv is kept."""
 
+_BAND_FLOATS = 64 << 10
+"""Most numbers per example in one band of rows: with ten examples 2.6 MB, a share of a cache."""
 _CHANNELS_FEW = 8
 """Moving fewer floats at once costs as much as moving eight: columns are made in two steps."""
 
@@ -87,18 +97,21 @@ class _Columns(torch.autograd.Function):
         grad_weight = by_place.reshape(weight.shape)
         grad_x = grad @ _by_place(weight)
         if not _is_plain(geometry):
-            grad_x = add_rows(
-                grad_x.reshape(x.shape[0], -1, channels), kernel_table(geometry), geometry.places_in
-            )
+            table = kernel_table(geometry)
+            rows = grad_x.reshape(-1, table.shape[0], channels)
+            grad_x = add_rows([(rows, table)], geometry.places_in)
         return grad_x.reshape(x.shape), grad_weight, None
 
 
 class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-        products = _under_rows(x, geometry) @ _by_row(weight).T
-        products = products.reshape(x.shape[0], -1, weight.shape[0])
-        return add_rows(products, column_table(geometry), geometry.places_out)
+        outputs, parts = weight.shape[0], []
+        for band in _bands(geometry, weight):
+            products = _under_rows(x, geometry, band) @ _by_row(weight).T
+            places = (band[1] - band[0]) * geometry.output[1] * geometry.kernel[0]
+            parts.append((products.reshape(-1, places, outputs), column_table(geometry, band)))
+        return add_rows(parts, geometry.places_out)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
@@ -109,21 +122,37 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x, weight), geometry = ctx.saved_tensors, ctx.geometry
-        outputs, channels, kernel_h = weight.shape[:3]
-        spread = take_rows(grad, column_table(geometry)).reshape(-1, kernel_h * outputs)
-        by_row = spread.T @ _under_rows(x, geometry)
+        outputs, channels, kernel_h, kernel_w = weight.shape
+        by_row, parts = None, []
+        for band in _bands(geometry, weight):
+            spread = take_rows(grad, column_table(geometry, band)).reshape(-1, kernel_h * outputs)
+            # The forward pass made these rows: common subexpressions are merged later.
+            rows = _under_rows(x, geometry, band)
+            by_row = spread.T @ rows if by_row is None else torch.addmm(by_row, spread.T, rows)
+            places = (band[1] - band[0]) * geometry.output[1] * kernel_w
+            products = (spread @ _by_row(weight)).reshape(-1, places, channels)
+            parts.append((products, row_table(geometry, band)))
+        assert by_row is not None
         by_row = by_row.reshape(kernel_h, outputs, -1).permute(1, 0, 2)
         grad_weight = by_row.reshape(outputs, -1, channels).permute(0, 2, 1).reshape(weight.shape)
-        grad_x = (spread @ _by_row(weight)).reshape(x.shape[0], -1, channels)
-        grad_x = add_rows(grad_x, row_table(geometry), geometry.places_in)
-        return grad_x.reshape(x.shape), grad_weight, None
+        return add_rows(parts, geometry.places_in).reshape(x.shape), grad_weight, None
+
+
+def _bands(geometry: Geometry, weight: torch.Tensor) -> list[Pair]:
+    """Rows of the input that are worked on at once, so that intermediates stay in the cache."""
+    outputs, channels, kernel_h, kernel_w = weight.shape
+    floats = geometry.output[1] * max(kernel_h * outputs, kernel_w * channels)
+    height = geometry.size[0]
+    bands = min(height, -(-floats * height // _BAND_FLOATS))
+    edges = [height * index // bands for index in range(bands + 1)]
+    return list(itertools.pairwise(edges))
 
 
 def _columns(x: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """x[b,h,w,c] -> [b * places_out, kernel * c]."""
     channels = x.shape[3]
     if channels < _CHANNELS_FEW and geometry.kernel[1] > 1:
-        rows = _under_rows(x, geometry)
+        rows = _under_rows(x, geometry, (0, geometry.size[0]))
         rows = rows.reshape(-1, geometry.size[0] * geometry.output[1], rows.shape[1])
         x = take_rows(rows, stack_table(geometry))
     elif not _is_plain(geometry):
@@ -131,10 +160,10 @@ def _columns(x: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     return x.reshape(-1, geometry.kernel[0] * geometry.kernel[1] * channels)
 
 
-def _under_rows(x: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-    """x[b,h,w,c] -> [b * h * w', kernel_w * c]."""
+def _under_rows(x: torch.Tensor, geometry: Geometry, band: Pair) -> torch.Tensor:
+    """x[b,h,w,c] -> [b * rows of the band * w', kernel_w * c]."""
     channels = x.shape[3]
-    x = take_rows(x.reshape(-1, geometry.places_in, channels), row_table(geometry))
+    x = take_rows(x.reshape(-1, geometry.places_in, channels), row_table(geometry, band))
     return x.reshape(-1, geometry.kernel[1] * channels)
 
 

@@ -71,11 +71,10 @@ def _kernel_places(geometry: Geometry) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1024)
-def row_table(geometry: Geometry) -> torch.Tensor:
-    """[height, out_width, kernel_w]: input places under a row of the kernel, in every input row."""
-    (height, width), (_, out_width) = geometry.size, geometry.output
-    columns = _reach(geometry, 1)[:out_width]
-    rows = np.arange(height)[:, None, None]
+def row_table(geometry: Geometry, band: Pair) -> torch.Tensor:
+    """[rows of the input in the band, out_width, kernel_w]: places under a row of the kernel."""
+    width, columns = geometry.size[1], _reach(geometry, 1)
+    rows = np.arange(*band)[:, None, None]
     inside = (columns >= 0) & (columns < width)
     return _table(np.where(inside, rows * width + columns, geometry.places_in))
 
@@ -91,11 +90,11 @@ def stack_table(geometry: Geometry) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def column_table(geometry: Geometry) -> torch.Tensor:
-    """[height, out_width, kernel_h]: the output places that each of them contributes to."""
-    height, (out_height, out_width) = geometry.size[0], geometry.output
+def column_table(geometry: Geometry, band: Pair) -> torch.Tensor:
+    """[rows of the input in the band, out_width, kernel_h]: output places that they are part of."""
+    out_height, out_width = geometry.output
     kernel, padding, dilation = geometry.kernel[0], geometry.padding[0], geometry.dilation[0]
-    rows = np.arange(height)[:, None] + padding - dilation * np.arange(kernel)
+    rows = np.arange(*band)[:, None] + padding - dilation * np.arange(kernel)
     inside = ((rows >= 0) & (rows < out_height))[:, None]
     ordered = _ordered(geometry)[np.clip(rows, 0, out_height - 1)[:, None], _across(out_width)]
     return _table(np.where(inside, ordered, geometry.places_out))

@@ -135,7 +135,8 @@ class _Windows(torch.autograd.Function):
         if inverse is not None:
             rows = take_rows(rows, inverse)
         else:
-            rows = add_rows(rows, kernel_table(geometry, kernel_first=True), geometry.places_in)
+            table = kernel_table(geometry, kernel_first=True)
+            rows = add_rows([(rows, table)], geometry.places_in)
         return rows.reshape(-1, *ctx.shape[1:]), None, None
 
 
