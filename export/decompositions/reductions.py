@@ -1,4 +1,4 @@
-"""Products, windows along an axis, floors of quotients, distances."""
+"""Products, windows along an axis, quotients, distances, norms."""
 
 from __future__ import annotations
 
@@ -107,11 +107,21 @@ def trilinear(
     return product.sum(sumdim) if sumdim else product
 
 
+def weight_norm_backward(
+    grad: torch.Tensor, v: torch.Tensor, g: torch.Tensor, norms: torch.Tensor, dim: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Gradients of v and g from that of the weight g * v / norms, the norms over all but `dim`."""
+    along = (grad * v).sum([axis for axis in range(v.dim()) if axis != dim % v.dim()], keepdim=True)
+    scale = g / norms
+    return scale * (grad - v * (along / (norms * norms))), along / norms
+
+
 TABLE: dict[Any, Callable[..., Any]] = {
     aten.cumprod.default: cumprod,
     aten.argmax.default: argmax,
     aten.unfold_backward.default: unfold_backward,
     aten.floor_divide.default: floor_divide,
+    aten._weight_norm_interface_backward.default: weight_norm_backward,
     aten._trilinear.default: trilinear,
     aten._cdist_forward.default: cdist_forward,
     aten._cdist_backward.default: cdist_backward,

@@ -132,7 +132,8 @@ def _interpolations() -> list[Case]:
 def _normalizations() -> list[Case]:
     image = (4, 5, 3)
     return [
-        case("batch norm of features", nn.BatchNorm1d(3), (3,)),
+        # PyTorch refuses a batch of one: two rows for each example.
+        case("batch norm of rows", nn.Sequential(nn.Flatten(0, 1), nn.BatchNorm1d(3)), (2, 3)),
         case("batch norm 1d", nn.BatchNorm1d(3), (3, 6)),
         case("batch norm 2d", nn.BatchNorm2d(4), image),
         case("batch norm 3d", nn.BatchNorm3d(2), (2, 3, 4, 3)),
