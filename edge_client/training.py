@@ -171,6 +171,8 @@ class _Stepper:
         x, y, trainer = self._x, self._y, self._trainer
         if not has_labels(trainer.manifest, y[chosen]):
             return Measure(0.0, 0.0)  # a mean over nothing: there is no gradient
+        if len(chosen) == 1 < self._batch and not trainer.manifest.additive:
+            return Measure(0.0, 0.0)  # a rest of one has no variance; PyTorch refuses it, too
         if self._parts == 1 and self._plan.is_plain_sgd:
             return trainer.step(x[chosen], y[chosen], self._plan.learning_rate, seeds[0])
         total = Measure(0.0, 0.0)

@@ -208,6 +208,16 @@ def test_statistics_are_updated_by_both_kinds_of_steps(runtime: Any) -> None:
     trainer.close()
 
 
+def test_a_rest_of_one_example_is_not_normalised(runtime: Any) -> None:
+    trainer, expected = opened("tiny_norm", runtime)
+    x, y = (np.concatenate([expected[f"{name}0"]] * 3)[:11] for name in "xy")
+    trainer.set_parameters(expected["start"])
+    result = train(trainer, x, y, Plan(epochs=1, batch_size=10))
+    assert np.isfinite(trainer.parameters()).all()
+    assert result.steps == 2
+    trainer.close()
+
+
 def test_dropout_is_a_function_of_its_seed(runtime: Any) -> None:
     trainer, expected = opened("tiny_dropout", runtime)
     batch = (expected["x0"], expected["y0"])
