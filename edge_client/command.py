@@ -10,6 +10,7 @@ from edge_client.config import ClientConfig
 from fedtide.config import load_config
 from fedtide.errors import ConfigError
 from fedtide.logs import add_log_arguments, start_logging
+from fedtide.memory_limit import limit_memory
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -30,6 +31,7 @@ def run(parsed: argparse.Namespace) -> int:
         raise ConfigError("the client needs --config FILE", hint="see docs/configuration.md")
     start_logging(parsed)
     config = load_config(parsed.config, ClientConfig)
+    limit_memory()
     from edge_client.runner import run_client
 
     run_client(config)

@@ -83,13 +83,16 @@ def read_recorded_steps(bundle: Bundle) -> RecordedSteps:
 
 
 def _load(raw: bytes) -> dict[str, AnyArray]:
-    """Raises ValueError. Nothing is compressed, so nothing is larger than the file."""
+    """Raises ValueError. Nothing is compressed; a header that asks for more fails to be read."""
     try:
         with zipfile.ZipFile(io.BytesIO(raw)) as archive:
             if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
                 raise ValueError("it is compressed")
         with np.load(io.BytesIO(raw), allow_pickle=False) as arrays:
-            return {name: arrays[name] for name in arrays.files}
+            loaded = {name: arrays[name] for name in arrays.files}
+        if not all(isinstance(array, np.ndarray) for array in loaded.values()):
+            raise ValueError("it holds something else than arrays")
+        return loaded
     except Exception as exc:  # those of numpy and zipfile share no base class
         raise ValueError(f"it cannot be read: {exc}") from exc
 

@@ -181,7 +181,10 @@ class _Stepper:
                 continue  # the last batch may be smaller than the number of parts
             loss = trainer.accumulate(x[part], y[part], seed)
             total = Measure(total.sum + loss.sum, total.weight + loss.weight)
-        trainer.change(lambda weights, g: self._optimizer.step(weights, g, total.weight))
+        if total.weight > 0:
+            trainer.change(lambda weights, g: self._optimizer.step(weights, g, total.weight))
+        else:
+            trainer.change(lambda *_: None)  # all of it weighs nothing
         return total
 
 

@@ -27,6 +27,8 @@ from fedtide.errors import ExportError
 from fedtide.manifest import Array, Kind, Tensor, part_of
 
 _DTYPES = {torch.float32: "float32", torch.int64: "int64"}
+_NAME_CHARS_MAX, _METRICS_MAX = 128, 31
+"""Of the manifest: names, and metrics beside the accuracy."""
 _COUNTER = "num_batches_tracked"
 """Of a batch normalisation: counts its batches, and no value depends on it."""
 
@@ -81,15 +83,18 @@ def inspect_model(spec: object, name: str) -> Model:
         )
     if not isinstance(spec.module, nn.Module):
         raise ExportError(f"ModelSpec.module is {type(spec.module).__name__}, not a torch module")
+    _check_fields(spec, spec.name or name)
     loss = resolve_loss(spec.loss)
     inputs = _array("example_inputs", spec.example_inputs)
     below = 2
     if inputs.dtype == "int64":
         below = max(2, int(spec.example_inputs.max()) + 1)
-    module = copy.deepcopy(spec.module).cpu().train()
+    module = copy.deepcopy(spec.module).cpu()
+    _refuse_modes(module)
+    module.train()
     _refuse_modules(module)
     named = list(_named(module))
-    x = _random_inputs(inputs, 2, below, torch.Generator().manual_seed(0))
+    x = _random_inputs(inputs, 3, below, torch.Generator().manual_seed(0))
     output, changed, draws = _try_forward(module, x)
     labels, classes = _labels(output, loss, spec.example_labels)
     metrics = {key: _metric(function, key) for key, function in spec.metrics.items()}
@@ -102,6 +107,20 @@ def inspect_model(spec: object, name: str) -> Model:
     )  # fmt: skip
     _try_measures(model, output)
     return model
+
+
+def _check_fields(spec: ModelSpec, name: str) -> None:
+    if not 1 <= len(name) <= _NAME_CHARS_MAX:
+        raise ExportError(f"the model's name has {len(name)} characters, expected 1 to 128")
+    if not isinstance(spec.metrics, Mapping) or len(spec.metrics) > _METRICS_MAX:
+        raise ExportError(
+            f"ModelSpec.metrics is {type(spec.metrics).__name__}, expected at most {_METRICS_MAX} "
+            "functions by name"
+        )
+    if isinstance(spec.local, str) or not all(isinstance(part, str) for part in spec.local):
+        raise ExportError(
+            f"ModelSpec.local is {spec.local!r}, expected a list of patterns such as ['bn*.*']"
+        )
 
 
 def module_label(module: nn.Module, path: str) -> str:
@@ -151,6 +170,21 @@ def _metric(function: Any, name: str) -> Function:
     if not callable(function):
         raise ExportError(f"metric {name!r} is {type(function).__name__}, not a function")
     return lambda output, y: as_measure(function(output, y), y, name)
+
+
+def _refuse_modes(module: nn.Module) -> None:
+    """A training loop calls train() on the whole model, and so does this."""
+    if not module.training:
+        return
+    evaluating = [path for path, part in module.named_modules() if not part.training]
+    module.train()
+    for path in evaluating:
+        if module.get_submodule(path).training:
+            raise ExportError(
+                f"{module_label(module, path)} is in evaluation mode, the model in training mode, "
+                "and train() of the whole model would change that",
+                hint="override train() in that part so that it stays, or call model.train()",
+            )
 
 
 def _refuse_modules(module: nn.Module) -> None:
@@ -311,8 +345,32 @@ def _try_measures(model: Model, output: torch.Tensor) -> None:
                 f"{name} failed on an output of shape {tuple(output.shape)} and labels of shape "
                 f"{tuple(y.shape)}: {exc}"
             ) from exc
+        if name == "loss":
+            _check_loss(model, function, output, y)
         if total.dim() or weight.dim():
             raise ExportError(
                 f"{name} gave a sum of shape {tuple(total.shape)} and a weight of shape "
                 f"{tuple(weight.shape)}, expected two scalars"
             )
+
+
+def _check_loss(model: Model, measure: Function, output: torch.Tensor, y: torch.Tensor) -> None:
+    """The loss as it is exported against the user's own; and it must have a gradient."""
+    output = output.detach().requires_grad_()
+    total, weight = measure(output, y)
+    if not total.requires_grad:
+        raise ExportError(
+            f"loss {model.loss.name!r} has no gradient with respect to the model's output",
+            hint="it must not detach the output, nor go through argmax or rounding alone",
+        )
+    own = model.loss.own
+    value = own(output, y) if own is not None else None
+    if not isinstance(value, torch.Tensor) or value.dim():
+        return
+    mean = total / weight
+    if not torch.allclose(mean, value, rtol=1e-4, atol=1e-6, equal_nan=True):
+        raise ExportError(
+            f"loss {model.loss.name!r} gives {value.item():.6g} for a batch, and its sum over its "
+            f"weight gives {mean.item():.6g}",
+            hint="please report the loss; a function that returns (sum, weight) is taken as it is",
+        )

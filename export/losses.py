@@ -35,8 +35,8 @@ class LossFunction:
     [b, ..., classes]. like_output: float32 of the output's shape. given: as in example_labels."""
     measure: Function
     ignored_label: int | None = None
-    normalised: bool = False
-    """The output is log-probabilities, or probabilities: tests need such outputs."""
+    own: Any = None
+    """The user's module or function, to compare with."""
 
 
 def resolve_loss(loss: object) -> LossFunction:
@@ -52,15 +52,21 @@ def resolve_loss(loss: object) -> LossFunction:
                 hint="or give a loss module of torch.nn, or a function of (output, y)",
             )
         return NAMED[loss]
-    if isinstance(loss, nn.CrossEntropyLoss) and loss.reduction == "mean":
-        return _cross_entropy_module(loss)
-    if isinstance(loss, nn.NLLLoss) and loss.reduction == "mean":
-        return _nll_module(loss)
     if isinstance(loss, nn.Module):
+        if any(value.requires_grad for value in loss.parameters()):
+            raise ExportError(
+                f"loss {type(loss).__name__} has parameters to train, which would stay as they are",
+                hint="make them parameters of the model, and part of its output",
+            )
+        # Not isinstance: a subclass may compute something else.
+        if type(loss) is nn.CrossEntropyLoss and loss.reduction == "mean":
+            return _cross_entropy_module(loss)
+        if type(loss) is nn.NLLLoss and loss.reduction == "mean":
+            return _nll_module(loss)
         return _module(loss)
     if callable(loss):
         name = getattr(loss, "__name__", type(loss).__name__)
-        return LossFunction(name, "given", lambda o, y: as_measure(loss(o, y), y, name))
+        return LossFunction(name, "given", lambda o, y: as_measure(loss(o, y), y, name), own=loss)
     raise ExportError(
         f"loss is {type(loss).__name__}, expected a name, a loss module or a function"
     )
@@ -77,7 +83,7 @@ def as_measure(value: Any, y: torch.Tensor, name: str) -> Measure:
         return value[0].float(), value[1].float()
     if isinstance(value, torch.Tensor) and value.dim() == 0:
         return value.float() * examples, examples
-    if isinstance(value, torch.Tensor) and value.dim() == 1:
+    if isinstance(value, torch.Tensor) and value.dim() == 1 and len(value) == len(y):
         return value.float().sum(), examples
     shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
     raise ExportError(
@@ -104,7 +110,7 @@ def _per_element(function: Callable[..., torch.Tensor], **options: Any) -> Funct
 
     def measure(output: torch.Tensor, y: torch.Tensor) -> Measure:
         losses = function(output, y, reduction="none", **options)
-        return losses.flatten(1).mean(1).sum(), _count(y, y.shape[0])
+        return losses.reshape(y.shape[0], -1).mean(1).sum(), _count(y, y.shape[0])
 
     return measure
 
@@ -133,7 +139,7 @@ def _weight_of(
     labelled = (y != ignored).to(like.dtype)
     if weights is None:
         return labelled.sum()
-    return (weights[y.clamp(min=0)] * labelled).sum()
+    return (weights[torch.where(y == ignored, 0, y)] * labelled).sum()
 
 
 def _cross_entropy_module(loss: nn.CrossEntropyLoss) -> LossFunction:
@@ -148,7 +154,7 @@ def _cross_entropy_module(loss: nn.CrossEntropyLoss) -> LossFunction:
         )
         return total, _weight_of(y, loss.weight, loss.ignore_index, output)
 
-    return LossFunction("cross_entropy", "class", measure, loss.ignore_index)
+    return LossFunction("cross_entropy", "class", measure, loss.ignore_index, loss)
 
 
 def _nll_module(loss: nn.NLLLoss) -> LossFunction:
@@ -158,7 +164,7 @@ def _nll_module(loss: nn.NLLLoss) -> LossFunction:
         )
         return total, _weight_of(y, loss.weight, loss.ignore_index, output)
 
-    return LossFunction("nll", "class", measure, loss.ignore_index, normalised=True)
+    return LossFunction("nll", "class", measure, loss.ignore_index, loss)
 
 
 _LABELS_OF: dict[type[nn.Module], _Labels] = {
@@ -187,8 +193,18 @@ def _module(loss: nn.Module) -> LossFunction:
             value = value.flatten(1).mean(1) if value.dim() > 1 else value
         return as_measure(value, y, name)
 
-    normalised = isinstance(loss, nn.BCELoss)
-    return LossFunction(name, _LABELS_OF.get(type(loss), "given"), measure, normalised=normalised)
+    return LossFunction(name, _LABELS_OF.get(type(loss), "given"), measure, own=loss)
+
+
+def separates(loss: LossFunction, output: torch.Tensor, y: torch.Tensor) -> bool:
+    """Whether the loss of a batch is known to be a sum over its parts.
+
+    A mean of a user's own may divide by anything: by the labels that count, for example.
+    """
+    if loss.own is None or type(loss.own) in _LABELS_OF:
+        return True
+    value = loss.own(output, y)
+    return not (isinstance(value, torch.Tensor) and value.dim() == 0)
 
 
 NAMED: dict[str, LossFunction] = {
@@ -196,7 +212,7 @@ NAMED: dict[str, LossFunction] = {
     for loss in (
         LossFunction("cross_entropy", "class", _cross_entropy),
         LossFunction("token_cross_entropy", "token", _token_cross_entropy, IGNORED),
-        LossFunction("nll", "class", _nll, normalised=True),
+        LossFunction("nll", "class", _nll),
         LossFunction("mse", "like_output", _per_element(F.mse_loss)),
         LossFunction("l1", "like_output", _per_element(F.l1_loss)),
         LossFunction("smooth_l1", "like_output", _per_element(F.smooth_l1_loss)),

@@ -59,7 +59,9 @@ def train_graph(
             loss, weight = forward((x, y), {**values, **leaves, **changed})
             # Scaling the one number at the end of the forward pass is cheaper than scaling every
             # gradient, and lets a weight's update become one Gemm.
-            factor = scale / torch.where(denominator > 0, denominator, weight)
+            divisor = torch.where(denominator > 0, denominator, weight)
+            # A batch whose labels all weigh nothing changes nothing.
+            factor = torch.where(divisor > 0, scale / divisor, 0.0)
             updates = torch.autograd.grad(
                 loss * factor, list(leaves.values()), allow_unused=True, materialize_grads=True
             )

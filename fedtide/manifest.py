@@ -39,7 +39,7 @@ WEIGHT_SUFFIX = ".weight"
 Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Dimension = Annotated[int, Meta(ge=1, le=limits.ELEMENTS_MAX)]
 Shape = Annotated[tuple[Dimension, ...], Meta(max_length=8)]
-Count = Annotated[int, Meta(ge=0)]
+Count = Annotated[int, Meta(ge=0, lt=2**53)]
 Kind = Literal["parameter", "statistic", "frozen"]
 """A parameter follows its gradient; a statistic (running mean and variance of a batch
 normalisation) is recomputed by each step; what is frozen never changes."""

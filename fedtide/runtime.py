@@ -90,8 +90,12 @@ def load_session(
         BundleError: the scan or onnxruntime refuses the model.
         ConfigError: onnxruntime is not installed.
     """
-    scan_model(raw, extra_domains=extra_domains, bytes_max=bytes_max)
+    scan = scan_model(raw, extra_domains=extra_domains, bytes_max=bytes_max)
     ort = import_onnxruntime()
+    if scan.operators["", "ScatterND"]:
+        # onnxruntime adds rows from several threads at once without a lock, and loses some
+        # (measured with 1.19.2 and 1.31.1): such a graph gets one thread, whatever was asked for.
+        threads = 1
     try:
         return ort.InferenceSession(
             raw, session_options(threads), providers=["CPUExecutionProvider"]

@@ -27,6 +27,13 @@ PURE = frozenset(
         "edge_client/durable.py",
         "edge_client/session_machine.py",
         "fedtide/messages.py",
+        "fedtide/onnx_calls.py",
+        "fedtide/onnx_footprint.py",
+        "fedtide/onnx_graph.py",
+        "fedtide/onnx_rules.py",
+        "fedtide/onnx_scan.py",
+        "fedtide/onnx_values.py",
+        "fedtide/onnx_window_rules.py",
         "fedtide/topics.py",
         "fedtide/vectors.py",
     }

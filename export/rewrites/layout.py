@@ -59,7 +59,7 @@ def rewrite(graph: fx.Graph) -> int:
         if sunk is not None:
             leave(sunk, node)
             changed += 1
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(_has_effects)
     return changed
 
 
@@ -122,3 +122,8 @@ _FORMS: dict[Any, Callable[[fx.Graph, fx.Node, fx.Node], fx.Node | None]] = {
     aten.max_pool2d.default: pooling.max_pool,
     aten.avg_pool2d.default: pooling.average_pool,
 }
+
+
+def _has_effects(node: fx.Node) -> bool:
+    """Also regions without gradient, in which a model updates its statistics."""
+    return bool(node.is_impure()) or isinstance(node.target, torch._ops.HigherOrderOperator)

@@ -26,6 +26,7 @@ from edge_client.training import (
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import BundleError, ConfigError, DataError
 from fedtide.plan import Plan
+from fedtide.runtime import load_session
 from fedtide.vectors import Vector
 from tests.bundles import build, export_python
 from tests.plans import PLANS, PLANS_OF, TOLERANCES
@@ -216,6 +217,15 @@ def test_a_rest_of_one_example_is_not_normalised(runtime: Any) -> None:
     assert np.isfinite(trainer.parameters()).all()
     assert result.steps == 2
     trainer.close()
+
+
+def test_a_graph_that_adds_rows_gets_one_thread() -> None:
+    """onnxruntime adds rows from several threads without a lock, and loses some."""
+    for name, threads in (("tiny_cnn", 1), ("tiny_mlp", 3)):
+        bundle, _ = bundle_and_expected(name)
+        raw = bundle.read(bundle.manifest.runtimes.portable.train)
+        session = load_session(raw, threads=3)
+        assert session.get_session_options().intra_op_num_threads == threads
 
 
 def test_dropout_is_a_function_of_its_seed(runtime: Any) -> None:

@@ -315,12 +315,30 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "no labels": (lambda: linear(loss=lambda o, y: (o - y).abs().mean()), "example_labels"),
     "vector loss": (
         lambda: linear(loss=lambda o, y: o - y, example_labels=torch.zeros(1, 2)),
-        r"returned \(2, 2\), expected a mean",
+        r"returned \(3, 2\), expected a mean",
     ),
     "failing loss": (
         lambda: linear(loss=lambda o, y: 1 / 0, example_labels=torch.zeros(1, 2)),
         "division by zero",
     ),
+    "flattened loss": (
+        lambda: linear(loss=lambda o, y: (o - y).abs().flatten(), example_labels=torch.zeros(1, 2)),
+        r"returned \(6,\), expected a mean",
+    ),
+    "no gradient": (
+        lambda: linear(
+            loss=lambda o, y: (o.detach() - y).abs().mean(), example_labels=torch.zeros(1, 2)
+        ),
+        "no gradient",
+    ),
+    "loss with parameters": (
+        lambda: linear(loss=nn.Sequential(nn.Linear(2, 2))),
+        "has parameters to train",
+    ),
+    "metrics": (lambda: linear(metrics=None), "metrics is NoneType"),
+    "local as text": (lambda: linear(local="bn*"), "expected a list of patterns"),
+    "long name": (lambda: linear(name="n" * 500), "500 characters"),
+    "partly evaluating": (lambda: spec_of(nn.BatchNorm2d(1).eval(), *FLAT), "evaluation mode"),
     "metric's name": (lambda: linear(metrics={"loss": torch.dist}), "a metric is called 'loss'"),
     "local": (lambda: linear(local=["bn*"]), "matches no parameter"),
     "all local": (lambda: linear(local=["*"]), "nothing of the model would travel"),

@@ -46,6 +46,11 @@ CASES: dict[str, tuple[Any, Any, Any, Any]] = {
     "probabilities": (
         nn.CrossEntropyLoss(), LOGITS, TARGETS, F.cross_entropy(LOGITS, TARGETS),
     ),
+    "one target": ("mse", LOGITS[:, 0], TARGETS[:, 0], F.mse_loss(LOGITS[:, 0], TARGETS[:, 0])),
+    "ignored beyond the classes": (
+        nn.CrossEntropyLoss(WEIGHTS, ignore_index=255), LOGITS, torch.tensor([0, 3, 255, 1, 2, 0]),
+        F.cross_entropy(LOGITS, torch.tensor([0, 3, 255, 1, 2, 0]), WEIGHTS, ignore_index=255),
+    ),
     "weighted nll": (
         nn.NLLLoss(WEIGHTS, ignore_index=2), LOGITS, CLASSES,
         F.nll_loss(LOGITS, CLASSES, WEIGHTS, ignore_index=2),
@@ -89,6 +94,17 @@ def test_accuracy_leaves_out_what_is_ignored() -> None:
     assert (total.item(), weight.item()) == (1.0, 2.0)
 
 
+class Coupled(nn.Module):
+    """Examples of a batch see each other, but not at the initial value of `gain`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.zeros(5))
+
+    def forward(self, x: Any) -> Any:
+        return x + self.gain * (x - x.mean(0))
+
+
 @pytest.mark.parametrize(
     ("module", "loss", "additive"),
     [
@@ -96,9 +112,28 @@ def test_accuracy_leaves_out_what_is_ignored() -> None:
         (nn.Linear(5, 4), nn.CrossEntropyLoss(WEIGHTS), True),
         (nn.Sequential(nn.Dropout(0.5), nn.Linear(5, 4)), "cross_entropy", True),
         (nn.Sequential(nn.BatchNorm1d(5), nn.Linear(5, 4)), "cross_entropy", False),
+        (nn.Sequential(Coupled(), nn.Linear(5, 4)), "cross_entropy", False),
+        (nn.Linear(5, 4), F.cross_entropy, False),
+        (nn.Linear(5, 4), lambda o, y: F.cross_entropy(o, y, reduction="none"), True),
         (nn.Linear(5, 4), nn.MSELoss(reduction="sum"), False),
     ],
 )
 def test_what_can_be_accumulated_is_found_out(module: Any, loss: Any, additive: bool) -> None:
-    spec = ModelSpec(module, torch.zeros(1, 5), loss)
+    spec = ModelSpec(module, torch.zeros(1, 5), loss, example_labels=torch.tensor([0, 3, 1, 2]))
+    if isinstance(loss, nn.MSELoss):
+        spec = ModelSpec(module, torch.zeros(1, 5), loss)
     assert is_additive(inspect_model(spec, "model")) is additive
+
+
+class Focal(nn.CrossEntropyLoss):
+    """Its own forward pass, under the name of a well-known base."""
+
+    def forward(self, output: Any, y: Any) -> Any:
+        p = output.softmax(1).gather(1, y[:, None])
+        return (-((1 - p) ** 2) * p.log()).mean()
+
+
+def test_a_subclass_of_a_loss_is_what_it_computes() -> None:
+    total, weight = resolve_loss(Focal()).measure(LOGITS, CLASSES)
+    torch.testing.assert_close(total / weight, Focal()(LOGITS, CLASSES))
+    assert not torch.isclose(total / weight, F.cross_entropy(LOGITS, CLASSES))
