@@ -25,7 +25,8 @@ demo: $(EXPORT)/.ready $(DEVICE)/.ready
 # Each test runs in the environment that it is about.
 test: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(DEVICE)/bin/python -m pytest -q -m "not slow" --ignore tests/end_to_end --ignore tests/export
-	$(EXPORT)/bin/python -m pytest -q -m "not slow" tests/contract tests/export tests/end_to_end
+	$(EXPORT)/bin/python -m pytest -q -m "not slow" -n 2 tests/export
+	$(EXPORT)/bin/python -m pytest -q -m "not slow" tests/contract tests/end_to_end
 
 test-slow: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m pytest -q -m slow tests

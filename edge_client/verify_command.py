@@ -33,7 +33,7 @@ class Verdict(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare flags."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="default: 1")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -45,6 +45,8 @@ def run(parsed: argparse.Namespace) -> int:
         ConfigError: no runtime is installed here.
     """
     bundle = open_bundle_dir(parsed.bundle)
+    for path in bundle.manifest.files:
+        bundle.read(path)  # complete, and undamaged
     if not available_runtimes():
         raise ConfigError("onnxruntime is not installed here", hint=install_hint("client"))
     recorded, initial = read_recorded_steps(bundle), read_initial_model(bundle)
@@ -98,3 +100,9 @@ def _verdict(
         f"as PyTorch: its largest error is {worst.error:.2g} of the allowed one "
         f"({escaped(worst.where)}), {len(recorded.batches)} steps in {took}"
     )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)

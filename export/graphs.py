@@ -193,14 +193,11 @@ def _clean(model: onnx.ModelProto) -> None:
 
 
 def _drop_unused_outputs(graph: onnx.GraphProto) -> None:
-    """MaxPool with an unused second output would compute it nevertheless.
-
-    Not Split, which says how many outputs it has.
-    """
+    """MaxPool with an unused second output would compute it nevertheless; others need theirs."""
     used = {name for node in graph.node for name in node.input}
     used |= {value.name for value in graph.output}
     for node in graph.node:
-        while node.op_type != "Split" and len(node.output) > 1 and node.output[-1] not in used:
+        while node.op_type == "MaxPool" and len(node.output) > 1 and node.output[-1] not in used:
             del node.output[-1]
 
 

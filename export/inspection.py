@@ -89,6 +89,8 @@ def inspect_model(spec: object, name: str) -> Model:
     below = 2
     if inputs.dtype == "int64":
         below = max(2, int(spec.example_inputs.max()) + 1)
+    if any(value.is_meta for value in spec.module.state_dict().values()):
+        raise ExportError("the model has weights on the device 'meta', that is, without values")
     module = copy.deepcopy(spec.module).cpu()
     _refuse_modes(module)
     module.train()
@@ -269,7 +271,8 @@ def _try_forward(module: nn.Module, x: torch.Tensor) -> tuple[torch.Tensor, froz
     except Exception as exc:
         raise ExportError(
             f"the model failed on inputs of shape {tuple(x.shape)}: {exc}",
-            hint="ModelSpec.example_inputs is a batch: its first dimension is the batch",
+            hint="ModelSpec.example_inputs is a batch; the model must take batches of any size: "
+            "use x.shape[0] or -1 where it needs that",
         ) from exc
     finally:
         recorder.close()

@@ -52,7 +52,10 @@ def gradients(
             loss, weight = model.loss.measure(functional_call(model.module, leaves, (x,)), y)
             every = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
     except Exception as exc:
-        raise ExportError(f"PyTorch failed on a training batch of {len(x)}: {exc}") from exc
+        raise ExportError(
+            f"the model failed on a training batch of {len(x)} examples: {exc}",
+            hint="batches have any size: use x.shape[0] or -1 where the model needs it",
+        ) from exc
     found = iter(every)
     return Gradients(
         loss.item(),

@@ -63,7 +63,8 @@ def session_options(threads: int) -> Any:
     """`SessionOptions` for a small device: few threads that never spin.
 
     Measured on the training step of the 1.66 M parameter CNN, batch 10: 79 MB PSS as here, 80
-    with the memory pattern, 87 without the arena; the speed is the same.
+    with the memory pattern, 87 without the arena. On an LSTM of 0.8 M parameters the pattern is
+    worth 3 % of the time and costs 20 MB; the arena is worth 10 %.
     """
     ort = import_onnxruntime()
     options = ort.SessionOptions()

@@ -303,6 +303,15 @@ class Noisy(nn.Module):
         return self.layer(x + torch.randn_like(x))
 
 
+class Fixed(nn.Module):
+    def forward(self, x: Any) -> Any:
+        return x.reshape(3, 64)
+
+
+def linear_on(device: str) -> ModelSpec:
+    return ModelSpec(nn.Linear(4, 2, device=device), torch.zeros(1, 4), "mse")
+
+
 def linear(**options: Any) -> ModelSpec:
     return ModelSpec(nn.Linear(4, 2), torch.zeros(1, 4), **{"loss": "mse", **options})
 
@@ -338,6 +347,8 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "metrics": (lambda: linear(metrics=None), "metrics is NoneType"),
     "local as text": (lambda: linear(local="bn*"), "expected a list of patterns"),
     "long name": (lambda: linear(name="n" * 500), "500 characters"),
+    "fixed batch": (lambda: spec_of(Fixed(), nn.Linear(64, 10)), r"x\.shape\[0\] or -1"),
+    "without values": (lambda: linear_on("meta"), "'meta'"),
     "partly evaluating": (lambda: spec_of(nn.BatchNorm2d(1).eval(), *FLAT), "evaluation mode"),
     "metric's name": (lambda: linear(metrics={"loss": torch.dist}), "a metric is called 'loss'"),
     "local": (lambda: linear(local=["bn*"]), "matches no parameter"),
@@ -380,6 +391,17 @@ def test_untranslatable_operator_is_named_with_its_place(tmp_path: Path) -> None
     spec = spec_of(nn.Sequential(nn.Conv2d(1, 1, 1), Determinant()), nn.Linear(1, 3))
     with pytest.raises(ExportError, match=r"0\.1 \(Determinant\).*linalg"):
         export(spec, tmp_path / "b")
+
+
+def test_values_without_their_indices(tmp_path: Path) -> None:
+    """TopK has two outputs, whoever looks at them."""
+
+    class Largest(nn.Module):
+        def forward(self, x: Any) -> Any:
+            return x.topk(3, dim=1).values
+
+    spec = spec_of(nn.Flatten(), nn.Linear(64, 8), Largest())
+    assert export(spec, tmp_path / "b").verified == ("portable",)
 
 
 def test_foreign_directories_are_left_alone(tmp_path: Path) -> None:
