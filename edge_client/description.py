@@ -132,7 +132,7 @@ def as_text(told: Description) -> str:
             [
                 ("values", f"{values['all']:,} in {values['tensors']:,} tensors"),
                 ("trained", f"{values['trained']:,}"),
-                ("statistics", _few(values["statistics"], "recomputed by every step")),
+                ("statistics", _few(values["statistics"], "every step computes anew")),
                 ("local", _few(values["local"], "stay on each device, never averaged")),
                 ("frozen", _few(values["frozen"], "never change")),
                 ("a round", f"{size(told['travels_bytes']['down'])} down, the same up, as float32"),

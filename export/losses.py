@@ -83,7 +83,7 @@ def as_measure(value: Any, y: torch.Tensor, name: str) -> Measure:
         return value[0].float(), value[1].float()
     if isinstance(value, torch.Tensor) and value.dim() == 0:
         return value.float() * examples, examples
-    if isinstance(value, torch.Tensor) and value.dim() == 1 and len(value) == len(y):
+    if isinstance(value, torch.Tensor) and value.dim() == 1 and value.shape[0] == y.shape[0]:
         return value.float().sum(), examples
     shape = tuple(value.shape) if isinstance(value, torch.Tensor) else type(value).__name__
     raise ExportError(

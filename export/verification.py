@@ -11,6 +11,7 @@ and a measure if it differs by less than 1e-4 relative (1e-5 absolute). Measured
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -135,6 +136,13 @@ def compute_expected(model: Model, seed: int = 0) -> Expected:
     losses, vectors = [], []
     for index, (x, y) in enumerate(batches):
         done, values = sgd_step(model, values, x, y, LEARNING_RATE, seed=index)
+        if not math.isfinite(done.loss):
+            raise ExportError(
+                f"the model's loss in PyTorch is {done.loss} after {index} steps of learning rate "
+                f"{LEARNING_RATE}, on random inputs and near the initial weights",
+                hint="so nothing can be compared: look for a logarithm, root or quotient without "
+                "a bound",
+            )
         losses.append((done.loss, done.weight))
         vectors.append(_flat(values))
     measured = evaluation(model, values, *batches[0])

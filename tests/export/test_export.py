@@ -330,6 +330,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         lambda: linear(loss=lambda o, y: 1 / 0, example_labels=torch.zeros(1, 2)),
         "division by zero",
     ),
+    "infinite loss": (
+        lambda: linear(loss=lambda o, y: (o.log() - y).sum(1), example_labels=torch.zeros(1, 2)),
+        "loss in PyTorch is nan",
+    ),
     "flattened loss": (
         lambda: linear(loss=lambda o, y: (o - y).abs().flatten(), example_labels=torch.zeros(1, 2)),
         r"returned \(6,\), expected a mean",
@@ -391,6 +395,17 @@ def test_untranslatable_operator_is_named_with_its_place(tmp_path: Path) -> None
     spec = spec_of(nn.Sequential(nn.Conv2d(1, 1, 1), Determinant()), nn.Linear(1, 3))
     with pytest.raises(ExportError, match=r"0\.1 \(Determinant\).*linalg"):
         export(spec, tmp_path / "b")
+
+
+def test_own_losses_and_metrics_take_any_batch(tmp_path: Path) -> None:
+    spec = linear(
+        loss=lambda o, y: ((o - y) ** 2).sum(1),
+        example_labels=torch.randn(4, 2),
+        metrics={"far": lambda o, y: ((o - y).abs() > 1).float().mean()},
+    )
+    manifest = export(spec, tmp_path / "b").bundle.manifest
+    assert manifest.metrics == ("far",)
+    assert manifest.additive
 
 
 def test_values_without_their_indices(tmp_path: Path) -> None:
