@@ -13,9 +13,10 @@ import torch
 from torch import fx, nn
 from torch.export.graph_signature import InputKind
 
+from export.graphs import first_line
 from export.inspection import Model
 from export.quiet import quiet
-from export.rewrites import in_place, interpolation
+from export.rewrites import Rewrite, in_place, interpolation
 from fedtide.errors import ExportError
 
 Tensors = tuple[torch.Tensor, ...]
@@ -57,9 +58,14 @@ class _Function(nn.Module):
 
 
 def trace_forward(
-    model: Model, function: Callable[..., Tensors], *, labels: bool, training: bool
+    model: Model,
+    function: Callable[..., Tensors],
+    *,
+    labels: bool,
+    training: bool,
+    rewrites: Sequence[Rewrite] = (),
 ) -> Forward:
-    """Trace `function(module, x[, y])`; a batch of any size is one graph's matter.
+    """Trace `function(module, x[, y])` and rewrite it; a batch of any size is one graph's matter.
 
     Raises:
         ExportError: the model's control flow depends on values, or fixes the batch.
@@ -80,14 +86,20 @@ def trace_forward(
         raise
     except Exception as exc:
         raise ExportError(
-            f"torch could not trace the model: {_first_line(exc)}",
+            f"torch could not trace the model: {first_line(exc)}",
             hint="control flow that depends on values, and batches of fixed size, cannot be "
             "traced: use x.shape[0] or -1 where the model needs the size of the batch",
         ) from exc
-    return _forward(model, program)
+    graph_module = program.graph_module
+    for rewrite in (in_place.rewrite, interpolation.rewrite, *rewrites):
+        rewrite(graph_module.graph)
+    graph_module.recompile()
+    return Forward(graph_module, _sources(model, program))
 
 
-def _forward(model: Model, program: torch.export.ExportedProgram) -> Forward:
+def _sources(
+    model: Model, program: torch.export.ExportedProgram
+) -> tuple[str | int | torch.Tensor, ...]:
     first_names = _first_names(model.module)
     known = {tensor.name for tensor in model.tensors}
     sources: list[str | int | torch.Tensor] = []
@@ -105,11 +117,7 @@ def _forward(model: Model, program: torch.export.ExportedProgram) -> Forward:
             sources.append(program.constants[spec.target])
         else:
             sources.append(_constant(program, spec.target))
-    module = program.graph_module
-    in_place.rewrite(module.graph)
-    interpolation.rewrite(module.graph)
-    module.recompile()
-    return Forward(module, tuple(sources))
+    return tuple(sources)
 
 
 def _constant(program: torch.export.ExportedProgram, target: str) -> torch.Tensor:
@@ -132,8 +140,3 @@ def _first_names(module: nn.Module) -> dict[str, str]:
         for name, value in pairs:
             names[name] = firsts.setdefault(id(value), name)
     return names
-
-
-def _first_line(exc: BaseException) -> str:
-    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
-    return f"{type(exc).__name__}: {lines[0] if lines else ''}"

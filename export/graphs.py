@@ -68,7 +68,7 @@ def build_graph(
         if operator is not None:
             raise UnsupportedOperatorError(operator, "torch.onnx cannot translate it") from exc
         raise ExportError(
-            f"torch could not trace the model: {_first_line(exc)}",
+            f"torch could not trace the model: {first_line(exc)}",
             hint="control flow that depends on values, and batches of fixed size, cannot be traced",
         ) from exc
     expand(model)
@@ -212,6 +212,7 @@ def _blamed_operator(exc: BaseException) -> str | None:
     return None
 
 
-def _first_line(exc: BaseException) -> str:
+def first_line(exc: BaseException) -> str:
+    """Kind of an error, and the first line of its message: torch's go on for pages."""
     lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
     return f"{type(exc).__name__}: {lines[0] if lines else ''}"

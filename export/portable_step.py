@@ -40,10 +40,7 @@ def train_graph(
     trained = [tensor.name for tensor in model.tensors if tensor.kind == "parameter"]
     statistics = [tensor.name for tensor in model.tensors if tensor.kind == "statistic"]
     progress("tracing the forward pass")
-    forward = trace_forward(model, _objective(model), labels=True, training=True)
-    for rewrite in rewrites:
-        rewrite(forward.graph_module.graph)
-    forward.graph_module.recompile()
+    forward = trace_forward(model, _objective(model), labels=True, training=True, rewrites=rewrites)
     progress("differentiating and translating the training step")
 
     def step(
@@ -97,10 +94,7 @@ def evaluation_graph(
     x, y = model.example_batch(EXAMPLES)
     ports = [Port("x", x, True), Port("y", y, True), *_tensor_ports(model)]
     outputs = [name + suffix for name in measures for suffix in ("", WEIGHT_SUFFIX)]
-    forward = trace_forward(model, evaluate, labels=True, training=False)
-    for rewrite in rewrites:
-        rewrite(forward.graph_module.graph)
-    forward.graph_module.recompile()
+    forward = trace_forward(model, evaluate, labels=True, training=False, rewrites=rewrites)
     names = [tensor.name for tensor in model.tensors]
     return _build(
         model,
@@ -117,11 +111,15 @@ def inference_graph(model: Model, opset: int) -> onnx.ModelProto:
     Raises:
         ExportError: see `train_graph`.
     """
-    forward = trace_forward(model, lambda module, x: (module(x),), labels=False, training=False)
     # With constant weights onnxruntime has better convolutions of its own; recurrent layers
     # would be unrolled.
-    recurrent.rewrite(forward.graph_module.graph)
-    forward.graph_module.recompile()
+    forward = trace_forward(
+        model,
+        lambda module, x: (module(x),),
+        labels=False,
+        training=False,
+        rewrites=(recurrent.rewrite,),
+    )
     names = [tensor.name for tensor in model.tensors]
     x, _ = model.example_batch(EXAMPLES)
     graph = _build(

@@ -48,17 +48,7 @@ def reflection_pad_backward(
     grad: torch.Tensor, x: torch.Tensor, padding: list[int]
 ) -> torch.Tensor:
     """Each mirrored element's gradient is added to that of its original."""
-    for axis, before, after in reversed(list(_axes(x, padding))):
-        size = x.shape[axis]
-        total = _middle(grad, axis, before, after, size)
-        if before > 0:
-            part = grad.narrow(axis, 0, before).flip(axis)
-            total = total + _placed(part, axis, 1, size)
-        if after > 0:
-            part = grad.narrow(axis, grad.shape[axis] - after, after).flip(axis)
-            total = total + _placed(part, axis, size - 1 - after, size)
-        grad = total
-    return grad
+    return _folded(grad, x, padding, lambda part, axis: part.flip(axis), inset=1)
 
 
 def replication_pad(x: torch.Tensor, padding: list[int]) -> torch.Tensor:
@@ -80,15 +70,26 @@ def replication_pad_backward(
     grad: torch.Tensor, x: torch.Tensor, padding: list[int]
 ) -> torch.Tensor:
     """The gradients of the repetitions are summed where the border is."""
+    return _folded(grad, x, padding, lambda part, axis: part.sum(axis, keepdim=True), inset=0)
+
+
+def _folded(
+    grad: torch.Tensor,
+    x: torch.Tensor,
+    padding: list[int],
+    fold: Callable[[torch.Tensor, int], torch.Tensor],
+    inset: int,
+) -> torch.Tensor:
+    """The middle of `grad`, and what was padded folded onto it, `inset` from either border."""
     for axis, before, after in reversed(list(_axes(x, padding))):
         size = x.shape[axis]
         total = _middle(grad, axis, before, after, size)
         if before > 0:
-            part = grad.narrow(axis, 0, before).sum(axis, keepdim=True)
-            total = total + _placed(part, axis, 0, size)
+            part = fold(grad.narrow(axis, 0, before), axis)
+            total = total + _placed(part, axis, inset, size)
         if after > 0:
-            part = grad.narrow(axis, grad.shape[axis] - after, after).sum(axis, keepdim=True)
-            total = total + _placed(part, axis, size - 1, size)
+            part = fold(grad.narrow(axis, grad.shape[axis] - after, after), axis)
+            total = total + _placed(part, axis, size - inset - part.shape[axis], size)
         grad = total
     return grad
 

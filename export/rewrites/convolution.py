@@ -74,17 +74,21 @@ def convolution_rows(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) 
     return y
 
 
-class _Columns(torch.autograd.Function):
-    @staticmethod
-    def forward(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-        y = _columns(x, geometry) @ _by_place(weight).T
-        return y.reshape(-1, geometry.places_out, weight.shape[0])
+class _Form(torch.autograd.Function):
+    """Both forms go back from the image, the weight and the geometry."""
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         del output
         ctx.save_for_backward(*inputs[:2])
         ctx.geometry = inputs[2]
+
+
+class _Columns(_Form):
+    @staticmethod
+    def forward(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+        y = _columns(x, geometry) @ _by_place(weight).T
+        return y.reshape(-1, geometry.places_out, weight.shape[0])
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
@@ -103,7 +107,7 @@ class _Columns(torch.autograd.Function):
         return grad_x.reshape(x.shape), grad_weight, None
 
 
-class _Rows(torch.autograd.Function):
+class _Rows(_Form):
     @staticmethod
     def forward(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
         outputs, parts = weight.shape[0], []
@@ -112,12 +116,6 @@ class _Rows(torch.autograd.Function):
             places = (band[1] - band[0]) * geometry.output[1] * geometry.kernel[0]
             parts.append((products.reshape(-1, places, outputs), column_table(geometry, band)))
         return add_rows(parts, geometry.places_out)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-        del output
-        ctx.save_for_backward(*inputs[:2])
-        ctx.geometry = inputs[2]
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
