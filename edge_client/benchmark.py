@@ -73,8 +73,8 @@ def measure(
 def random_batch(bundle: Bundle, batch_size: int) -> tuple[AnyArray, AnyArray]:
     """x and y that fit the bundle's manifest.
 
-    Integers are below the largest that the export tried (a vocabulary's size is in no manifest),
-    and labels are those of the export, for only the user's own loss may know which are right.
+    Integers are at most the largest that the export tried, which every column takes, and labels
+    are those of the export, for only the user's own loss may know which are right.
     """
     rng = np.random.default_rng(0)
     array = bundle.manifest.inputs

@@ -8,7 +8,7 @@ from typing import Any
 from edge_client.arithmetic import Speed
 from edge_client.tables import duration, size, table
 from fedtide.logs import escaped
-from fedtide.manifest import Manifest
+from fedtide.manifest import Array, Manifest
 from fedtide.onnx_scan import Scan
 
 BATCHES = (1, 10, 50)
@@ -38,8 +38,8 @@ def describe(
         "opset": manifest.opset,
         "values": _values(manifest),
         "travels_bytes": {"down": manifest.shared_bytes, "up": manifest.shared_bytes},
-        "inputs": {"shape": list(manifest.inputs.shape), "dtype": manifest.inputs.dtype},
-        "labels": {"shape": list(manifest.labels.shape), "dtype": manifest.labels.dtype},
+        "inputs": _array(manifest.inputs),
+        "labels": _array(manifest.labels),
         "classes": manifest.classes,
         "ignored_label": manifest.ignored_label,
         "loss": manifest.loss,
@@ -73,6 +73,10 @@ def describe(
         },
         "estimates": _estimates(manifest, speed),
     }
+
+
+def _array(array: Array) -> Description:
+    return {"shape": list(array.shape), "dtype": array.dtype, "below": array.below}
 
 
 def _values(manifest: Manifest) -> Description:
@@ -142,8 +146,8 @@ def as_text(told: Description) -> str:
         "Data",
         table(
             [
-                ("inputs", _array(told["inputs"])),
-                ("labels", f"{_array(told['labels'])}{_classes(told)}"),
+                ("inputs", _array_text(told["inputs"])),
+                ("labels", f"{_array_text(told['labels'])}{_classes(told)}"),
                 ("loss", escaped(told["loss"])),
                 ("metrics", ", ".join(told["metrics"]) or "none"),
             ]
@@ -180,9 +184,10 @@ def _few(count: int, meaning: str) -> str:
     return f"{count:,} values that {meaning}" if count else "none"
 
 
-def _array(array: Mapping[str, Any]) -> str:
+def _array_text(array: Mapping[str, Any]) -> str:
     what = "one value" if not array["shape"] else f"{array['shape']}"
-    return f"{array['dtype']}, {what} for each example"
+    values = "" if array["below"] is None else f": 0 to {array['below'] - 1}"
+    return f"{array['dtype']}, {what} for each example{values}"
 
 
 def _classes(told: Description) -> str:

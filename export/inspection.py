@@ -13,6 +13,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from export import ModelSpec
+from export.index_limits import IndexLimits
 from export.losses import (
     Function,
     LossFunction,
@@ -97,7 +98,11 @@ def inspect_model(spec: object, name: str) -> Model:
     _refuse_modules(module)
     named = list(_named(module))
     x = _random_inputs(inputs, 3, below, torch.Generator().manual_seed(0))
-    output, changed, draws = _try_forward(module, x)
+    limits = IndexLimits(x)
+    with limits:
+        output, changed, draws = _try_forward(module, x)
+    if inputs.dtype == "int64":
+        inputs = Array(inputs.shape, inputs.dtype, limits.below)
     labels, classes = _labels(output, loss, spec.example_labels)
     metrics = {key: _metric(function, key) for key, function in spec.metrics.items()}
     if classes is not None:

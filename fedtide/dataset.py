@@ -7,7 +7,7 @@ the first thing that is wrong; nothing is trained on data that do not fit.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -87,30 +87,62 @@ def _examples(
         raise DataError(f"{str(path)!r} has {len(x):,} {x_name} but {len(y):,} {y_name}")
     if not len(x):
         raise DataError(f"{str(path)!r} has no examples: {x_name} is empty")
-    wrong = wrong_label(manifest, y)
-    if wrong is not None:
-        value, rule = wrong.split(" ", 1)
-        raise DataError(f"label {value} in {y_name!r} of {str(path)!r} {rule}")
+    names = {"input": x_name, "label": y_name}
+    for wrong in (wrong_input(manifest, x), wrong_label(manifest, y)):
+        if wrong is not None:
+            name = names[wrong.what]
+            raise DataError(
+                f"{wrong.what} {wrong.value} in {name!r} of {str(path)!r}, at {name}{wrong.place}, "
+                f"is out of range: {wrong.rule}"
+            )
     return Examples(x, y)
 
 
-def wrong_label(manifest: Manifest, y: AnyArray) -> str | None:
-    """The first label that is neither a class nor ignored, and why it is wrong."""
-    if manifest.classes is None:
+class Wrong(NamedTuple):
+    """The first value that the model does not take."""
+
+    what: Literal["input", "label"]
+    value: int
+    place: list[int]
+    """Its index, the example's first."""
+    rule: str
+    """What would be right."""
+
+
+def wrong_input(manifest: Manifest, x: AnyArray) -> Wrong | None:
+    """The first integer of x[n, ...] that is outside of what the manifest says of the inputs."""
+    below = manifest.inputs.below
+    if below is None:
         return None
-    labels = y.reshape(-1)
+    return _first_outside("input", x, below, None, f"the model takes 0 to {below - 1}")
+
+
+def wrong_label(manifest: Manifest, y: AnyArray) -> Wrong | None:
+    """The first label of y[n, ...] that is neither a class nor ignored."""
+    below, ignored = manifest.classes or manifest.labels.below, manifest.ignored_label
+    if below is None:
+        return None
+    also = "" if ignored is None else f", and {ignored} for none"
+    rule = f"the model has classes 0 to {below - 1}{also}"
+    return _first_outside("label", y, below, ignored, rule)
+
+
+def _first_outside(
+    what: Literal["input", "label"], array: AnyArray, below: int, ignored: int | None, rule: str
+) -> Wrong | None:
+    """The first element that is neither in [0, below) nor `ignored`."""
+    values = array.reshape(-1)
     # Nearly always everything is right, and two passes without a copy say so.
-    if labels.min(initial=0) >= 0 and labels.max(initial=0) < manifest.classes:
+    if values.min(initial=0) >= 0 and values.max(initial=0) < below:
         return None
-    outside = (labels < 0) | (labels >= manifest.classes)  # type: ignore[operator]
-    if manifest.ignored_label is not None:
-        outside &= labels != manifest.ignored_label
-    wrong = np.flatnonzero(outside)
-    if not len(wrong):
+    outside = (values < 0) | (values >= below)  # type: ignore[operator]
+    if ignored is not None:
+        outside &= values != ignored
+    if not outside.any():
         return None
-    also = "" if manifest.ignored_label is None else f", and {manifest.ignored_label} for none"
-    classes = f"the model has classes 0 to {manifest.classes - 1}{also}"
-    return f"{labels[wrong[0]]} is out of range: {classes}"
+    first = int(outside.argmax())
+    place = [int(index) for index in np.unravel_index(first, array.shape)]
+    return Wrong(what, int(values[first]), place, rule)
 
 
 def _fit(array: AnyArray, expected: Array, name: str, path: Path) -> AnyArray:

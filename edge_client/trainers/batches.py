@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fedtide.dataset import wrong_label
+from fedtide.dataset import wrong_input, wrong_label
 from fedtide.errors import DataError
 from fedtide.manifest import Array, Manifest
 
@@ -18,16 +18,16 @@ def check_batch(manifest: Manifest, x: AnyArray, y: AnyArray) -> tuple[AnyArray,
     Values are never converted: a silent cast of labels or pixels would train another model.
 
     Raises:
-        DataError: another shape, dtype or length, no example, or a label outside the classes.
+        DataError: another shape, dtype or length, no example, or a value out of range.
     """
     x, y = _check("inputs", manifest.inputs, x), _check("labels", manifest.labels, y)
     if len(x) != len(y):
         raise DataError(f"there are {len(x):,} inputs but {len(y):,} labels")
     if not len(x):
         raise DataError("there are no examples")
-    wrong = wrong_label(manifest, y)
-    if wrong is not None:
-        raise DataError(f"label {wrong}")
+    for wrong in (wrong_input(manifest, x), wrong_label(manifest, y)):
+        if wrong is not None:
+            raise DataError(f"{wrong.what} {wrong.value} is out of range: {wrong.rule}")
     return x, y
 
 

@@ -71,6 +71,13 @@ def test_inspect_tells_a_person(folder: Path, capsys: pytest.CaptureFixture[str]
     assert not any(char in told for char in "\x1b\t")
 
 
+def test_inspect_tells_which_integers_a_model_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["inspect", str(copy_of("tiny_tokens", tmp_path))]) == 0
+    assert "int64, [5] for each example: 0 to 11" in capsys.readouterr().out
+
+
 def test_inspect_as_json(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["inspect", "--json", str(folder)]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -9,9 +9,10 @@ import msgspec
 import numpy as np
 import pytest
 
+from edge_client.trainers.batches import check_batch
 from fedtide.dataset import Dataset, load_dataset
-from fedtide.errors import DataError
-from fedtide.manifest import Array, Manifest
+from fedtide.errors import BundleError, DataError
+from fedtide.manifest import Array, Manifest, encode_manifest, parse_manifest
 from tests.federation import fake_bundle
 
 MANIFEST = fake_bundle(8).manifest  # x: float32[2], y: int64, two classes
@@ -69,6 +70,67 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "half held out": ({"x": X, "y": Y, "x_held_out": X}, "no array 'y_held_out'"),
     "bad held out": ({"x": X, "y": Y, "x_held_out": X, "y_held_out": Y + 5}, "'y_held_out'"),
 }
+
+
+TOKENS = msgspec.structs.replace(
+    MANIFEST, inputs=Array((3,), "int64", below=12), labels=Array((2,), "int64"), ignored_label=-100
+)
+
+
+@pytest.mark.parametrize(
+    ("name", "place", "value", "message"),
+    [
+        ("x", (4, 2), 12, r"input 12 in 'x' of .*, at x\[4, 2\], .*: the model takes 0 to 11"),
+        ("x", (0, 0), -1, r"input -1 in 'x' of .*, at x\[0, 0\]"),
+        ("x", (1, 0), 2**62, rf"input {2**62} in 'x' of .*, at x\[1, 0\]"),
+        ("x_held_out", (1, 1), -12, r"input -12 in 'x_held_out' of .*, at x_held_out\[1, 1\]"),
+        ("y", (3, 1), 2, r"label 2 in 'y' of .*, at y\[3, 1\], .* 0 to 1, and -100 for none"),
+        ("y", (2, 0), -99, r"label -99 in 'y' of .*, at y\[2, 0\]"),
+    ],
+)
+def test_integers_out_of_range(
+    tmp_path: Path, name: str, place: tuple[int, ...], value: int, message: str
+) -> None:
+    arrays = {
+        "x": np.full((6, 3), 11),
+        "y": np.full((6, 2), -100),
+        "x_held_out": np.zeros((2, 3), np.int64),
+        "y_held_out": np.ones((2, 2), np.int64),
+    }
+    load(tmp_path, dict(arrays), manifest=TOKENS)
+    arrays[name][place] = value
+    # A later one, and one that is ignored, must not be blamed.
+    arrays["y"][5] = [-100, 77] if name == "y" else [-100, 1]
+    with pytest.raises(DataError, match=message) as error:
+        load(tmp_path, dict(arrays), manifest=TOKENS)
+    assert "data.npz" in str(error.value)
+    if name in ("x", "y"):
+        with pytest.raises(DataError, match=f"{value} is out of range"):
+            check_batch(TOKENS, arrays["x"], arrays["y"])
+
+
+def test_labels_and_inputs_without_a_limit_are_taken(tmp_path: Path) -> None:
+    manifest = msgspec.structs.replace(
+        TOKENS, inputs=Array((3,), "int64"), classes=None, ignored_label=None
+    )
+    far = {"x": np.full((6, 3), -7), "y": np.full((6, 2), 10**9)}
+    assert load(tmp_path, dict(far), manifest=manifest).training.x[0, 0] == -7
+    limited = msgspec.structs.replace(manifest, labels=Array((2,), "int64", below=5))
+    with pytest.raises(DataError, match="label 1000000000 in 'y'"):
+        load(tmp_path, dict(far), manifest=limited)
+
+
+def test_a_manifest_without_limits_has_the_bytes_that_it_always_had() -> None:
+    raw = encode_manifest(MANIFEST)
+    assert b"below" not in raw
+    assert parse_manifest(raw) == MANIFEST
+    raw = encode_manifest(TOKENS)
+    assert parse_manifest(raw).inputs.below == 12
+    with pytest.raises(BundleError, match="below"):
+        parse_manifest(raw.replace(b'"below": 12', b'"below": 0'))
+    odd = msgspec.structs.replace(MANIFEST, inputs=Array((2,), "float32", below=5))
+    with pytest.raises(BundleError, match="for int64 only"):
+        parse_manifest(encode_manifest(odd))
 
 
 @pytest.mark.parametrize("name", sorted(BAD))
