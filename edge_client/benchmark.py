@@ -6,7 +6,6 @@ A fresh process, so that the peak of its memory is that of this configuration al
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 import time
@@ -15,11 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from edge_client.child import Answer, answer
 from edge_client.recorded_steps import read_recorded_steps
 from edge_client.trainers import AnyArray
 from edge_client.trainers.opening import open_trainer
 from fedtide.bundle import Bundle, open_bundle_dir
-from fedtide.errors import FedtideError
 from fedtide.runtime import import_onnxruntime
 from fedtide.safetensors import read_initial_model
 
@@ -29,9 +28,7 @@ _LEARNING_RATE = 1e-3
 """Small, so that random data do not drive the model to values that are slow or no numbers."""
 
 
-def measure(
-    folder: Path, runtime: Any, threads: int, batch_size: int, seconds: float
-) -> dict[str, Any]:
+def measure(folder: Path, runtime: Any, threads: int, batch_size: int, seconds: float) -> Answer:
     """Train on random data for `seconds`; see docs/bundle.md for the fields.
 
     Raises:
@@ -99,15 +96,15 @@ def resident_bytes(field: str) -> int | None:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the measurements, or {"error": ...}, as one JSON object."""
+    """Answer with the measurements."""
     folder, runtime, threads, batch_size, seconds = arguments
-    try:
+
+    def measured() -> Answer:
         result = measure(Path(folder), runtime, int(threads), int(batch_size), float(seconds))
-    except (FedtideError, MemoryError) as exc:
-        result = {"error": str(exc) or "out of memory"}
-    # JSON has neither infinity nor NaN.
-    print(json.dumps({k: None if _is_odd(v) else v for k, v in result.items()}))
-    return 0
+        # JSON has neither infinity nor NaN.
+        return {key: None if _is_odd(value) else value for key, value in result.items()}
+
+    return answer(measured)
 
 
 def _is_odd(value: object) -> bool:

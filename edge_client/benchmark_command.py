@@ -7,11 +7,11 @@ import json
 import math
 import os
 import platform
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from edge_client.child import ask
 from edge_client.tables import duration, size, table
 from edge_client.trainers.opening import Runtime, available_runtimes
 from fedtide.bundle import Bundle, open_bundle_dir
@@ -97,25 +97,7 @@ def _runtimes(bundle: Bundle, asked: str) -> tuple[Runtime, ...]:
 
 def _measure(folder: Path, given: dict[str, Any], seconds: float) -> dict[str, Any]:
     words = [str(folder), *(str(given[key]) for key in ("runtime", "threads", "batch_size"))]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    try:
-        done = subprocess.run(
-            [sys.executable, "-m", "edge_client.benchmark", *words, str(seconds)],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            timeout=seconds + _STARTING_S,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return {"error": f"it took longer than {seconds + _STARTING_S:g} s"}
-    if done.returncode < 0:
-        return {"error": f"signal {-done.returncode} ended it; perhaps memory ran out"}
-    try:
-        result: dict[str, Any] = json.loads(done.stdout)
-    except ValueError:
-        return {"error": f"it ended with code {done.returncode}"}
-    return result
+    return ask("edge_client.benchmark", [*words, str(seconds)], seconds + _STARTING_S)
 
 
 def _as_text(told: dict[str, Any]) -> str:

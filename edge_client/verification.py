@@ -1,12 +1,18 @@
-"""Whether a runtime of this machine computes what PyTorch did when the bundle was exported."""
+"""Whether a runtime of this machine computes what PyTorch did when the bundle was exported:
+`python -m edge_client.verification BUNDLE RUNTIME THREADS`.
+"""
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterator
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from edge_client.child import Answer, answer
 from edge_client.fingerprint import (
     MEASURE_ABSOLUTE,
     MEASURE_RELATIVE,
@@ -16,9 +22,12 @@ from edge_client.fingerprint import (
     fingerprint,
     start_near,
 )
-from edge_client.recorded_steps import RecordedSteps
+from edge_client.recorded_steps import RecordedSteps, read_recorded_steps
 from edge_client.trainers import Trainer
+from edge_client.trainers.opening import open_trainer
+from fedtide.bundle import open_bundle_dir
 from fedtide.manifest import Manifest
+from fedtide.safetensors import read_initial_model
 from fedtide.vectors import Vector
 
 
@@ -29,6 +38,34 @@ class Finding(NamedTuple):
     """Divided by the allowed error: more than 1 is wrong, infinite for NaN."""
     where: str
     """Such as `step 2 (batch of 3), tensor 'fc.weight'`."""
+
+
+def judge(folder: Path, runtime: Any, threads: int) -> Answer:
+    """`ratio` and `where` of the first wrong result, or of the worst if all are right; `steps`
+    done, and `seconds` taken.
+
+    Raises:
+        FedtideError: the bundle or the runtime cannot be used.
+    """
+    bundle = open_bundle_dir(folder)
+    recorded, initial = read_recorded_steps(bundle), read_initial_model(bundle)
+    started = time.monotonic()
+    worst = Finding(0.0, "")
+    trainer = open_trainer(bundle, runtime, threads)
+    try:
+        for finding in compare(trainer, recorded, initial):
+            if not finding.error <= 1:  # NaN among them
+                worst = finding
+                break
+            worst = max(worst, finding)
+    finally:
+        trainer.close()
+    return {
+        "ratio": worst.error,
+        "where": worst.where,
+        "steps": len(recorded.batches),
+        "seconds": time.monotonic() - started,
+    }
 
 
 def compare(trainer: Trainer, recorded: RecordedSteps, initial: Vector) -> Iterator[Finding]:
@@ -69,3 +106,13 @@ def _tensors(what: str, manifest: Manifest, change: Vector, expected: Fingerprin
     ratios = errors(fingerprint(change, manifest.tensors), expected, manifest.tensors)
     worst = int(np.argmax(ratios))
     return Finding(float(ratios[worst]), f"{what}, tensor {manifest.tensors[worst].name!r}")
+
+
+def main(arguments: list[str]) -> int:
+    """Answer with the judgement."""
+    folder, runtime, threads = arguments
+    return answer(lambda: judge(Path(folder), runtime, int(threads)))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

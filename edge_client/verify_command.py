@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import argparse
 import platform
-import time
 from pathlib import Path
 from typing import NamedTuple
 
-from edge_client.recorded_steps import RecordedSteps, read_recorded_steps
+from edge_client.child import ask
+from edge_client.recorded_steps import read_recorded_steps
 from edge_client.tables import duration, table
-from edge_client.trainers.opening import Runtime, available_runtimes, open_trainer
-from edge_client.verification import Finding, compare
-from fedtide.bundle import Bundle, open_bundle_dir
+from edge_client.trainers.opening import Runtime, available_runtimes
+from edge_client.verification import Finding
+from fedtide.bundle import open_bundle_dir
 from fedtide.errors import BundleError, ConfigError, VerificationError, install_hint
 from fedtide.logs import escaped
+from fedtide.manifest import Runtimes
 from fedtide.runtime import import_onnxruntime
 from fedtide.safetensors import read_initial_model
-from fedtide.vectors import Vector
 
 RUNTIMES: tuple[Runtime, ...] = ("portable", "ort_training")
+
+
+_SECONDS_MAX = 3600
+"""For all steps of one runtime: a machine that is slower will not train the model either."""
 
 
 class Verdict(NamedTuple):
@@ -27,7 +31,7 @@ class Verdict(NamedTuple):
 
     text: str
     wrong: Finding | None = None
-    failed: BundleError | None = None
+    failed: str | None = None
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,20 +53,20 @@ def run(parsed: argparse.Namespace) -> int:
         bundle.read(path)  # complete, and undamaged
     if not available_runtimes():
         raise ConfigError("onnxruntime is not installed here", hint=install_hint("client"))
-    recorded, initial = read_recorded_steps(bundle), read_initial_model(bundle)
+    read_recorded_steps(bundle), read_initial_model(bundle)  # they fit the manifest
     version = import_onnxruntime().__version__
     print(
         f"{escaped(bundle.manifest.name)}, bundle {bundle.digest[:12]}: onnxruntime {version}, "
         f"{platform.system()} {platform.machine()}, Python {platform.python_version()}"
     )
     verdicts = {
-        runtime: _verdict(bundle, runtime, parsed.threads, recorded, initial)
+        runtime: _verdict(parsed.bundle, bundle.manifest.runtimes, runtime, parsed.threads)
         for runtime in RUNTIMES
     }
     print(table([(runtime, verdict.text) for runtime, verdict in verdicts.items()]), flush=True)
     for runtime, verdict in verdicts.items():
         if verdict.failed is not None:
-            raise BundleError(f"runtime {runtime} failed: {verdict.failed}") from verdict.failed
+            raise BundleError(f"runtime {runtime} failed: {verdict.failed}")
         if verdict.wrong is not None:
             raise VerificationError(
                 f"runtime {runtime}, {verdict.wrong.where}: the error is "
@@ -73,32 +77,22 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _verdict(
-    bundle: Bundle, runtime: Runtime, threads: int, recorded: RecordedSteps, initial: Vector
-) -> Verdict:
-    runtimes = bundle.manifest.runtimes
+def _verdict(folder: Path, runtimes: Runtimes, runtime: Runtime, threads: int) -> Verdict:
     if runtime == "ort_training" and runtimes.ort_training is None:
         because = runtimes.ort_training_absent_because or "it was not exported"
         return Verdict(f"not run: the bundle does not offer it: {escaped(because)}")
     if runtime not in available_runtimes():
         return Verdict("not run: onnxruntime.training is not installed here")
-    started = time.monotonic()
-    worst = Finding(0.0, "")
-    try:
-        trainer = open_trainer(bundle, runtime, threads)
-        try:
-            for finding in compare(trainer, recorded, initial):
-                if not finding.error <= 1:
-                    return Verdict(f"WRONG: {escaped(finding.where)}", finding)
-                worst = max(worst, finding)
-        finally:
-            trainer.close()
-    except BundleError as exc:
-        return Verdict("FAILED", failed=exc)
-    took = duration(time.monotonic() - started)
+    words = [str(folder), runtime, str(threads)]
+    found = ask("edge_client.verification", words, _SECONDS_MAX)
+    if "error" in found:
+        return Verdict("FAILED", failed=found["error"])
+    finding = Finding(found["ratio"], found["where"])
+    if not finding.error <= 1:
+        return Verdict(f"WRONG: {escaped(finding.where)}", finding)
     return Verdict(
-        f"as PyTorch: its largest error is {worst.error:.2g} of the allowed one "
-        f"({escaped(worst.where)}), {len(recorded.batches)} steps in {took}"
+        f"as PyTorch: its largest error is {finding.error:.2g} of the allowed one "
+        f"({escaped(finding.where)}), {found['steps']} steps in {duration(found['seconds'])}"
     )
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from edge_client import arithmetic, verify_command
+from edge_client import arithmetic, child, verification, verify_command
 from edge_client.benchmark import random_batch
 from edge_client.fingerprint import difference, errors, fingerprint, start_near
 from edge_client.recorded_steps import RecordedSteps, encode_recorded_steps, read_recorded_steps
@@ -27,6 +28,7 @@ from fedtide import cli
 from fedtide.bundle import open_bundle_dir, sha256_hex
 from fedtide.errors import BundleError
 from fedtide.manifest import MANIFEST_NAME, File, Tensor, encode_manifest
+from fedtide.runtime import import_onnxruntime
 from fedtide.safetensors import decode_safetensors, encode_safetensors, read_initial_model
 from tests.bundles import build, export_python
 from tests.federation import fake_bundle
@@ -292,7 +294,11 @@ def test_verify_catches_an_error(
     def opened(*arguments: Any) -> Any:
         return planted(open_trainer(*arguments))
 
-    monkeypatch.setattr(verify_command, "open_trainer", opened)
+    def asked(_module: str, words: Sequence[str], _seconds_max: float) -> Any:
+        return verification.judge(Path(words[0]), words[1], int(words[2]))
+
+    monkeypatch.setattr(verification, "open_trainer", opened)
+    monkeypatch.setattr(verify_command, "ask", asked)
     assert cli.main(["verify", str(folder)]) == 5
     told = capsys.readouterr()
     assert f"portable      WRONG: {where}" in told.out
@@ -365,6 +371,61 @@ def test_verify_without_a_runtime(
     monkeypatch.setattr(verify_command, "available_runtimes", lambda: ())
     assert cli.main(["verify", str(folder)]) == 2
     assert "onnxruntime is not installed" in capsys.readouterr().err
+
+
+# --- graphs in a process of their own
+
+CRASHES = {
+    "SIGSEGV": (
+        "import ctypes; ctypes.string_at(0)",
+        r"signal 11 \(SIGSEGV\).*onnxruntime crashed",
+    ),
+    "SIGABRT": ("import os; os.abort()", r"signal 6 \(SIGABRT\).*onnxruntime crashed"),
+    "SIGKILL": (
+        "import os, signal; os.kill(os.getpid(), signal.SIGKILL)",
+        r"signal 9 \(SIGKILL\).*perhaps memory ran out",
+    ),
+    "exit": ("import os; os._exit(7)", "ended with code 7 and without an answer"),
+}
+FAKE_RUNTIME = """
+__version__ = "0"
+class SessionOptions:
+    def add_session_config_entry(self, key, value): pass
+def InferenceSession(*_, **__):
+    {crash}
+"""
+
+
+@needs_runtime
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("command", [["verify"], ["client", "benchmark", "--seconds", "0.05"]])
+@pytest.mark.parametrize("how", sorted(CRASHES))
+def test_a_crash_of_the_runtime_is_a_message(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    command: list[str],
+    how: str,
+) -> None:
+    crash, message = CRASHES[how]
+    package = tmp_path / "fake" / "onnxruntime"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(FAKE_RUNTIME.format(crash=crash))
+    import_onnxruntime()  # the real one in this process, the other one in its child
+    monkeypatch.syspath_prepend(str(package.parent))
+    assert cli.main([*command, str(folder)]) == 3
+    told = capsys.readouterr()
+    assert re.search(message, told.err)
+    assert "failed" in told.out.lower()
+
+
+def test_a_child_that_never_answers_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "waits_for_ever.py").write_text("import threading; threading.Event().wait()")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert child.ask("waits_for_ever", [], 0.5) == {"error": "it took longer than 0.5 s"}
 
 
 # --- fingerprints
