@@ -1,4 +1,4 @@
-"""How much memory a run of an ONNX graph takes, from the shapes of its inputs alone.
+"""How much memory and time a run of an ONNX graph takes, from the shapes of its inputs alone.
 
 Each accepted operator has a rule that gives the shapes of its results (`onnx_rules`). What cannot
 be followed to the end is refused: a graph's memory must be known before it runs. So are a few
@@ -16,6 +16,7 @@ import numpy as np
 from fedtide.errors import BundleError
 from fedtide.onnx_calls import Call, Rule, Scratch, Value
 from fedtide.onnx_graph import Graph, Node
+from fedtide.onnx_operations import operations
 from fedtide.onnx_values import check_divisor, check_empty, results
 
 _ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 9: 1, 10: 2, 12: 4, 16: 2}
@@ -31,6 +32,8 @@ class Footprint(NamedTuple):
     """Most memory of results that are needed at one time."""
     work_bytes: int
     """Size of all results, those of a body times its iterations."""
+    operations: int
+    """Those of all nodes, of a body times its iterations (`onnx_operations`)."""
     held_bytes: int
     """Size of the declared inputs and the constants."""
 
@@ -58,7 +61,7 @@ def footprint(graph: Graph, batch: int, rules: Mapping[str, Rule], *, strict: bo
     held = [*scope.values(), *(Value(*tensor) for tensor in graph.constants.values())]
     walk = _Walk(rules, strict)
     _, peak = walk.run(graph, scope, 1)
-    return Footprint(peak, walk.work, sum(map(size_bytes, held)))
+    return Footprint(peak, walk.work, walk.operations, sum(map(size_bytes, held)))
 
 
 class _Walk:
@@ -66,7 +69,7 @@ class _Walk:
 
     def __init__(self, rules: Mapping[str, Rule], strict: bool) -> None:
         self._rules, self._strict = rules, strict
-        self.work = 0
+        self.work = self.operations = 0
 
     def run(
         self, graph: Graph, outer: Mapping[str, Value | None], times: int
@@ -75,7 +78,7 @@ class _Walk:
         scope = dict(outer)
         for name, tensor in graph.constants.items():
             scope[name] = Value(*tensor, constant=True)
-        last_use = {name: at for at, node in enumerate(graph.nodes) for name in _reads(node)}
+        last_use = {name: at for at, node in enumerate(graph.nodes) for name in reads(node)}
         last_use |= dict.fromkeys(graph.outputs, len(graph.nodes))
         ends: dict[int, int] = {}
         live = peak = 0
@@ -122,6 +125,7 @@ class _Walk:
             check_empty(call)
             shapes = rule(call)
             scratch = sum(math.prod(shape) for shape in shapes if isinstance(shape, Scratch))
+            self.operations += times * operations(call, shapes)
             with np.errstate(all="ignore"):
                 return list(results(call, shapes)), 4 * scratch
         except (ValueError, IndexError, TypeError, KeyError, ArithmeticError) as exc:
@@ -170,10 +174,10 @@ def size_bytes(value: Value | None) -> int:
     return math.prod(value.shape) * _ELEMENT_BYTES.get(value.elem_type, 8)
 
 
-def _reads(node: Node) -> set[str]:
+def reads(node: Node) -> set[str]:
     """Names that the node reads, those that its body reads from outside among them."""
     names = set(node.inputs)
     for attribute in node.attributes.values():
         if isinstance(attribute, Graph):
-            names.update(attribute.outputs, *(_reads(inner) for inner in attribute.nodes))
+            names.update(attribute.outputs, *(reads(inner) for inner in attribute.nodes))
     return names

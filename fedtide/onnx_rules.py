@@ -331,6 +331,15 @@ def _gemm(call: Call) -> list[Shape]:
 
 @rule("Einsum")
 def _einsum(call: Call) -> list[Shape]:
+    _, largest, shape = einsum_sizes(call)
+    return [shape, Scratch((largest,))]
+
+
+def einsum_sizes(call: Call) -> tuple[list[int], int, Shape]:
+    """Products of each of its steps, the size of its largest intermediate, and its result's shape.
+
+    Operands are multiplied one after the other; what is not needed later is summed at once.
+    """
     terms, arrow, output = call.string("equation", "").replace(" ", "").partition("->")
     operands = terms.split(",")
     if not arrow or "." in terms or len(operands) != len(call.inputs):
@@ -339,9 +348,13 @@ def _einsum(call: Call) -> list[Shape]:
     for index, letters in enumerate(operands):
         for letter, extent in zip(letters, call.shape(index), strict=True):
             extents[letter] = max(extent, extents.get(letter, 1))
-    # Operands are multiplied one after the other; what is not needed later is summed at once.
-    kept, largest = set(operands[0]), 0
+
+    def size(letters: set[str]) -> int:
+        return math.prod(extents[letter] for letter in letters)
+
+    kept, products, largest = set(operands[0]), list[int](), 0
     for index, letters in enumerate(operands):
+        products.append(size(kept | set(letters)))
         kept = (kept | set(letters)) & set("".join([output, *operands[index + 1 :]]))
-        largest = max(largest, math.prod(extents[letter] for letter in kept))
-    return [tuple(extents[letter] for letter in output), Scratch((largest,))]
+        largest = max(largest, size(kept))
+    return products, largest, tuple(extents[letter] for letter in output)

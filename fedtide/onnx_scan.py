@@ -2,7 +2,7 @@
 
 Refused: tensors whose data lie outside the file, sparse tensors and functions (`onnx_graph`),
 operators without a rule, results that no device has memory for or whose size cannot be told
-beforehand (`onnx_footprint`), and files over limits.
+beforehand, more operations than a step may take (`onnx_footprint`), and files over limits.
 
 The size of every result is worked out for a batch of 1 and of `BATCH_LARGE`. What that cannot
 bound is left to the process's memory limit: the memory that an operator needs for itself, larger
@@ -106,6 +106,11 @@ def scan_model(
             raise BundleError(
                 f"a run with a batch of {batch} needs {found.peak_bytes:,} bytes at one time, "
                 f"at most {most:,} are accepted"
+            )
+        if found.operations > limits.OPERATIONS_MAX * batch:
+            raise BundleError(
+                f"a run with a batch of {batch} takes {found.operations:,} operations, "
+                f"at most {limits.OPERATIONS_MAX * batch:,} are accepted"
             )
     return Scan(budget.nodes, budget.elements, budget.operators, one, large)
 

@@ -30,6 +30,7 @@ PURE = frozenset(
         "fedtide/onnx_calls.py",
         "fedtide/onnx_footprint.py",
         "fedtide/onnx_graph.py",
+        "fedtide/onnx_operations.py",
         "fedtide/onnx_rules.py",
         "fedtide/onnx_scan.py",
         "fedtide/onnx_values.py",

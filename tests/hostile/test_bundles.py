@@ -192,6 +192,42 @@ def test_128_bytes_that_ask_for_12_gigabytes() -> None:
     assert scan_model(small).footprint.peak_bytes == 12_000_000
 
 
+SIDE = 8192
+SQUARE = int64_tensor("square", SIDE, SIDE)
+HOURS = {
+    # 2 x 8192^3 operations each, and never more than three matrices of 268 MB.
+    "products": after(
+        node("Expand", "x square", "m0"),
+        *(node("MatMul", f"m{i} m{i}", f"m{i + 1}") for i in range(10)),
+        node("ReduceMax", "m10", "huge"), constants=(SQUARE,),
+    ),
+    "products in a Scan": after(
+        node("Expand", "x square", "m"),
+        scan_node(
+            body(node("MatMul", "m m", "p"), node("ReduceMax", "p", "t")), "x1000", "huge"
+        ),
+        constants=(SQUARE, float_tensor("x1000", 1000)),
+    ),
+    "iterations over nothing": after(
+        node("Expand", "none many", "slices"),
+        scan_node(body(node("Neg", "s", "t")), "slices", "all"),
+        node("Shape", "all", "n"), node("Cast", "n", "huge", more=integer("to", 1)),
+        constants=(float_tensor("none", 1, 0), int64_tensor("many", 1 << 40, 0)),
+    ),
+    "a large window": after(
+        node("Expand", "a side", "image"), node("MaxPool", "image", "huge", more=integers(
+            "kernel_shape", 2048, 2048)),
+        constants=(float_tensor("a", 1, 1, 1, 1), int64_tensor("side", 1, 1, 5000, 5000)),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("bomb", HOURS)
+def test_graphs_that_would_compute_for_hours_are_refused(bomb: str) -> None:
+    with pytest.raises(BundleError, match="operations, at most 10,000,000,000,000 are accepted"):
+        scan_model(HOURS[bomb])
+
+
 def test_a_bomb_that_waits_for_a_batch() -> None:
     """Nothing with one example; the power of the batch that is wanted of it otherwise."""
     batch = block(1, "x") + block(2, block(1, number(1, 1) + block(2, block(1, block(2, "n")))))

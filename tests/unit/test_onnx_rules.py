@@ -11,6 +11,7 @@ from fedtide.errors import BundleError
 from fedtide.onnx_calls import Call, Scratch
 from fedtide.onnx_footprint import WORK_BYTES_MAX, footprint
 from fedtide.onnx_graph import Budget, read_model
+from fedtide.onnx_operations import NODE_OPERATIONS
 from fedtide.onnx_rules import RULES
 from fedtide.onnx_scan import LIVE_BYTES_MAX, OPERATORS, scan_model
 from tests.onnx_bytes import (
@@ -53,6 +54,8 @@ FLAGS = number(1, 2) + number(2, 9) + block(8, "i0") + block(9, bytes(2))
 WINDOW = integers("strides", 2, 3) + integers("pads", 1, 0, 0, 1)
 SAME = string("auto_pad", "SAME_UPPER") + integers("strides", 2, 2)
 SIZED = integers("strides", 2, 3) + integers("output_shape", 9, 16)
+GROUPED = integer("group", 2)
+AB_BC_CD = string("equation", "ab,bc,cd->ad")
 POOL = integers("kernel_shape", 3, 2) + WINDOW
 CASES = [
     *(Case(name, ((3, 4),)) for name in UNARY),
@@ -274,12 +277,46 @@ def test_iterations_are_work() -> None:
     steps = float_tensor("steps", 50)
     scan_ = scan_node(inner, "steps", "all")
     raw = chain([scan_, node("ReduceMax", "all")], [big, steps])
-    assert scan_model(raw).footprint.work_bytes == 2 * 50 * (4 << 20) + 4
+    found = scan_model(raw).footprint
+    assert found.work_bytes == 2 * 50 * (4 << 20) + 4
+    # Each time a slice and a shape are read; then the maximum of all of it.
+    elements = 50 * ((1 << 20) + 1 + 1) + (50 << 20) + 1
+    assert found.operations == 51 * NODE_OPERATIONS + elements
     rows = [int64_tensor("many", 1 << 22), node("Expand", "x0 many", "rows")]
     deep = scan_node(body(scan_node(inner, "rows", "u"), node("ReduceMax", "u", "t")), "rows")
     text = scan_error(rows[1], deep, constants=(big, rows[0], float_tensor("x0", 1)))
     assert "bytes" in text
     assert WORK_BYTES_MAX > LIVE_BYTES_MAX
+
+
+@pytest.mark.parametrize(
+    ("count", "op_type", "shapes", "more"),
+    [
+        (3 * 4 * 2, "Add", ((3, 4), (4,)), b""),
+        (2 * 3 * 4 * 5, "MatMul", ((3, 4), (4, 5)), b""),
+        (7 * 2 * 3 * 4 * 5, "MatMul", ((7, 3, 4), (7, 4, 5)), b""),
+        (2 * 3 * 4 * 5, "Gemm", ((4, 3), (5, 4)), integer("transA", 1) + integer("transB", 1)),
+        (2 * (3 * 4 * 5 + 3 * 5 * 2), "Einsum", ((3, 4), (4, 5), (5, 2)), AB_BC_CD),
+        (2 * (2 * 6 * 3 * 4) * (2 * 3 * 3), "Conv", ((2, 4, 5, 6), (6, 2, 3, 3)), GROUPED),
+        (2 * (2 * 4 * 5 * 6) * (3 * 3 * 3), "ConvTranspose", ((2, 4, 5, 6), (4, 3, 3, 3)), b""),
+        (2 * 4 * 3 * 4 * 9, "MaxPool", ((2, 4, 5, 6),), integers("kernel_shape", 3, 3)),
+        (2 * 7 * 2 * (12 * 5 + 12 * 12), "RNN", ((7, 2, 5), (1, 12, 5), (1, 12, 12)), b""),
+        (30 + 3, "ReduceSum", ((5, 6),), integers("axes", 0)),
+        (8, "Gather", ((1000, 4), [1, 2]), b""),
+    ],
+)  # fmt: skip
+def test_operations_are_counted(
+    count: int, op_type: str, shapes: tuple[Any, ...], more: bytes
+) -> None:
+    constants = [
+        int64_tensor(f"i{at}", *shape)
+        if isinstance(shape, list)
+        else float_tensor(f"i{at}", *shape)
+        for at, shape in enumerate(shapes)
+    ]
+    names = " ".join(f"i{at}" for at in range(len(shapes)))
+    found = scan_model(chain([node(op_type, names, "y", more=more)], constants)).footprint
+    assert found.operations - NODE_OPERATIONS == pytest.approx(count, rel=0.05, abs=8)
 
 
 def test_a_state_keeps_its_shape() -> None:

@@ -1,0 +1,68 @@
+"""How many operations a node of an ONNX graph takes, from shapes alone: what bounds its time.
+
+A multiplication and an addition are two. Where the count depends on what an implementation does
+(exponentials, sorting, normalising), each element counts as one: the bound is a coarse one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from fedtide.onnx_calls import Call, Shape
+from fedtide.onnx_rules import einsum_sizes
+
+NODE_OPERATIONS = 10_000
+"""To start a node takes about a microsecond, whatever it computes; a Scan starts many."""
+_LOOKS_UP = {"Gather", "GatherElements", "GatherND", "Reshape", "Shape", "Size", "Slice", "Split"}
+"""Their results say how much they read; their inputs may be tables."""
+
+
+def operations(call: Call, shapes: Sequence[Shape]) -> int:
+    """Of one run of the node; `shapes` are its results'."""
+    count = _COUNTS.get(call.node.op_type, _elements)
+    return NODE_OPERATIONS + count(call, shapes)
+
+
+def _elements(call: Call, shapes: Sequence[Shape]) -> int:
+    read = () if call.node.op_type in _LOOKS_UP else call.inputs
+    inputs = sum(math.prod(value.shape) for value in read if value is not None)
+    return inputs + sum(map(math.prod, shapes))
+
+
+def _mat_mul(call: Call, shapes: Sequence[Shape]) -> int:
+    return 2 * math.prod(shapes[0]) * call.shape()[-1]
+
+
+def _gemm(call: Call, shapes: Sequence[Shape]) -> int:
+    return 2 * math.prod(shapes[0]) * call.shape()[0 if call.integer("transA", 0) else 1]
+
+
+def _conv(call: Call, shapes: Sequence[Shape]) -> int:
+    # Each result is a sum over a window; each input of a transposed one goes into a window.
+    places = call.shape() if call.node.op_type == "ConvTranspose" else shapes[0]
+    return 2 * math.prod(places) * math.prod(call.shape(1)[1:])
+
+
+def _pool(call: Call, shapes: Sequence[Shape]) -> int:
+    return math.prod(shapes[0]) * math.prod(call.integers("kernel_shape", ()))
+
+
+def _recurrent(call: Call, _shapes: Sequence[Shape]) -> int:
+    steps, batch, _ = call.shape()
+    return 2 * steps * batch * (math.prod(call.shape(1)) + math.prod(call.shape(2)))
+
+
+def _einsum(call: Call, _shapes: Sequence[Shape]) -> int:
+    first, *further = einsum_sizes(call)[0]
+    return 2 * sum(further) or first
+
+
+_COUNTS: dict[str, Callable[[Call, Sequence[Shape]], int]] = {
+    "MatMul": _mat_mul,
+    "Gemm": _gemm,
+    "Einsum": _einsum,
+    **dict.fromkeys(("Conv", "ConvTranspose"), _conv),
+    **dict.fromkeys(("MaxPool", "AveragePool"), _pool),
+    **dict.fromkeys(("GRU", "LSTM", "RNN"), _recurrent),
+}
