@@ -9,7 +9,7 @@ import logging
 import re
 import tomllib
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 from msgspec import Meta, Struct
@@ -18,6 +18,8 @@ from fedtide.errors import ConfigError
 
 T = TypeVar("T")
 _IDENTIFIER_RULE = "a name of letters, digits, '.', '_' or '-', at most 64"
+_VALUE_CHARS_MAX = 60
+"""Of a value that a message quotes."""
 _log = logging.getLogger(__name__)
 
 Positive = Annotated[int, Meta(ge=1)]
@@ -77,13 +79,46 @@ def load_config(path: Path, kind: type[T]) -> T:
     def decode(wanted: type, value: Any) -> Any:
         if wanted is Path and isinstance(value, str) and value:
             return (path.parent / Path(value).expanduser()).resolve()
-        raise ValueError(f"Expected a path, got {value!r}")
+        raise ValueError("Expected a path")
 
     try:
         return msgspec.convert(raw, kind, dec_hook=decode)
     except msgspec.ValidationError as exc:
-        text = str(exc).replace("`$.", "`").replace(" - at", ": at")
-        text = re.sub(r"`?str`? matching regex .*?(?=:)", _IDENTIFIER_RULE, text)
         raise ConfigError(
-            f"{str(path)!r}: {text}", hint="docs/configuration.md lists every key and its meaning"
+            f"{str(path)!r}: {_explained(str(exc), raw, kind)}",
+            hint="docs/configuration.md lists every key and its meaning",
         ) from exc
+
+
+def _explained(text: str, raw: Any, kind: Any) -> str:
+    """What msgspec says is wrong, after the key and its value; of some words, all of them."""
+    text, _, place = text.partition(" - at `$")
+    text = re.sub(r"`?str`? matching regex .*", _IDENTIFIER_RULE, text)
+    name, value, wanted = place.strip(".`"), raw, kind
+    for key in re.findall(r"[^.[\]]+", name):
+        if isinstance(value, list):
+            value = value[int(key)]
+        else:
+            fields = {field.encode_name: field.type for field in msgspec.structs.fields(wanted)}
+            value, wanted = value[key], fields[key]
+    choices = _choices(wanted)
+    if choices and text.startswith(
+        ("Invalid enum value", "Expected `str`", "Expected `int | str`")
+    ):
+        text = f"expected {' or '.join(choices)}"
+    if isinstance(value, dict):
+        return f"{name}: {text}" if name else text
+    if "password" in name:
+        return f"{name} is wrong: {text}"
+    shown = repr(value)
+    shown = shown if len(shown) <= _VALUE_CHARS_MAX else shown[:_VALUE_CHARS_MAX] + "…"
+    return f"{name} is {shown}: {text[0].lower()}{text[1:]}"
+
+
+def _choices(wanted: Any) -> list[str]:
+    """The words that a type allows; a number is one of them where it may be one."""
+    if get_origin(wanted) is Literal:
+        return [repr(choice) for choice in get_args(wanted)]
+    if wanted in (int, float):
+        return ["a number"]
+    return [choice for part in get_args(wanted) for choice in _choices(part)]

@@ -151,6 +151,54 @@ def test_each_wrong_thing_of_a_client_is_named(
         load(tmp_path, CLIENT.replace(*change), ClientConfig)
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("plan.optimizer = 'adam'", "plan.optimizer is 'adam': expected 'sgd' or 'adamw'"),
+        ("encoding = 8", "encoding is 8: expected 'f32' or 'f16'"),
+        ("encoding = 'f8'", "encoding is 'f8': expected 'f32' or 'f16'"),
+        ("plan.batch_size = 'every'", "plan.batch_size is 'every': expected a number or 'all'"),
+        ("broker.port = 70000", "broker.port is 70000: expected `int` <= 65535"),
+        ("plan.betas = [0.5, 2]", "plan.betas[1] is 2: expected `float` < 1.0"),
+        ("plan.betas = [1, 2, 3]", "plan.betas is [1, 2, 3]: expected `array` of length 2"),
+        ("evaluation.data = 7", "evaluation.data is 7: expected a path"),
+        (f"evaluation.batch_size = '{'x' * 99}'", f"evaluation.batch_size is '{'x' * 59}…: "),
+        ("plan.nesterov = true", "plan: nesterov needs a momentum above 0"),
+        ("plan.rate = 1", "plan: Object contains unknown field `rate`"),
+        ("plan = 7", "plan is 7: expected `object`"),
+        ("broker.password_file = 1234", "broker.password_file is wrong: Expected a path"),
+    ],
+)
+def test_the_value_and_the_choices_are_named(tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, f"{line}\n{COORDINATOR}", CoordinatorConfig)
+    assert f"x.toml': {said}" in str(error.value)
+    assert "1234" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", [CoordinatorConfig, ClientConfig])
+@pytest.mark.parametrize("value", ["-1", "'a b'", "[]", "[{}]", "1979-05-27", "inf", "{z = 1}"])
+def test_any_value_of_any_key_is_taken_or_refused(
+    tmp_path: Path, kind: type[msgspec.Struct], value: str
+) -> None:
+    text = COORDINATOR if kind is CoordinatorConfig else CLIENT
+    for key in keys_of(kind):
+        lines = [
+            line for line in text.splitlines() if not line.startswith(f"{key.split('.')[-1]} ")
+        ]
+        table = next((line for line in lines if line == f"[{key.split('.')[0]}]"), None)
+        if table is None:
+            lines.insert(0, f"{key} = {value}")
+        else:
+            lines.insert(lines.index(table) + 1, f"{key.split('.', 1)[1]} = {value}")
+        try:
+            load(tmp_path, "\n".join(lines), kind)
+            continue
+        except ConfigError as exc:
+            said = str(exc)
+        assert key in said or "give either rounds" in said or "required" in said
+
+
 def test_no_file_no_toml_no_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path / "absent.toml", ClientConfig)
