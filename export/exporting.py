@@ -14,7 +14,7 @@ from export.fingerprint import record
 from export.inspection import Model, inspect_model
 from export.ort_artifacts import OrtArtifacts, make_ort_artifacts
 from export.portable_step import evaluation_graph, inference_graph, train_graph
-from export.reference import is_additive
+from export.reference import freeze_unreached, is_additive
 from export.verification import compute_expected, verify_bundle
 from export.writer import check_target, replacing, write_files
 from fedtide.bundle import Bundle, open_bundle_dir
@@ -70,7 +70,10 @@ def export_bundle(
     """
     check_target(out)
     progress("inspecting the model")
-    model = inspect_model(spec, name)
+    model, unreached = freeze_unreached(inspect_model(spec, name))
+    if unreached:
+        others = f" and {len(unreached) - 1} more" if len(unreached) > 1 else ""
+        progress(f"freezing what the loss does not reach: {unreached[0]}{others}")
     model = replace(model, additive=is_additive(model))
     train = train_graph(model, opset, progress=progress)
     progress("tracing and translating evaluation and inference")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import copy
 import fnmatch
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -210,7 +211,7 @@ def _tensors(
     named: list[tuple[str, torch.Tensor, bool]], changed: frozenset[str], spec: ModelSpec
 ) -> tuple[Tensor, ...]:
     """Parameters and float32 buffers, in the order of the manifest's parts."""
-    found: list[tuple[str, torch.Tensor, Kind, bool]] = []
+    found: list[Tensor] = []
     for name, value, is_parameter in named:
         kind: Kind = "frozen"
         if is_parameter and value.requires_grad:
@@ -218,20 +219,29 @@ def _tensors(
         elif name in changed:
             kind = "statistic"
         local = any(fnmatch.fnmatchcase(name, pattern) for pattern in spec.local)
-        found.append((name, value, kind, kind != "frozen" and not local))
-    _check_local(spec, [name for name, *_ in found])
-    if not any(kind == "parameter" for _, _, kind, _ in found):
+        found.append(Tensor(name, tuple(value.shape), 0, kind, kind != "frozen" and not local))
+    _check_local(spec, [tensor.name for tensor in found])
+    if not any(tensor.kind == "parameter" for tensor in found):
         raise ExportError("the model has no trainable parameter")
-    if not any(shared for *_, shared in found):
+    return arranged(found)
+
+
+def arranged(found: Iterable[Tensor]) -> tuple[Tensor, ...]:
+    """The same in the order of the manifest's parts, with the offsets that follow from it.
+
+    Raises:
+        ExportError: none of them would travel.
+    """
+    tensors: list[Tensor] = []
+    offset = 0
+    for tensor in sorted(found, key=lambda tensor: part_of(tensor.kind, tensor.shared)):
+        tensors.append(msgspec.structs.replace(tensor, offset=offset))
+        offset += tensor.size
+    if not any(tensor.shared for tensor in tensors):
         raise ExportError(
             "nothing of the model would travel: ModelSpec.local matches every parameter",
             hint="a federation averages at least one parameter",
         )
-    tensors: list[Tensor] = []
-    offset = 0
-    for name, value, kind, shared in sorted(found, key=lambda entry: part_of(*entry[2:])):
-        tensors.append(Tensor(name, tuple(value.shape), offset, kind, shared))
-        offset += value.numel()
     return tuple(tensors)
 
 

@@ -6,12 +6,14 @@ Nothing here goes through the exporter's traces, rewrites or decompositions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
+import msgspec
 import torch
 from torch.func import functional_call
 
-from export.inspection import Model
+from export.inspection import Model, arranged
 from export.losses import Measure, separates
 from export.randomness import SeededRandomness
 from fedtide.errors import ExportError
@@ -40,29 +42,64 @@ def gradients(
     Raises:
         ExportError: PyTorch failed.
     """
+    leaves, loss, weight, found = _differentiated(model, values, x, y, seed)
+    every = []
+    for name, leaf in leaves.items():
+        gradient = found.get(name)
+        every.append(torch.zeros_like(leaf) if gradient is None else gradient)
+    return Gradients(loss.item(), weight.item(), every, [leaf.detach() for leaf in leaves.values()])
+
+
+def _differentiated(
+    model: Model, values: Sequence[torch.Tensor], x: torch.Tensor, y: torch.Tensor, seed: int | None
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor, dict[str, torch.Tensor | None]]:
+    """Tensors after the pass, the loss's sum and weight, and the gradients of its parameters;
+    None for one that the loss does not reach."""
     leaves = {
         tensor.name: value.detach().clone().requires_grad_(tensor.kind == "parameter")
         for tensor, value in zip(model.tensors, values, strict=True)
     }
     randomness = SeededRandomness(None if seed is None else torch.tensor(seed))
     model.module.train()
-    trained = [leaf for leaf in leaves.values() if leaf.requires_grad]
+    trained = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
+    found: Sequence[torch.Tensor | None] = [None] * len(trained)
     try:
         with randomness:
             loss, weight = model.loss.measure(functional_call(model.module, leaves, (x,)), y)
-            every = torch.autograd.grad(loss, trained, allow_unused=True, materialize_grads=True)
+            if loss.requires_grad:
+                found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
     except Exception as exc:
         raise ExportError(
             f"the model failed on a training batch of {len(x)} examples: {exc}",
             hint="batches have any size: use x.shape[0] or -1 where the model needs it",
         ) from exc
-    found = iter(every)
-    return Gradients(
-        loss.item(),
-        weight.item(),
-        [next(found) if v.requires_grad else torch.zeros_like(v) for v in leaves.values()],
-        [leaf.detach() for leaf in leaves.values()],
+    return leaves, loss, weight, dict(zip(trained, found, strict=True))
+
+
+def freeze_unreached(model: Model) -> tuple[Model, tuple[str, ...]]:
+    """The model with those parameters frozen that its loss does not reach, and their names.
+
+    torch.optim skips a parameter without a gradient: neither weight decay nor a step changes it.
+
+    Raises:
+        ExportError: PyTorch failed, or nothing would be left to train or to average.
+    """
+    *_, found = _differentiated(model, model.values(), *model.example_batch(3), None)
+    unreached = tuple(name for name, gradient in found.items() if gradient is None)
+    if not unreached:
+        return model, ()
+    if len(unreached) == len(found):
+        raise ExportError(
+            f"the loss depends on no parameter of the model, such as {unreached[0]!r}",
+            hint="look for detach(), no_grad() or an output that is not the one computed",
+        )
+    tensors = arranged(
+        msgspec.structs.replace(tensor, kind="frozen", shared=False)
+        if tensor.name in unreached
+        else tensor
+        for tensor in model.tensors
     )
+    return replace(model, tensors=tensors), unreached
 
 
 def sgd_step(

@@ -20,7 +20,8 @@ from onnx import numpy_helper  # noqa: E402
 from torch import nn  # noqa: E402
 
 import tests.models as models  # noqa: E402
-from edge_client.trainers.opening import available_runtimes  # noqa: E402
+from edge_client.trainers.opening import available_runtimes, open_trainer  # noqa: E402
+from edge_client.training import train  # noqa: E402
 from export import ModelSpec  # noqa: E402
 from export.command import load_function  # noqa: E402
 from export.exporting import export_bundle  # noqa: E402
@@ -29,7 +30,9 @@ from export.portable_step import train_graph  # noqa: E402
 from fedtide.bundle import open_bundle_dir  # noqa: E402
 from fedtide.errors import ConfigError, ExportError  # noqa: E402
 from fedtide.onnx_scan import scan_model  # noqa: E402
+from fedtide.plan import Plan  # noqa: E402
 from fedtide.runtime import load_session  # noqa: E402
+from fedtide.safetensors import read_initial_model  # noqa: E402
 from fedtide.vectors import whole_vector  # noqa: E402
 
 
@@ -150,6 +153,59 @@ def test_frozen_parameters_and_buffers_stay(tmp_path: Path) -> None:
     assert manifest.rest is not None
     whole = whole_vector(np.zeros(14, np.float32), exported.bundle)
     np.testing.assert_array_equal(whole[-8:], [0.5, 0.5, 0.5, 0.5, 0, -np.inf, 0, 0])
+
+
+class Unreached(nn.Module):
+    """A layer that nobody asks, and a scale that is detached."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.spare = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.head, self.scale = nn.Linear(6, 2), nn.Parameter(torch.full((6,), 0.5))
+
+    def forward(self, x: Any) -> Any:
+        return self.head(torch.tanh(self.body(x)) * self.scale.detach())
+
+
+def test_what_the_loss_does_not_reach_stays_as_torch_optim_leaves_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch.manual_seed(8)
+    module, stages = Unreached(), list[str]()
+    spec = ModelSpec(module, torch.zeros(1, 4), "mse")
+    exported = export_bundle(spec, tmp_path / "b", name="m", progress=stages.append)
+    manifest = exported.bundle.manifest
+    frozen = {tensor.name for tensor in manifest.tensors if tensor.kind == "frozen"}
+    assert frozen == {"scale", "spare.weight", "spare.bias"}
+    assert manifest.shared_count == 4 * 6 + 6 + 6 * 2 + 2
+    assert "freezing what the loss does not reach: scale and 2 more" in stages
+    x, y = torch.randn(8, 4), torch.randn(8, 2)
+    optimizer = torch.optim.SGD(module.parameters(), lr=0.1, weight_decay=0.5)
+    trainer = open_trainer(exported.bundle, "portable")
+    trainer.set_parameters(read_initial_model(exported.bundle))
+    plan = Plan(batch_size="all", learning_rate=0.1, weight_decay=0.5, epochs=3)
+    for _ in range(plan.epochs):
+        optimizer.zero_grad()
+        loss: Any = nn.functional.mse_loss(module(x), y)
+        loss.backward()
+        optimizer.step()
+    train(trainer, x.numpy(), y.numpy(), plan)
+    state = module.state_dict()
+    expected = torch.cat([state[tensor.name].reshape(-1) for tensor in manifest.tensors])
+    np.testing.assert_allclose(trainer.parameters(), expected, atol=1e-6)
+
+
+def test_a_loss_that_depends_on_no_parameter_is_refused(tmp_path: Path) -> None:
+    class Constant(nn.Linear):
+        def forward(self, x: Any) -> Any:
+            return super().forward(x).detach()
+
+    spec = ModelSpec(Constant(4, 2), torch.zeros(1, 4), "mse")
+    with pytest.raises(ExportError, match="depends on no parameter of the model, such as 'weight'"):
+        export(spec, tmp_path / "b")
+    spec = ModelSpec(Unreached(), torch.zeros(1, 4), "mse", local=["body.*", "head.*"])
+    with pytest.raises(ExportError, match="nothing of the model would travel"):
+        export(spec, tmp_path / "b")
 
 
 class Normalised(nn.Module):
