@@ -243,7 +243,8 @@ class Service:
             self._apply(DeviceArrived(device_id), at_ms)
 
     def _decline(self, device_id: str, decline: Decline, at_ms: int) -> None:
-        _log.warning("%s declines round %d: %s", device_id, decline.round_id, decline.reason)
+        label = self._label(decline.round_id)
+        _log.warning("%s declines %s: %s", device_id, label, decline.reason)
         if decline.run_id == self._ledger.run_id:
             self._apply(TaskDeclined(decline.round_id, device_id), at_ms)
 
@@ -277,17 +278,25 @@ class Service:
         for command in commands:
             match command:
                 case InviteDevices(device_ids):
-                    _log.info("round %d: inviting %s", self._state.round_id, ", ".join(device_ids))
+                    verb = "inviting" if self._state.kind == "train" else "asking"
+                    label = self._label(self._state.round_id)
+                    _log.info("%s: %s %s", label, verb, ", ".join(device_ids))
                     self._intake.begin_round(self._state.round_id)
                     self._invite(device_ids, at_ms)
                 case AggregateRound(round_id, kind, _):
                     self._aggregate(round_id, kind == "train", at_ms)
                 case AbandonRound(round_id, reason):
-                    _log.warning("round %d is abandoned: %s", round_id, reason)
+                    _log.warning("%s is abandoned: %s", self._label(round_id), reason)
                 case FinishFederation() as finish:
                     self.finished = finish
         if self._connected:
             self._publish_status(at_ms)
+
+    def _label(self, round_id: int) -> str:
+        """What people call it: after the last round there is one more in which nobody trains."""
+        if round_id == self._state.round_id and self._state.kind == "evaluate":
+            return f"final evaluation of model {self._state.model_version}"
+        return f"round {round_id}"
 
     def _aggregate(self, round_id: int, train: bool, at_ms: int) -> None:
         judged = self._ledger.newest_model()

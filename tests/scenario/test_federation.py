@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,20 @@ def test_every_model_is_judged_by_the_devices(federation: Federation) -> None:
     twelve = Metrics(12, {"loss": Measure(6.0, 12.0), "accuracy": Measure(9.0, 12.0)})
     assert judged == [twelve, twelve, twelve]
     assert (twelve.loss, twelve.accuracy) == (0.5, 0.75)
+
+
+def test_the_log_tells_the_final_evaluation_from_a_round(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    federation.add("a", "b", "c")
+    federation.run(federation.finished)
+    told = [text for text in caplog.messages if ": inviting " in text or ": asking " in text]
+    assert told == [
+        "round 1: inviting a, b, c",
+        "round 2: inviting a, b, c",
+        "final evaluation of model 2: asking a, b, c",
+    ]
 
 
 def test_a_device_that_dies_in_training_finishes_after_its_reboot(federation: Federation) -> None:
