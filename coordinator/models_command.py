@@ -9,7 +9,7 @@ from pathlib import Path
 from coordinator.store import Model, Store
 from fedtide.bundle import open_stored_bundle
 from fedtide.errors import BundleError, ConfigError, StateError
-from fedtide.files import write_atomically
+from fedtide.files import disk_errors_of, write_atomically
 from fedtide.manifest import Manifest
 from fedtide.measures import Metrics
 from fedtide.safetensors import encode_safetensors
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help=".onnx for inference, or .safetensors for the flat vector",
+        help=".onnx for inference, or .safetensors for the flat vector; missing folders are made",
     )
 
 
@@ -115,9 +115,12 @@ def _export(store: Store, model: Model, out: Path) -> None:
         content = _with_weights(bundle.read(bundle.manifest.inference), bundle.manifest, vector)
     else:
         content = encode_safetensors(vector)
-    out.parent.mkdir(parents=True, exist_ok=True)
+    new_folder = not out.parent.exists()
+    with disk_errors_of(out.parent):
+        out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
-    print(f"{out}: model {model.version}, {len(content):,} bytes")
+    place = f", in the new folder {str(out.parent)!r}" if new_folder else ""
+    print(f"{out}: model {model.version}, {len(content):,} bytes{place}")
 
 
 def _with_weights(inference: bytes, manifest: Manifest, vector: Vector) -> bytes:

@@ -29,7 +29,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a function without arguments that returns export.ModelSpec, such as "
         "my_model.py:build or export.models.fedavg:mnist_cnn",
     )
-    parser.add_argument("--out", type=Path, required=True, help="directory of the bundle")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        help="directory of the bundle; missing ones above it are made",
+    )
     parser.add_argument("--name", help="name of the model (default: the function's)")
     parser.add_argument(
         "--opset", type=int, choices=_OPSETS, default=_OPSETS[0], help="ONNX opset (default: 18)"
@@ -49,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
         ExportError, ConfigError: see `export.exporting.export_bundle`.
     """
     started = time.monotonic()
+    new_folder = not args.out.absolute().parent.exists()
     with _progress() as progress:
         progress("loading the model")
         function, function_name = load_function(args.model)
@@ -66,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
             ort_training=args.runtime == "all",
             progress=progress,
         )
-    _summarise(exported, args.out, time.monotonic() - started)
+    place = f"{args.out}, in a new folder" if new_folder else str(args.out)
+    _summarise(exported, place, time.monotonic() - started)
     return 0
 
 
@@ -176,7 +183,7 @@ class _SpinningStages:
         self._status.stop()
 
 
-def _summarise(exported: Exported, out: Path, seconds: float) -> None:
+def _summarise(exported: Exported, place: str, seconds: float) -> None:
     manifest = exported.bundle.manifest
     size = sum(entry.size_bytes for entry in manifest.files.values())
     trainable = manifest.trained.stop - manifest.trained.start
@@ -184,7 +191,7 @@ def _summarise(exported: Exported, out: Path, seconds: float) -> None:
         f"{manifest.name}: {manifest.elements_count:,} values, {trainable:,} trainable, "
         f"in {len(manifest.tensors)} tensors",
         f"verified against PyTorch: {', '.join(exported.verified)}",
-        f"bundle {exported.bundle.digest[:12]} in {out}: {len(manifest.files) + 1} files, "
+        f"bundle {exported.bundle.digest[:12]} in {place}: {len(manifest.files) + 1} files, "
         f"{size / 1e6:.1f} MB, {seconds:.1f} s",
     ]
     if manifest.runtimes.ort_training_absent_because:

@@ -7,7 +7,7 @@ the first thing that is wrong; nothing is trained on data that do not fit.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,8 @@ from fedtide.errors import DataError
 from fedtide.manifest import Array, Manifest
 
 AnyArray = NDArray[np.generic]
+_ARCHIVE = b"PK"
+"""How every .npz begins, an empty one too."""
 
 
 class Examples(NamedTuple):
@@ -59,18 +61,26 @@ def load_dataset(path: Path, manifest: Manifest, held_out_fraction: float = 0.0)
 def _read(path: Path) -> dict[str, AnyArray]:
     try:
         with path.open("rb") as file:
-            archive = np.load(file, allow_pickle=False)
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise DataError(f"{str(path)!r} is not an .npz archive")
-            with archive:
-                return {name: archive[name] for name in archive.files}
-    except DataError:
-        raise
+            if file.read(2) != _ARCHIVE:  # numpy would take it for a pickle, and advise to trust it
+                raise ValueError("it is no .npz archive")
+            file.seek(0)
+            with np.load(file, allow_pickle=False) as archive:
+                return {name: _array(archive, name) for name in archive.files}
     except Exception as exc:  # those of numpy, zipfile and zlib share no base class
         raise DataError(
             f"data file {str(path)!r} cannot be read: {exc}",
             hint="numpy.savez(path, x=inputs, y=labels) writes what is expected",
         ) from exc
+
+
+def _array(archive: Any, name: str) -> AnyArray:
+    try:
+        array: AnyArray = archive[name]
+    except ValueError as exc:
+        if "pickle" in str(exc):
+            raise ValueError(f"array {name!r} holds Python objects, not numbers") from exc
+        raise
+    return array
 
 
 def _examples(

@@ -27,6 +27,7 @@ from export.command import load_function  # noqa: E402
 from export.exporting import export_bundle  # noqa: E402
 from export.ort_artifacts import OrtArtifacts  # noqa: E402
 from export.portable_step import train_graph  # noqa: E402
+from fedtide import cli  # noqa: E402
 from fedtide.bundle import open_bundle_dir  # noqa: E402
 from fedtide.errors import ConfigError, ExportError  # noqa: E402
 from fedtide.onnx_scan import scan_model  # noqa: E402
@@ -473,6 +474,15 @@ def test_values_without_their_indices(tmp_path: Path) -> None:
 
     spec = spec_of(nn.Flatten(), nn.Linear(64, 8), Largest())
     assert export(spec, tmp_path / "b").verified == ("portable",)
+
+
+def test_the_command_says_that_it_made_a_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", "tests.models:tiny_regression", "--runtime", "portable", "--out"]
+    for out, said in (("new/b", "/new/b, in a new folder: "), ("new/c", "/new/c: ")):
+        assert cli.main([*words, str(tmp_path / out)]) == 0
+        assert said in capsys.readouterr().err
 
 
 def test_foreign_directories_are_left_alone(tmp_path: Path) -> None:

@@ -66,7 +66,10 @@ BAD: dict[str, tuple[dict[str, object], str]] = {
     "negative label": ({"x": X, "y": -Y}, "label -1 in 'y'"),
     "nan": ({"x": np.where(X == 7, np.nan, X).astype(np.float32), "y": Y}, "not finite"),
     "infinite": ({"x": X + np.float32(np.inf), "y": Y}, "not finite"),
-    "pickle": ({"x": np.array([{}] * 10, dtype=object), "y": Y}, "cannot be read"),
+    "pickle": (
+        {"x": np.array([{}] * 10, dtype=object), "y": Y},
+        "cannot be read: array 'x' holds Python objects",
+    ),
     "half held out": ({"x": X, "y": Y, "x_held_out": X}, "no array 'y_held_out'"),
     "bad held out": ({"x": X, "y": Y, "x_held_out": X, "y_held_out": Y + 5}, "'y_held_out'"),
 }
@@ -145,8 +148,11 @@ def test_bad_data(tmp_path: Path, name: str) -> None:
 def test_no_archive(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "data.npz"
     path.write_bytes(content)
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="cannot be read") as error:
         load_dataset(path, MANIFEST)
+    assert "pickle" not in str(error.value)
+    assert ("it is no .npz archive" in str(error.value)) == (content[:2] != b"PK")
+    assert "numpy.savez(path, x=inputs, y=labels)" in str(error.value)
 
 
 def test_a_missing_file_a_folder_and_a_single_array(tmp_path: Path) -> None:
@@ -155,7 +161,7 @@ def test_a_missing_file_a_folder_and_a_single_array(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="cannot be read"):
         load_dataset(tmp_path, MANIFEST)
     np.save(tmp_path / "x.npy", X)
-    with pytest.raises(DataError, match=r"is not an \.npz archive"):
+    with pytest.raises(DataError, match=r"is no \.npz archive"):
         load_dataset(tmp_path / "x.npy", MANIFEST)
 
 
