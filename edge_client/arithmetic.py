@@ -42,7 +42,7 @@ def measure_speed() -> Speed | None:
     environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "edge_client.arithmetic"],
+            [sys.executable, "-P", "-m", "edge_client.arithmetic"],  # not from the current folder
             env=environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,

@@ -26,7 +26,8 @@ def ask(module: str, words: Sequence[str], seconds_max: float) -> Answer:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", module, *words],
+            # -P: what lies in the current folder, a bundle perhaps, is no code of ours.
+            [sys.executable, "-P", "-m", module, *words],
             env=environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

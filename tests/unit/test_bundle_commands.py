@@ -420,6 +420,20 @@ def test_a_crash_of_the_runtime_is_a_message(
     assert "failed" in told.out.lower()
 
 
+@needs_runtime
+@pytest.mark.parametrize(
+    "command", [["verify"], ["inspect"], ["client", "benchmark", "--seconds", "0.05"]]
+)
+def test_code_beside_a_bundle_is_never_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, command: list[str]
+) -> None:
+    for name in ("json", "numpy", "onnxruntime", "edge_client"):
+        (folder / f"{name}.py").write_text("open('it_ran', 'w')")
+    monkeypatch.chdir(folder)
+    assert cli.main([*command, "."]) == 0
+    assert not (folder / "it_ran").exists()
+
+
 def test_a_child_that_never_answers_is_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
