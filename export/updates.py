@@ -19,7 +19,7 @@ formed first: one addition to a large value loses less than many, and zeros cost
 
 
 def merge_updates(graph: fx.Graph) -> None:
-    """base + (mm(a, b) + rows) -> addmm and index_put that start from the base, in place."""
+    """base + (mm(a, b) + rows) -> addmm and scatter_add that start from the base, in place."""
     for node in list(graph.nodes):
         if node.target is not aten.add.Tensor or node.kwargs or len(node.args) != 2:
             continue
@@ -56,7 +56,7 @@ def _add(graph: fx.Graph, base: fx.Node, terms: list[fx.Node], numel: int) -> fx
         if term not in products and term not in rows:
             total = graph.call_function(aten.add.Tensor, (total, term))
     for term in rows:
-        total = graph.call_function(aten.index_put.default, (total, *term.args[1:]))
+        total = graph.call_function(aten.scatter_add.default, (total, *term.args[1:]))
     return total
 
 
@@ -66,7 +66,7 @@ def _once(node: fx.Node) -> bool:
 
 def _is_rows(node: fx.Node) -> bool:
     """Whether it is rows added to zeros."""
-    if node.target is not aten.index_put.default or node.args[3:] != (True,):
+    if node.target is not aten.scatter_add.default or node.args[1] != 0:
         return False
     zeros: Any = node.args[0]
     return zeros.target is aten.full.default and zeros.args[1] == 0

@@ -43,6 +43,10 @@ _BATCHES = (5, 3, 5, 1)
 """Batch sizes of the consecutive steps: the size changes, and one example is a batch too."""
 _BATCHES_COUPLED = (5, 3, 5, 2)
 """Where examples see each other: PyTorch refuses to normalise a single value."""
+_STARTS_MAX = 6
+_LAST_DIGIT = 2.0**-22
+_STEADY = 0.25
+"""Of the allowed error; PyTorch and onnxruntime usually differ by a thousandth of it."""
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 Measured = Mapping[str, tuple[float, float]]
@@ -123,9 +127,49 @@ def verify_trainer(runtime: str, trainer: Trainer, manifest: Manifest, expected:
     compare.vectors("the gradient", gradient, mean, np.zeros_like(gradient))
 
 
-def compute_expected(model: Model, seed: int = 0) -> Expected:
-    """The same steps by PyTorch's autograd, in float32."""
-    start = start_near(_flat(model.values()), model.tensors, seed)
+def compute_expected(model: Model) -> Expected:
+    """The same steps by PyTorch's autograd, in float32, from a start where PyTorch is sure.
+
+    Near the zero of a ReLU or a tie of two maxima, rounding decides, and two right results differ
+    by far more than rounding. So the start is the first of a few whose results hardly move when
+    its values do by a last digit; else the steadiest of them.
+
+    Raises:
+        ExportError: PyTorch failed, or its loss is not finite.
+    """
+    found: list[tuple[float, Expected]] = []
+    for attempt in range(_STARTS_MAX):
+        seed = attempt * len(_BATCHES)
+        expected = _expected(model, start_near(_flat(model.values()), model.tensors, seed), seed)
+        found.append((_unsteadiness(model, expected), expected))
+        if found[-1][0] <= _STEADY:
+            break
+    return min(found, key=lambda pair: pair[0])[1]
+
+
+def _unsteadiness(model: Model, expected: Expected) -> float:
+    """How far the changes move, in allowed errors, when the start does by a last digit."""
+    signs = np.random.default_rng(expected.seed).choice((-1, 1), expected.start.shape)
+    before = _changes(expected)
+    worst = 0.0
+    for nudge in (signs * _LAST_DIGIT, -signs * _LAST_DIGIT):
+        start = (expected.start * (1 + nudge)).astype(np.float32)
+        after = _changes(_expected(model, start, expected.seed))
+        for actual, right in zip(after, before, strict=True):
+            for tensor in model.tensors:
+                part = slice(tensor.offset, tensor.offset + tensor.size)
+                error, allowed = _error(actual[part], right[part], right[part])
+                worst = max(worst, float(error.max()) / allowed)
+    return worst
+
+
+def _changes(expected: Expected) -> list[Vector]:
+    weight = np.float32(expected.losses[0][1])
+    changes = [difference(vector, expected.start) for vector in expected.vectors]
+    return [*changes, expected.gradient / weight]
+
+
+def _expected(model: Model, start: Vector, seed: int) -> Expected:
     values = _split(start, model.tensors)
     sizes = _BATCHES if model.additive else _BATCHES_COUPLED
     batches = tuple(
@@ -147,6 +191,12 @@ def compute_expected(model: Model, seed: int = 0) -> Expected:
         vectors.append(_flat(values))
     measured = evaluation(model, values, *batches[0])
     return Expected(seed, start, batches, tuple(losses), tuple(vectors), gradient, measured)
+
+
+def _error(actual: Vector, expected: Vector, change: Vector) -> tuple[Vector, float]:
+    """The error of each value of a tensor, and the largest one allowed."""
+    allowed = TENSOR_ABSOLUTE + TENSOR_RELATIVE * float(np.abs(change).max())
+    return np.abs(difference(actual, expected)), allowed
 
 
 def _with_constant_regions(batch: Batch) -> Batch:
@@ -185,10 +235,9 @@ class _Comparison:
     def vectors(self, what: str, actual: Vector, expected: Vector, start: Vector | None) -> None:
         for tensor in self.tensors:
             part = slice(tensor.offset, tensor.offset + tensor.size)
-            error = np.abs(difference(actual[part], expected[part]))
             before = expected if start is None else start
-            change = float(np.abs(difference(expected[part], before[part])).max())
-            allowed = TENSOR_ABSOLUTE + TENSOR_RELATIVE * change
+            change = difference(expected[part], before[part])
+            error, allowed = _error(actual[part], expected[part], change)
             worst = int(np.argmax(error)) if not np.isnan(error).any() else 0
             if not error[worst] <= allowed:
                 raise self._error(

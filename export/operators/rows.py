@@ -1,7 +1,7 @@
 """Moving whole rows [n, channels] by tables of places that are known at export.
 
-Places are counted inside one example; the place after the last one is "outside": it reads zero,
-and what is added there is lost. So padding, stride and dilation are matters of the tables alone.
+Places are counted inside one example; the place after the last one is "outside" and reads zero.
+So padding, stride and dilation are matters of the tables alone.
 """
 
 from __future__ import annotations
@@ -13,20 +13,21 @@ import torch
 
 def take_rows(x: torch.Tensor, table: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
     """x[b,n,c] and places table[m] in 0..n -> [b,m,c]; n reads `outside`."""
-    border = x.new_full((x.shape[0], 1, x.shape[2]), outside)
-    return torch.cat([x, border], 1).index_select(1, table)
+    return with_border(x, outside).index_select(1, table)
 
 
-def add_rows(parts: Sequence[tuple[torch.Tensor, torch.Tensor]], places: int) -> torch.Tensor:
-    """The sum of rows[b,m,c] at table[m] in 0..places, over all parts -> [b,places,c].
+def add_rows(x: torch.Tensor, sources: Sequence[torch.Tensor]) -> torch.Tensor:
+    """x[b,n,c] and places[m] in 0..n-1, one table for each term of the sums -> [b,m,c].
 
-    With one part the transpose of `take_rows`.
+    A sum of fewer terms takes a row of zeros for the others. Adding rows to where they belong
+    (ScatterND) is as fast, but onnxruntime loses some when several threads do it.
     """
-    batch, _, channels = parts[0][0].shape
-    first = torch.arange(batch, device=parts[0][0].device) * (places + 1)
-    sums = parts[0][0].new_zeros((batch * (places + 1), channels))
-    for rows, table in parts:
-        index = (first.unsqueeze(1) + table).reshape(-1)
-        # Becomes ScatterND with reduction=add, several times faster than a transposed convolution.
-        sums = sums.index_put([index], rows.reshape(-1, channels), accumulate=True)
-    return sums.reshape(-1, places + 1, channels).narrow(1, 0, places)
+    total = x.index_select(1, sources[0])
+    for places in sources[1:]:
+        total = total + x.index_select(1, places)
+    return total
+
+
+def with_border(x: torch.Tensor, outside: float = 0.0) -> torch.Tensor:
+    """x[b,n,c] -> [b,n+1,c]: behind the last row one that reads `outside`."""
+    return torch.cat([x, x.new_full((x.shape[0], 1, x.shape[2]), outside)], 1)

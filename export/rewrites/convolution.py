@@ -14,18 +14,19 @@ Both take their weight gradient from the same matrix, and move rows of `channels
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import torch
 from torch import fx
 
-from export.operators.rows import add_rows, take_rows
+from export.operators.rows import add_rows, take_rows, with_border
 from export.rewrites.geometry import (
     Geometry,
-    Pair,
+    column_sources,
     column_table,
+    kernel_sources,
     kernel_table,
+    row_sources,
     row_table,
     stack_table,
 )
@@ -38,8 +39,6 @@ aten = torch.ops.aten
 _FLOATS_MAX = 4 << 20
 """Most numbers per example in an intermediate matrix (16 MiB); beyond it Conv is kept."""
 
-_BAND_FLOATS = 64 << 10
-"""Most numbers per example in one band of rows: with ten examples 2.6 MB, a share of a cache."""
 _CHANNELS_FEW = 8
 """Moving fewer floats at once costs as much as moving eight: columns are made in two steps."""
 
@@ -99,69 +98,58 @@ class _Columns(_Form):
         by_place = _columns(x, geometry).T @ grad
         by_place = by_place.reshape(-1, channels, outputs).permute(2, 1, 0)
         grad_weight = by_place.reshape(weight.shape)
-        grad_x = grad @ _by_place(weight)
-        if not _is_plain(geometry):
-            table = kernel_table(geometry)
-            rows = grad_x.reshape(-1, table.shape[0], channels)
-            grad_x = add_rows([(rows, table)], geometry.places_in)
+        if _is_plain(geometry):
+            grad_x = grad @ _by_place(weight)
+        else:
+            bordered = with_border(grad.reshape(-1, geometry.places_out, outputs))
+            columns = bordered.reshape(-1, outputs) @ _by_place(weight)
+            places = (geometry.places_out + 1) * geometry.kernel[0] * geometry.kernel[1]
+            grad_x = add_rows(columns.reshape(-1, places, channels), kernel_sources(geometry))
         return grad_x.reshape(x.shape), grad_weight, None
 
 
 class _Rows(_Form):
     @staticmethod
     def forward(x: torch.Tensor, weight: torch.Tensor, geometry: Geometry) -> torch.Tensor:
-        outputs, parts = weight.shape[0], []
-        for band in _bands(geometry, weight):
-            products = _under_rows(x, geometry, band) @ _by_row(weight).T
-            places = (band[1] - band[0]) * geometry.output[1] * geometry.kernel[0]
-            parts.append((products.reshape(-1, places, outputs), column_table(geometry, band)))
-        return add_rows(parts, geometry.places_out)
+        outputs = weight.shape[0]
+        products = _under_rows(x, geometry) @ _by_row(weight).T
+        places = _rows(geometry) * geometry.kernel[0]
+        return add_rows(products.reshape(-1, places, outputs), column_sources(geometry))
 
     @staticmethod
     def backward(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (x, weight), geometry = ctx.saved_tensors, ctx.geometry
         outputs, channels, kernel_h, kernel_w = weight.shape
-        by_row, parts = None, []
-        for band in _bands(geometry, weight):
-            spread = take_rows(grad, column_table(geometry, band)).reshape(-1, kernel_h * outputs)
-            # The forward pass made these rows: common subexpressions are merged later.
-            rows = _under_rows(x, geometry, band)
-            by_row = spread.T @ rows if by_row is None else torch.addmm(by_row, spread.T, rows)
-            places = (band[1] - band[0]) * geometry.output[1] * kernel_w
-            products = (spread @ _by_row(weight)).reshape(-1, places, channels)
-            parts.append((products, row_table(geometry, band)))
-        assert by_row is not None
-        by_row = by_row.reshape(kernel_h, outputs, -1).permute(1, 0, 2)
-        grad_weight = by_row.reshape(outputs, -1, channels).permute(0, 2, 1).reshape(weight.shape)
-        return add_rows(parts, geometry.places_in).reshape(x.shape), grad_weight, None
+        spread = take_rows(grad, column_table(geometry)).reshape(-1, kernel_h * outputs)
+        # The forward pass made these rows: common subexpressions are merged later.
+        by_row = (spread.T @ _under_rows(x, geometry)).reshape(kernel_h, outputs, -1)
+        grad_weight = by_row.permute(1, 0, 2).reshape(outputs, -1, channels).permute(0, 2, 1)
+        products = (spread @ _by_row(weight)).reshape(-1, _rows(geometry) * kernel_w, channels)
+        grad_x = add_rows(products, row_sources(geometry))
+        return grad_x.reshape(x.shape), grad_weight.reshape(weight.shape), None
 
 
-def _bands(geometry: Geometry, weight: torch.Tensor) -> list[Pair]:
-    """Rows of the input that are worked on at once, so that intermediates stay in the cache."""
-    outputs, channels, kernel_h, kernel_w = weight.shape
-    floats = geometry.output[1] * max(kernel_h * outputs, kernel_w * channels)
-    height = geometry.size[0]
-    bands = min(height, -(-floats * height // _BAND_FLOATS))
-    edges = [height * index // bands for index in range(bands + 1)]
-    return list(itertools.pairwise(edges))
+def _rows(geometry: Geometry) -> int:
+    """Rows under the kernel's rows, and the one of zeros behind them."""
+    return geometry.size[0] * geometry.output[1] + 1
 
 
 def _columns(x: torch.Tensor, geometry: Geometry) -> torch.Tensor:
     """x[b,h,w,c] -> [b * places_out, kernel * c]."""
     channels = x.shape[3]
     if channels < _CHANNELS_FEW and geometry.kernel[1] > 1:
-        rows = _under_rows(x, geometry, (0, geometry.size[0]))
-        rows = rows.reshape(-1, geometry.size[0] * geometry.output[1], rows.shape[1])
-        x = take_rows(rows, stack_table(geometry))
+        rows = _under_rows(x, geometry)
+        rows = rows.reshape(-1, _rows(geometry), rows.shape[1])
+        x = rows.index_select(1, stack_table(geometry))
     elif not _is_plain(geometry):
         x = take_rows(x.reshape(-1, geometry.places_in, channels), kernel_table(geometry))
     return x.reshape(-1, geometry.kernel[0] * geometry.kernel[1] * channels)
 
 
-def _under_rows(x: torch.Tensor, geometry: Geometry, band: Pair) -> torch.Tensor:
-    """x[b,h,w,c] -> [b * rows of the band * w', kernel_w * c]."""
+def _under_rows(x: torch.Tensor, geometry: Geometry) -> torch.Tensor:
+    """x[b,h,w,c] -> [b * (h * w' + 1), kernel_w * c]; each example's last row is zero."""
     channels = x.shape[3]
-    x = take_rows(x.reshape(-1, geometry.places_in, channels), row_table(geometry, band))
+    x = take_rows(x.reshape(-1, geometry.places_in, channels), row_table(geometry))
     return x.reshape(-1, geometry.kernel[1] * channels)
 
 

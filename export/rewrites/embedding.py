@@ -43,6 +43,7 @@ class _Embedding(torch.autograd.Function):
         (index,) = ctx.saved_tensors
         if ctx.padding >= 0:
             grad = grad * (index != ctx.padding).to(grad.dtype)[..., None]
-        # Becomes ScatterND with reduction=add.
-        sums = grad.new_zeros(ctx.shape).index_put([index], grad, accumulate=True)
-        return sums, None, None
+        width = ctx.shape[1]
+        # Becomes ScatterElements. ScatterND, of index_put, loses rows when it has several threads.
+        places = index.reshape(-1, 1).expand(-1, width)
+        return grad.new_zeros(ctx.shape).scatter_add(0, places, grad.reshape(-1, width)), None, None

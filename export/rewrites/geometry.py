@@ -10,6 +10,8 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 Pair = tuple[int, int]
+Sources = tuple[torch.Tensor, ...]
+"""The tables of `export.operators.rows.add_rows`."""
 
 
 class Geometry(NamedTuple):
@@ -52,15 +54,10 @@ def kernel_table(geometry: Geometry, kernel_first: bool = False) -> torch.Tensor
 
 
 @functools.lru_cache(maxsize=1024)
-def inverse_table(geometry: Geometry) -> torch.Tensor | None:
-    """[places_in]: where in [kernel, places_out] each input place is; None if in several."""
-    places = _kernel_places(geometry).T.reshape(-1)
-    inside = np.flatnonzero(places < geometry.places_in)
-    if len(np.unique(places[inside])) < len(inside):
-        return None
-    inverse = np.full(geometry.places_in, len(places))
-    inverse[places[inside]] = inside
-    return _table(inverse)
+def kernel_sources(geometry: Geometry, kernel_first: bool = False) -> Sources:
+    """Where in `kernel_table` each input place is."""
+    table = _kernel_places(geometry)
+    return _sources(table.T if kernel_first else table, geometry.places_in)
 
 
 def _kernel_places(geometry: Geometry) -> np.ndarray:
@@ -71,17 +68,21 @@ def _kernel_places(geometry: Geometry) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=1024)
-def row_table(geometry: Geometry, band: Pair) -> torch.Tensor:
-    """[rows of the input in the band, out_width, kernel_w]: places under a row of the kernel."""
-    width, columns = geometry.size[1], _reach(geometry, 1)
-    rows = np.arange(*band)[:, None, None]
-    inside = (columns >= 0) & (columns < width)
-    return _table(np.where(inside, rows * width + columns, geometry.places_in))
+def row_table(geometry: Geometry) -> torch.Tensor:
+    """[height * out_width + 1, kernel_w]: input places under a row of the kernel; last, zeros."""
+    outside = np.full(geometry.kernel[1], geometry.places_in)
+    return _table(np.append(_row_places(geometry), outside))
+
+
+@functools.lru_cache(maxsize=1024)
+def row_sources(geometry: Geometry) -> Sources:
+    """Where in `row_table` each input place is."""
+    return _sources(_row_places(geometry), geometry.places_in)
 
 
 @functools.lru_cache(maxsize=1024)
 def stack_table(geometry: Geometry) -> torch.Tensor:
-    """[places_out, kernel_h]: places of [height, out_width] that are the rows of each column."""
+    """[places_out, kernel_h]: the rows of `row_table` that are one column of each output place."""
     height, out_width = geometry.size[0], geometry.output[1]
     rows = _reach(geometry, 0)[:, None]
     inside = (rows >= 0) & (rows < height)
@@ -90,14 +91,46 @@ def stack_table(geometry: Geometry) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=1024)
-def column_table(geometry: Geometry, band: Pair) -> torch.Tensor:
-    """[rows of the input in the band, out_width, kernel_h]: output places that they are part of."""
+def column_table(geometry: Geometry) -> torch.Tensor:
+    """[height * out_width + 1, kernel_h]: output places that a row is part of; last, zeros."""
+    outside = np.full(geometry.kernel[0], geometry.places_out)
+    return _table(np.append(_column_places(geometry), outside))
+
+
+@functools.lru_cache(maxsize=1024)
+def column_sources(geometry: Geometry) -> Sources:
+    """Where in `column_table` each output place is."""
+    return _sources(_column_places(geometry), geometry.places_out)
+
+
+def _row_places(geometry: Geometry) -> np.ndarray:
+    width, columns = geometry.size[1], _reach(geometry, 1)
+    rows = np.arange(geometry.size[0])[:, None, None]
+    inside = (columns >= 0) & (columns < width)
+    return np.where(inside, rows * width + columns, geometry.places_in)
+
+
+def _column_places(geometry: Geometry) -> np.ndarray:
     out_height, out_width = geometry.output
     kernel, padding, dilation = geometry.kernel[0], geometry.padding[0], geometry.dilation[0]
-    rows = np.arange(*band)[:, None] + padding - dilation * np.arange(kernel)
+    rows = np.arange(geometry.size[0])[:, None] + padding - dilation * np.arange(kernel)
     inside = ((rows >= 0) & (rows < out_height))[:, None]
     ordered = _ordered(geometry)[np.clip(rows, 0, out_height - 1)[:, None], _across(out_width)]
-    return _table(np.where(inside, ordered, geometry.places_out))
+    return np.where(inside, ordered, geometry.places_out)
+
+
+def _sources(table: np.ndarray, places: int) -> Sources:
+    """The inverse of a table of places: [places] each, the first, second, ... index of each place.
+
+    A place that is there fewer times than others gets the index behind the table's end.
+    """
+    found = table.reshape(-1)
+    order = np.argsort(found, kind="stable")[: np.count_nonzero(found < places)]
+    ordered = found[order]
+    nth = np.arange(len(order)) - np.searchsorted(ordered, ordered)
+    sources = np.full((nth.max(initial=0) + 1, places), found.size)
+    sources[nth, ordered] = order
+    return tuple(_table(row) for row in sources)
 
 
 def _table(places: np.ndarray) -> torch.Tensor:

@@ -12,9 +12,9 @@ from typing import Any, cast
 import torch
 from torch import fx
 
-from export.operators.rows import add_rows, take_rows
+from export.operators.rows import add_rows, take_rows, with_border
 from export.rewrites.convolution import convolution, convolution_rows
-from export.rewrites.geometry import Geometry, inverse_table, kernel_table
+from export.rewrites.geometry import Geometry, kernel_sources, kernel_table
 from export.rewrites.nodes import argument, insert, is_call, pair, replace, value
 from export.rewrites.normalization import add_channels
 
@@ -131,12 +131,7 @@ class _Windows(torch.autograd.Function):
         geometry, channels = ctx.geometry, ctx.shape[3]
         kernel = geometry.kernel[0] * geometry.kernel[1]
         rows = grad.reshape(-1, kernel * geometry.places_out, channels)
-        inverse = inverse_table(geometry)
-        if inverse is not None:
-            rows = take_rows(rows, inverse)
-        else:
-            table = kernel_table(geometry, kernel_first=True)
-            rows = add_rows([(rows, table)], geometry.places_in)
+        rows = add_rows(with_border(rows), kernel_sources(geometry, kernel_first=True))
         return rows.reshape(-1, *ctx.shape[1:]), None, None
 
 

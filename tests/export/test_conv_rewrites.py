@@ -17,7 +17,6 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 from export import ModelSpec  # noqa: E402
-from export.operators.rows import take_rows  # noqa: E402
 from export.quiet import quiet  # noqa: E402
 from export.rewrites import convolution, layout, pooling  # noqa: E402
 from export.rewrites.pooling import convolution_max_pool, largest_of_windows  # noqa: E402
@@ -89,30 +88,6 @@ CONVOLUTIONS: dict[str, tuple[nn.Module, tuple[int, int, int]]] = {
 def test_convolutions_and_their_gradients(name: str) -> None:
     layer, shape = CONVOLUTIONS[name]
     check(copy.deepcopy(layer), images(*shape), [convolution.rewrite])
-
-
-@pytest.mark.parametrize("name", ["rows", "rows, wide padding", "rows, dilated"])
-def test_large_images_are_worked_on_in_bands(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, shape = CONVOLUTIONS[name]
-    monkeypatch.setattr(convolution, "_BAND_FLOATS", 300)
-    products = []
-
-    def counted(*arguments: Any) -> Any:
-        products.append(arguments)
-        return take_rows(*arguments)
-
-    monkeypatch.setattr(convolution, "take_rows", counted)
-    check(copy.deepcopy(layer), images(*shape), [convolution.rewrite])
-    heights = {table.shape[0] for _, table in products}
-    assert len(products) > 2 * 3 * 3 + 1
-    assert len(heights) > 1, "bands of several heights"
-
-
-def test_large_intermediates_keep_conv(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, x = nn.Conv2d(4, 6, 3, padding=1), images(4, 8, 8)
-    assert applied(layer, x, [convolution.rewrite]) == [1]
-    monkeypatch.setattr(convolution, "_FLOATS_MAX", 8 * 8 * 3 * 6 - 1)
-    assert applied(layer, x, [convolution.rewrite]) == [0]
 
 
 @pytest.mark.parametrize(

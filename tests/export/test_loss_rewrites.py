@@ -155,7 +155,7 @@ def test_rows_of_a_large_table_are_added_to_the_base(tied: bool) -> None:
     graph = assert_same_step(spec, REWRITES, opset=18).graph
     sources = {name: node for node in graph.node for name in node.output}
     update = sources["new.table.weight"]
-    assert update.op_type == "ScatterND"
+    assert update.op_type == "ScatterElements"
     if tied:
         assert sources[update.input[0]].op_type == "Gemm"
     else:

@@ -17,6 +17,7 @@ from tests.onnx_bytes import (
     attribute,
     block,
     graph,
+    int64_array,
     int64_tensor,
     model,
     node,
@@ -189,3 +190,12 @@ def test_one_changed_byte_raises_nothing_else(at: int, byte: int) -> None:
     changed[at] = byte
     with contextlib.suppress(BundleError):
         scan_model(bytes(changed))
+
+
+def test_a_graph_whose_additions_may_collide_gets_one_thread() -> None:
+    """onnxruntime's ScatterND adds from several threads without a lock, and loses some."""
+    index = block(5, int64_array("index", [1, 1], 0))
+    scatters = node("ScatterND", "x index x", more=attribute(4, b"add", "reduction"))
+    for raw, threads in ((model(graph(scatters, more=index)), 1), (model(graph(node("Relu"))), 3)):
+        session = load_session(raw, threads=3)
+        assert session.get_session_options().intra_op_num_threads == threads
