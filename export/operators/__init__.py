@@ -18,5 +18,6 @@ TRANSLATIONS: dict[Any, Callable[..., Any]] = {**scans.TRANSLATIONS, **products.
 
 def expand(model: onnx.ModelProto) -> None:
     """Replace the nodes of our own domain by nodes of ai.onnx."""
-    scans.expand(model)
+    # First, while everything that reads a transpose stands in the graph itself.
     products.expand(model)
+    scans.expand(model)

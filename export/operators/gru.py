@@ -14,7 +14,7 @@ import torch
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from export.operators.recurrence import Body, Steps, order, stacked, translation
+from export.operators.recurrence import Body, Steps, order, stacked, translation, transposed
 
 
 @torch.library.custom_op("fedtide::gru", mutates_args=())
@@ -61,29 +61,29 @@ def gru_backward(
     s: Tensor,
     z: Tensor,
     weight: Tensor,
-    dm_n: Tensor,
     dh_n: Tensor,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients dy[t,b,h] of each step's h; weight[3h,h]; dm_n[b,3h] and dh_n[b,h] are zero.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Gradients dy[t,b,h] of each step's h, dh_n[b,h] of the last one; weight[3h,h].
 
-    -> of the first step: dm[b,3h] and what passes it by [b,h]; of every step: dm[t,b,3h] of the
-    gates as the recurrent weight sees them, dx[t,b,3h] as the projection of the inputs does.
+    -> dh0[b,h]; of every step: dm[t,b,3h] of the gates as the recurrent weight sees them,
+    dx[t,b,3h] as the projection of the inputs does.
     """
-    dm, past = dm_n, dh_n
+    dh = dh_n
     rows: Steps = []
     for t in order(dy.shape[0], not reverse):
-        dh = dy[t] + dm @ weight + past
+        dh = dh + dy[t]
         three = torch.cat([dh, dh, dh], 1)
-        dm, past = three * p[t], dh * z[t]
+        dm = three * p[t]
+        dh = dh * z[t] + dm @ weight
         rows.append((dm, three * s[t]))
     dm_all, dx_all = stacked(rows, not reverse)
-    return dm.clone(), past.clone(), dm_all, dx_all
+    return dh.clone(), dm_all, dx_all
 
 
 @gru_backward.register_fake
-def _(dy: Tensor, p: Tensor, s: Tensor, z: Tensor, weight: Tensor, dm_n: Tensor, dh_n: Tensor, reverse: bool) -> Any:  # noqa: E501, ARG001  # fmt: skip
-    return tuple(torch.empty_like(value) for value in (dm_n, dh_n, p, s))
+def _(dy: Tensor, p: Tensor, s: Tensor, z: Tensor, weight: Tensor, dh_n: Tensor, reverse: bool) -> Any:  # noqa: E501, ARG001  # fmt: skip
+    return tuple(torch.empty_like(value) for value in (dh_n, p, s))
 
 
 def _scan(node: onnx.NodeProto, used: set[str]) -> list[onnx.NodeProto]:
@@ -113,19 +113,19 @@ def _scan(node: onnx.NodeProto, used: set[str]) -> list[onnx.NodeProto]:
 
 
 def _backward_scan(node: onnx.NodeProto, used: set[str]) -> list[onnx.NodeProto]:
-    dy, p, s, z, weight, dm_n, dh_n = node.input
+    dy, p, s, z, weight, dh_n = node.input
     step = Body(node, backward=True)
-    dm, past = step.state(dm_n), step.state(dh_n)
-    dh = step("Add", past, step("Gemm", dm, weight, step.stream(dy)))
+    dh = step("Add", step.state(dh_n), step.stream(dy))
     three = step("Concat", dh, dh, dh, axis=1)
-    new_dm = step("Mul", three, step.stream(p))
+    dm = step("Mul", three, step.stream(p))
     dx = step("Mul", three, step.stream(s))
-    new_past = step("Mul", dh, step.stream(z))
-    return [step.scan([new_dm, new_past], [new_dm, dx], used)]
+    transpose, across = transposed(node, weight)
+    new_dh = step("Gemm", dm, across, step("Mul", dh, step.stream(z)), transB=1)
+    return [transpose, step.scan([new_dh], [dm, dx], used)]
 
 
 TRANSLATIONS = {
     torch.ops.fedtide.gru.default: translation("Gru", 6, 6),
-    torch.ops.fedtide.gru_backward.default: translation("GruBackward", 7, 4),
+    torch.ops.fedtide.gru_backward.default: translation("GruBackward", 6, 3),
 }
 SCANS = {"Gru": _scan, "GruBackward": _backward_scan}

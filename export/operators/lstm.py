@@ -5,7 +5,8 @@ recurrence goes from the last step to the first; its tensors stay in the order o
 
 Beside its results the forward pass emits factors from which the backward pass is few products:
 d = dc + dh * q and dz = [d, d, d, dh] * p, with p = [g i(1-i), c' f(1-f), i(1-g²), tanh(c) o(1-o)]
-for the previous state c' and q = o(1-tanh(c)²).
+for the previous state c' and q = o(1-tanh(c)²). On to the step before it go dz @ weight and d * f;
+dz itself, four times as large, is no state, since onnxruntime copies a state that is emitted too.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from export.operators.recurrence import Body, Steps, order, stacked, translation
+from export.operators.recurrence import Body, Steps, order, stacked, translation, transposed
 
 
 @torch.library.custom_op("fedtide::lstm", mutates_args=())
@@ -56,27 +57,28 @@ def lstm_backward(
     q: Tensor,
     f: Tensor,
     weight: Tensor,
-    dz_n: Tensor,
+    dh_n: Tensor,
     dc_n: Tensor,
     reverse: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Gradients dy[t,b,h] of each step's h, dc_n[b,h] of the last c; dz_n[b,4h] is zero.
+    """Gradients dy[t,b,h] of each step's h, dh_n and dc_n [b,h] of the last states.
 
-    -> dz[b,4h] of the first step, dc0[b,h], dz[t,b,4h] of every step's gates.
+    -> dh0[b,h], dc0[b,h], dz[t,b,4h] of every step's gates.
     """
-    dz, dc = dz_n, dc_n
+    dh, dc = dh_n, dc_n
     rows: Steps = []
     for t in order(dy.shape[0], not reverse):
-        dh = dy[t] + dz @ weight
+        dh = dh + dy[t]
         d = dc + dh * q[t]
-        dz, dc = torch.cat([d, d, d, dh], 1) * p[t], d * f[t]
+        dz = torch.cat([d, d, d, dh], 1) * p[t]
+        dh, dc = dz @ weight, d * f[t]
         rows.append((dz,))
-    return dz.clone(), dc.clone(), stacked(rows, not reverse)[0]
+    return dh.clone(), dc.clone(), stacked(rows, not reverse)[0]
 
 
 @lstm_backward.register_fake
-def _(dy: Tensor, p: Tensor, q: Tensor, f: Tensor, weight: Tensor, dz_n: Tensor, dc_n: Tensor, reverse: bool) -> Any:  # noqa: E501, ARG001  # fmt: skip
-    return torch.empty_like(dz_n), torch.empty_like(dc_n), torch.empty_like(p)
+def _(dy: Tensor, p: Tensor, q: Tensor, f: Tensor, weight: Tensor, dh_n: Tensor, dc_n: Tensor, reverse: bool) -> Any:  # noqa: E501, ARG001  # fmt: skip
+    return torch.empty_like(dh_n), torch.empty_like(dc_n), torch.empty_like(p)
 
 
 def _scan(node: onnx.NodeProto, used: set[str]) -> list[onnx.NodeProto]:
@@ -102,14 +104,16 @@ def _scan(node: onnx.NodeProto, used: set[str]) -> list[onnx.NodeProto]:
 
 
 def _backward_scan(node: onnx.NodeProto, used: set[str]) -> list[onnx.NodeProto]:
-    dy, p, q, f, weight, dz_n, dc_n = node.input
+    dy, p, q, f, weight, dh_n, dc_n = node.input
     step = Body(node, backward=True)
-    dz, dc = step.state(dz_n), step.state(dc_n)
-    dh = step("Gemm", dz, weight, step.stream(dy))
+    later, dc = step.state(dh_n), step.state(dc_n)
+    dh = step("Add", later, step.stream(dy))
     d = step("Add", dc, step("Mul", dh, step.stream(q)))
-    new_dz = step("Mul", step("Concat", d, d, d, dh, axis=1), step.stream(p))
+    dz = step("Mul", step("Concat", d, d, d, dh, axis=1), step.stream(p))
     new_dc = step("Mul", d, step.stream(f))
-    return [step.scan([new_dz, new_dc], [new_dz], used)]
+    transpose, across = transposed(node, weight)
+    new_dh = step("Gemm", dz, across, transB=1)
+    return [transpose, step.scan([new_dh, new_dc], [dz], used)]
 
 
 TRANSLATIONS = {

@@ -9,7 +9,7 @@ import onnx
 import torch
 from torch import Tensor
 
-from export.operators.recurrence import Body, Steps, order, stacked, translation
+from export.operators.recurrence import Body, Steps, order, stacked, translation, transposed
 
 
 @torch.library.custom_op("fedtide::rnn_tanh", mutates_args=())
@@ -51,23 +51,24 @@ def _(xp: Tensor, weight: Tensor, h0: Tensor, reverse: bool) -> Any:  # noqa: AR
 
 @torch.library.custom_op("fedtide::rnn_backward", mutates_args=())
 def rnn_backward(
-    dy: Tensor, slope: Tensor, weight: Tensor, dz_n: Tensor, reverse: bool
+    dy: Tensor, slope: Tensor, weight: Tensor, dh_n: Tensor, reverse: bool
 ) -> tuple[Tensor, Tensor]:
-    """Gradients dy[t,b,h] of each step's h, slope[t,b,h] of the activation; dz_n[b,h] is zero.
+    """Gradients dy[t,b,h] of each step's h, dh_n[b,h] of the last one; slope[t,b,h].
 
-    -> dz[b,h] of the first step, dz[t,b,h] of every step.
+    -> dh0[b,h], dz[t,b,h] of every step's argument of the activation.
     """
-    dz = dz_n
+    dh = dh_n
     rows: Steps = []
     for t in order(dy.shape[0], not reverse):
-        dz = (dy[t] + dz @ weight) * slope[t]
+        dz = (dh + dy[t]) * slope[t]
+        dh = dz @ weight
         rows.append((dz,))
-    return dz.clone(), stacked(rows, not reverse)[0]
+    return dh.clone(), stacked(rows, not reverse)[0]
 
 
 @rnn_backward.register_fake
-def _(dy: Tensor, slope: Tensor, weight: Tensor, dz_n: Tensor, reverse: bool) -> Any:  # noqa: ARG001
-    return torch.empty_like(dz_n), torch.empty_like(slope)
+def _(dy: Tensor, slope: Tensor, weight: Tensor, dh_n: Tensor, reverse: bool) -> Any:  # noqa: ARG001
+    return torch.empty_like(dh_n), torch.empty_like(slope)
 
 
 def _scan(activation: str) -> Any:
@@ -82,11 +83,12 @@ def _scan(activation: str) -> Any:
 
 
 def _backward_scan(node: onnx.NodeProto, used: set[str]) -> list[onnx.NodeProto]:
-    dy, slope, weight, dz_n = node.input
+    dy, slope, weight, dh_n = node.input
     step = Body(node, backward=True)
-    dh = step("Gemm", step.state(dz_n), weight, step.stream(dy))
+    dh = step("Add", step.state(dh_n), step.stream(dy))
     dz = step("Mul", dh, step.stream(slope))
-    return [step.scan([dz], [dz], used)]
+    transpose, across = transposed(node, weight)
+    return [transpose, step.scan([step("Gemm", dz, across, transB=1)], [dz], used)]
 
 
 TRANSLATIONS = {

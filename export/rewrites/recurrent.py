@@ -11,7 +11,7 @@ direction goes from the last step to the first.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,13 +157,11 @@ class _Lstm(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, dh, dc, *_):  # type: ignore[no-untyped-def]
         x, w_ih, w_hh, previous, p, q, f = ctx.saved_tensors
-        dy = _output_gradient(dy, dh, previous, ctx.reverse)
-        dc = torch.zeros_like(previous[0]) if dc is None else dc
-        zero = p.new_zeros(p.shape[1:])
-        first, dc0, dz = lstm_backward(dy, p, q, f, w_hh, zero, dc, ctx.reverse)
+        dy, dh, dc = _or_zeros(dy, previous), _or_zeros(dh, previous[0]), _or_zeros(dc, previous[0])
+        dh0, dc0, dz = lstm_backward(dy, p, q, f, w_hh, dh, dc, ctx.reverse)
         dx, dw_ih, db = _projection_gradients(dz, x, w_ih, ctx.biased)
         dw_hh = _rows(dz).t() @ _rows(previous)
-        return dx, first @ w_hh, dc0, dw_ih, dw_hh, db, db, None
+        return dx, dh0, dc0, dw_ih, dw_hh, db, db, None
 
 
 class _Gru(torch.autograd.Function):
@@ -190,13 +188,12 @@ class _Gru(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, dh, *_):  # type: ignore[no-untyped-def]
         x, w_ih, w_hh, previous, p, s, z = ctx.saved_tensors
-        dy = _output_gradient(dy, dh, previous, ctx.reverse)
-        zero = p.new_zeros(p.shape[1:]), z.new_zeros(z.shape[1:])
-        first, past, dm, dz = gru_backward(dy, p, s, z, w_hh, *zero, ctx.reverse)
+        dy, dh = _or_zeros(dy, previous), _or_zeros(dh, previous[0])
+        dh0, dm, dz = gru_backward(dy, p, s, z, w_hh, dh, ctx.reverse)
         dx, dw_ih, db_ih = _projection_gradients(dz, x, w_ih, ctx.biased)
         dw_hh = _rows(dm).t() @ _rows(previous)
         db_hh = _rows(dm).sum(0) if ctx.biased else None
-        return dx, first @ w_hh + past, dw_ih, dw_hh, db_ih, db_hh, None
+        return dx, dh0, dw_ih, dw_hh, db_ih, db_hh, None
 
 
 class _Rnn(torch.autograd.Function):
@@ -219,12 +216,12 @@ class _Rnn(torch.autograd.Function):
     @staticmethod
     def backward(ctx, dy, dh, *_):  # type: ignore[no-untyped-def]
         x, w_ih, w_hh, y, previous = ctx.saved_tensors
-        dy = _output_gradient(dy, dh, previous, ctx.reverse)
+        dy, dh = _or_zeros(dy, previous), _or_zeros(dh, previous[0])
         slope = (y > 0).to(y.dtype) if ctx.relu else 1 - y * y
-        first, dz = rnn_backward(dy, slope, w_hh, y.new_zeros(y.shape[1:]), ctx.reverse)
+        dh0, dz = rnn_backward(dy, slope, w_hh, dh, ctx.reverse)
         dx, dw_ih, db = _projection_gradients(dz, x, w_ih, ctx.biased)
         dw_hh = _rows(dz).t() @ _rows(previous)
-        return dx, first @ w_hh, dw_ih, dw_hh, db, db, None, None
+        return dx, dh0, dw_ih, dw_hh, db, db, None, None
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -245,10 +242,6 @@ def _projection_gradients(
     return (rows @ weight).reshape(x.shape), rows.t() @ _rows(x), bias
 
 
-def _output_gradient(dy: Tensor | None, dh: Tensor | None, like: Tensor, reverse: bool) -> Tensor:
-    """What reaches each step's output, that of the last step's h included."""
-    dy = torch.zeros_like(like) if dy is None else dy
-    if dh is None:
-        return dy
-    parts: Sequence[Tensor] = [dy[:1] + dh, dy[1:]] if reverse else [dy[:-1], dy[-1:] + dh]
-    return torch.cat(list(parts))
+def _or_zeros(gradient: Tensor | None, like: Tensor) -> Tensor:
+    """What nobody uses has no gradient."""
+    return torch.zeros_like(like) if gradient is None else gradient

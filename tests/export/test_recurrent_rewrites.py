@@ -132,3 +132,25 @@ def test_dropout_between_layers_stays_dropout() -> None:
 def test_projections_are_left_alone() -> None:
     layer = nn.LSTM(INPUTS, HIDDEN, proj_size=2)
     assert recurrent.rewrite(traced(layer)) == 0
+
+
+class Transposed(nn.Module):
+    """An LSTM whose recurrent weight is kept the other way round."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(5)
+        self.inputs = nn.Parameter(torch.randn(4 * HIDDEN, INPUTS))
+        self.across = nn.Parameter(torch.randn(HIDDEN, 4 * HIDDEN))
+        self.after = nn.Linear(HIDDEN, 5)
+
+    def forward(self, x: Any) -> Any:
+        zero = x.new_zeros(1, x.shape[0], HIDDEN)
+        weights = [self.inputs, self.across.t()]
+        y, _, _ = torch.lstm(x, [zero, zero], weights, False, 1, 0.0, True, False, True)
+        return self.after(y[:, -1])
+
+
+def test_a_transpose_that_a_scan_reads_stays() -> None:
+    spec = ModelSpec(Transposed(), torch.zeros(1, STEPS, INPUTS), "cross_entropy")
+    assert_same_step(spec, [recurrent.rewrite], opset=18)
