@@ -78,7 +78,7 @@ class _Walk:
         scope = dict(outer)
         for name, tensor in graph.constants.items():
             scope[name] = Value(*tensor, constant=True)
-        last_use = {name: at for at, node in enumerate(graph.nodes) for name in reads(node)}
+        last_use = {name: at for at, node in enumerate(graph.nodes) for name in _reads(node)}
         last_use |= dict.fromkeys(graph.outputs, len(graph.nodes))
         ends: dict[int, int] = {}
         live = peak = 0
@@ -174,10 +174,10 @@ def size_bytes(value: Value | None) -> int:
     return math.prod(value.shape) * _ELEMENT_BYTES.get(value.elem_type, 8)
 
 
-def reads(node: Node) -> set[str]:
+def _reads(node: Node) -> set[str]:
     """Names that the node reads, those that its body reads from outside among them."""
     names = set(node.inputs)
     for attribute in node.attributes.values():
         if isinstance(attribute, Graph):
-            names.update(attribute.outputs, *(reads(inner) for inner in attribute.nodes))
+            names.update(attribute.outputs, *(_reads(inner) for inner in attribute.nodes))
     return names
