@@ -22,8 +22,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 
 from benchmarks.measurement import RESULTS, gemm_flops_per_second, save
+from benchmarks.train_step_worker import SEED
 from export.command import load_function
 from export.exporting import export_bundle
 from export.inspection import inspect_model
@@ -110,6 +112,7 @@ def bundle_of(model: str, source: str, folder: Path, ort_training: bool) -> tupl
         return bundle, 0.0
     started = time.monotonic()
     function, name = load_function(source)
+    torch.manual_seed(SEED)
     export_bundle(function(), bundle, name=name, ort_training=ort_training)
     return bundle, round(time.monotonic() - started, 1)
 

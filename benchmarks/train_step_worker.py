@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 
 LEARNING_RATE = 0.01
+SEED = 0
+"""Of the initial weights, which PyTorch and the bundle share."""
 Step = Callable[[Any, Any], float]
 
 
@@ -53,6 +55,7 @@ def torch_step(_variant: str, source: str, threads: int) -> Step:
 
     torch.set_num_threads(threads)
     module, _, function = source.rpartition(":")
+    torch.manual_seed(SEED)
     spec = getattr(importlib.import_module(module), function)()
     network = spec.module.train()
     loss_function = resolve_loss(spec.loss).measure

@@ -18,7 +18,8 @@ from export.forward import EXAMPLES, Tensors, trace_forward
 from export.graphs import Port, UnsupportedOperatorError, build_graph
 from export.inspection import Model
 from export.randomness import SeededRandomness
-from export.rewrites import REWRITES, Rewrite, recurrent
+from export.rewrites import REWRITES, Rewrite, embedding, recurrent
+from fedtide.errors import ExportError
 from fedtide.manifest import BASE_PREFIX, INPUT_PREFIX, OUTPUT_PREFIX, WEIGHT_SUFFIX
 
 
@@ -140,9 +141,11 @@ def loss_graph(model: Model, opset: int) -> onnx.ModelProto:
     are initializers under their own names.
 
     Raises:
-        ExportError: see `train_graph`.
+        ExportError: see `train_graph`; or its gradient would not be PyTorch's.
     """
     forward = trace_forward(model, _objective(model), labels=True, training=True)
+    if embedding.has_constant_row(forward.graph_module.graph):
+        raise ExportError("an embedding has a padding row, which only the gradient leaves alone")
     names = [tensor.name for tensor in model.tensors]
     statistics = [tensor.name for tensor in model.tensors if tensor.kind == "statistic"]
 

@@ -200,10 +200,17 @@ def _error(actual: Vector, expected: Vector, change: Vector) -> tuple[Vector, fl
 
 
 def _with_constant_regions(batch: Batch) -> Batch:
-    """Set one half of every float input to a constant, as a picture's background is."""
+    """Set one half of every float input to a constant, as a picture's background is.
+
+    Of integers, of the first example to zero, as a short text is filled up.
+    """
     x, y = batch
-    if x.is_floating_point() and x.dim() > 1 and x.shape[-1] > 1:
-        x[..., : x.shape[-1] // 2] = 0.25
+    if x.dim() > 1 and x.shape[-1] > 1:
+        half = x.shape[-1] // 2
+        if x.is_floating_point():
+            x[..., :half] = 0.25
+        else:
+            x[0, ..., :half] = 0
     return x, y
 
 

@@ -22,6 +22,12 @@ def rewrite(graph: fx.Graph) -> int:
     return changed
 
 
+def has_constant_row(graph: fx.Graph) -> bool:
+    """Whether an embedding has a padding row, whose value is used and whose gradient is not."""
+    found = [node for node in graph.nodes if is_call(node, aten.embedding.default)]
+    return any(argument(node, 2, -1) >= 0 for node in found)
+
+
 def embedding(weight: Tensor, index: Tensor, padding: int) -> Tensor:
     """Rows [...,e] of weight[n,e] at index[...]; row `padding`, if not negative, is constant."""
     return _Embedding.apply(weight, index, padding)  # type: ignore[no-any-return,no-untyped-call]

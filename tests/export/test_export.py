@@ -29,6 +29,7 @@ from export.exporting import export_bundle  # noqa: E402
 from export.inspection import inspect_model  # noqa: E402
 from export.ort_artifacts import OrtArtifacts  # noqa: E402
 from export.portable_step import train_graph  # noqa: E402
+from export.rewrites import embedding  # noqa: E402
 from fedtide import cli  # noqa: E402
 from fedtide.bundle import open_bundle_dir  # noqa: E402
 from fedtide.errors import ConfigError, ExportError  # noqa: E402
@@ -317,6 +318,32 @@ def test_right_results_are_compared_where_pytorch_is_sure() -> None:
     )
     assert verification._unsteadiness(model, first) > 1
     assert verification._unsteadiness(model, verification.compute_expected(model)) < 0.25
+
+
+class Padded(nn.Module):
+    """Tokens [b,6] -> logits [b,3]; token 0 fills up short texts and learns nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4, padding_idx=0)
+        self.head = nn.Linear(4, 3)
+
+    def forward(self, tokens: Any) -> Any:
+        return self.head(self.table(tokens).sum(1))
+
+
+@pytest.mark.skipif("ort_training" not in available_runtimes(), reason="no training wheel")
+def test_padding_rows_are_for_the_portable_runtime(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """onnxruntime.training differentiates a graph by itself, and would train the padding row."""
+    spec = ModelSpec(Padded(), torch.full((1, 6), 8), "cross_entropy")
+    runtimes = export_bundle(spec, tmp_path / "b", name="test").bundle.manifest.runtimes
+    assert runtimes.ort_training is None
+    assert "padding row" in str(runtimes.ort_training_absent_because)
+    monkeypatch.setattr(embedding, "has_constant_row", lambda _: False)
+    with pytest.raises(ExportError, match=r"'table.weight' differs from PyTorch.* at index [0-3],"):
+        export_bundle(spec, tmp_path / "c", name="test")
 
 
 @pytest.mark.skipif("ort_training" not in available_runtimes(), reason="no training wheel")
