@@ -72,7 +72,9 @@ def run(args: argparse.Namespace) -> int:
             ort_training=args.runtime == "all",
             progress=progress,
         )
-    place = f"{args.out}, in a new folder" if new_folder else str(args.out)
+    place = str(args.out)
+    if new_folder:
+        place += f", in the new folder {str(args.out.parent)!r}"
     _summarise(exported, place, time.monotonic() - started)
     return 0
 

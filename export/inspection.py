@@ -239,7 +239,7 @@ def arranged(found: Iterable[Tensor]) -> tuple[Tensor, ...]:
         offset += tensor.size
     if not any(tensor.shared for tensor in tensors):
         raise ExportError(
-            "nothing of the model would travel: ModelSpec.local matches every parameter",
+            "nothing of the model would travel: ModelSpec.local matches all that is trained",
             hint="a federation averages at least one parameter",
         )
     return tuple(tensors)

@@ -145,7 +145,7 @@ def loss_graph(model: Model, opset: int) -> onnx.ModelProto:
     """
     forward = trace_forward(model, _objective(model), labels=True, training=True)
     if embedding.has_constant_row(forward.graph_module.graph):
-        raise ExportError("an embedding has a padding row, which only the gradient leaves alone")
+        raise ExportError("an embedding has a padding row, which onnxruntime.training would train")
     names = [tensor.name for tensor in model.tensors]
     statistics = [tensor.name for tensor in model.tensors if tensor.kind == "statistic"]
 

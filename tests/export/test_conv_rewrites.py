@@ -90,6 +90,13 @@ def test_convolutions_and_their_gradients(name: str) -> None:
     check(copy.deepcopy(layer), images(*shape), [convolution.rewrite])
 
 
+def test_large_intermediates_keep_conv(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer, x = nn.Conv2d(4, 6, 3, padding=1), images(4, 8, 8)
+    assert applied(layer, x, [convolution.rewrite]) == [1]
+    monkeypatch.setattr(convolution, "_FLOATS_MAX", 8 * 8 * 3 * 6 - 1)
+    assert applied(layer, x, [convolution.rewrite]) == [0]
+
+
 @pytest.mark.parametrize(
     "layer",
     [
