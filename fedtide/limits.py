@@ -26,8 +26,10 @@ GRAPH_BYTES_MAX = 256 * 1024**2
 """Largest ONNX file that a device loads; weights travel separately, so graphs stay small."""
 
 OPERATIONS_MAX = 10**13
-"""Most operations of a graph for each example: minutes of one core. A training step takes 2.5e10
-for ResNet-50, 8e11 for GPT-2 with 1,024 tokens (six for each weight and place)."""
+"""Most operations of a graph for each example, weighted by their time (`onnx_operations`): two
+minutes of one core for large matrix products, less than an hour for anything else. The products
+of a training step are 2.5e10 for ResNet-50, 8e11 for GPT-2 with 1,024 tokens (six for each weight
+and place)."""
 
 PARAMETERS_MAX = 100_000
 """Most parameter tensors in a manifest."""

@@ -16,7 +16,7 @@ import numpy as np
 from fedtide.errors import BundleError
 from fedtide.onnx_calls import Call, Rule, Scratch, Value
 from fedtide.onnx_graph import Graph, Node
-from fedtide.onnx_operations import operations
+from fedtide.onnx_operations import NODE_OPERATIONS, operations
 from fedtide.onnx_values import check_divisor, check_empty, results
 
 _ELEMENT_BYTES = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 9: 1, 10: 2, 12: 4, 16: 2}
@@ -151,7 +151,9 @@ class _Walk:
             given.append(Value(call.value(index).elem_type, tuple(shape)))
         (length,) = lengths
         inner_scope = {**scope, **dict(zip(body.inputs, given, strict=True))}
-        last, peak = self.run(body, inner_scope, times * max(1, length))
+        times *= max(1, length)
+        self.operations += times * NODE_OPERATIONS  # a body without nodes takes time, too
+        last, peak = self.run(body, inner_scope, times)
         values: list[Value | None] = []
         places = call.integers("scan_output_axes", (0,) * (len(last) - states))
         for index, value in enumerate(last[: len(call.node.outputs)]):

@@ -194,6 +194,8 @@ def test_128_bytes_that_ask_for_12_gigabytes() -> None:
 
 SIDE = 8192
 SQUARE = int64_tensor("square", SIDE, SIDE)
+SLICES = (float_tensor("none", 1, 0), int64_tensor("many", 1 << 40, 0))
+"""Of no elements, and many."""
 HOURS = {
     # 2 x 8192^3 operations each, and never more than three matrices of 268 MB.
     "products": after(
@@ -212,7 +214,23 @@ HOURS = {
         node("Expand", "none many", "slices"),
         scan_node(body(node("Neg", "s", "t")), "slices", "all"),
         node("Shape", "all", "n"), node("Cast", "n", "huge", more=integer("to", 1)),
-        constants=(float_tensor("none", 1, 0), int64_tensor("many", 1 << 40, 0)),
+        constants=SLICES,
+    ),
+    "a state passed through, over nothing": after(
+        node("Expand", "none many", "slices"),
+        scan_node(body(inputs="h s", output="h"), "x slices", "huge"), constants=SLICES,
+    ),
+    "nothing passed through": after(
+        node("Expand", "none many", "slices"),
+        scan_node(body(output="s"), "slices", "all"),
+        node("Shape", "all", "n"), node("Cast", "n", "huge", more=integer("to", 1)),
+        constants=SLICES,
+    ),
+    # Never more than 512 MB, and 2 x 2^26 elements each time.
+    "elements in a Scan": after(
+        node("Expand", "x many", "m"),
+        scan_node(body(node("Atanh", "m", "p"), node("ReduceMax", "p", "t")), "x5000", "huge"),
+        constants=(int64_tensor("many", 1 << 26), float_tensor("x5000", 5000)),
     ),
     "a large window": after(
         node("Expand", "a side", "image"), node("MaxPool", "image", "huge", more=integers(

@@ -11,7 +11,7 @@ from fedtide.errors import BundleError
 from fedtide.onnx_calls import Call, Scratch
 from fedtide.onnx_footprint import WORK_BYTES_MAX, footprint
 from fedtide.onnx_graph import Budget, read_model
-from fedtide.onnx_operations import NODE_OPERATIONS
+from fedtide.onnx_operations import ELEMENT, NODE_OPERATIONS
 from fedtide.onnx_rules import RULES
 from fedtide.onnx_scan import LIVE_BYTES_MAX, OPERATORS, scan_model
 from tests.onnx_bytes import (
@@ -281,7 +281,8 @@ def test_iterations_are_work() -> None:
     assert found.work_bytes == 2 * 50 * (4 << 20) + 4
     # Each time a slice and a shape are read; then the maximum of all of it.
     elements = 50 * ((1 << 20) + 1 + 1) + (50 << 20) + 1
-    assert found.operations == 51 * NODE_OPERATIONS + elements
+    # The body and its node start 50 times, and the maximum once.
+    assert found.operations == 101 * NODE_OPERATIONS + ELEMENT * elements
     rows = [int64_tensor("many", 1 << 22), node("Expand", "x0 many", "rows")]
     deep = scan_node(body(scan_node(inner, "rows", "u"), node("ReduceMax", "u", "t")), "rows")
     text = scan_error(rows[1], deep, constants=(big, rows[0], float_tensor("x0", 1)))
@@ -290,23 +291,34 @@ def test_iterations_are_work() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "op_type", "shapes", "more"),
+    ("products", "elements", "op_type", "shapes", "more"),
     [
-        (3 * 4 * 2, "Add", ((3, 4), (4,)), b""),
-        (2 * 3 * 4 * 5, "MatMul", ((3, 4), (4, 5)), b""),
-        (7 * 2 * 3 * 4 * 5, "MatMul", ((7, 3, 4), (7, 4, 5)), b""),
-        (2 * 3 * 4 * 5, "Gemm", ((4, 3), (5, 4)), integer("transA", 1) + integer("transB", 1)),
-        (2 * (3 * 4 * 5 + 3 * 5 * 2), "Einsum", ((3, 4), (4, 5), (5, 2)), AB_BC_CD),
-        (2 * (2 * 6 * 3 * 4) * (2 * 3 * 3), "Conv", ((2, 4, 5, 6), (6, 2, 3, 3)), GROUPED),
-        (2 * (2 * 4 * 5 * 6) * (3 * 3 * 3), "ConvTranspose", ((2, 4, 5, 6), (4, 3, 3, 3)), b""),
-        (2 * 4 * 3 * 4 * 9, "MaxPool", ((2, 4, 5, 6),), integers("kernel_shape", 3, 3)),
-        (2 * 7 * 2 * (12 * 5 + 12 * 12), "RNN", ((7, 2, 5), (1, 12, 5), (1, 12, 12)), b""),
-        (30 + 3, "ReduceSum", ((5, 6),), integers("axes", 0)),
-        (8, "Gather", ((1000, 4), [1, 2]), b""),
+        (0, 12 + 4 + 12, "Add", ((3, 4), (4,)), b""),
+        (2 * 3 * 4 * 5, 12 + 20 + 15, "MatMul", ((3, 4), (4, 5)), b""),
+        (7 * 2 * 3 * 4 * 5, 7 * (12 + 20 + 15), "MatMul", ((7, 3, 4), (7, 4, 5)), b""),
+        (2 * 3 * 4 * 5, 12 + 20 + 15, "Gemm", ((4, 3), (5, 4)),
+         integer("transA", 1) + integer("transB", 1)),
+        # Its result is 3 x 2, and what is between the products 3 x 5.
+        (2 * (3 * 4 * 5 + 3 * 5 * 2), 12 + 20 + 10 + 6 + 15, "Einsum", ((3, 4), (4, 5), (5, 2)),
+         AB_BC_CD),
+        (2 * (2 * 6 * 3 * 4) * (2 * 3 * 3), 240 + 108 + 2 * 6 * 3 * 4, "Conv",
+         ((2, 4, 5, 6), (6, 2, 3, 3)), GROUPED),
+        # Columns of 27 rows for each of the 30 places, then added up in images of 7 x 8.
+        (2 * (2 * 4 * 5 * 6) * (3 * 3 * 3), 240 + 108 + 2 * 3 * 7 * 8 + 27 * 30, "ConvTranspose",
+         ((2, 4, 5, 6), (4, 3, 3, 3)), b""),
+        (0, 240 + 2 * (2 * 4 * 3 * 4) + 2 * 4 * 3 * 4 * 9, "MaxPool", ((2, 4, 5, 6),),
+         integers("kernel_shape", 3, 3)),
+        # Each of the 7 steps starts, and applies 12 functions to 2 examples.
+        (7 * NODE_OPERATIONS + 2 * 7 * 2 * (12 * 5 + 12 * 12),
+         7 * 2 * 5 + 60 + 144 + 7 * 2 * 12 + 2 * 2 * 12 + 7 * 2 * 12, "RNN",
+         ((7, 2, 5), (1, 12, 5), (1, 12, 12)), b""),
+        (0, 30 + 6, "ReduceSum", ((5, 6),), integers("axes", 0)),
+        (0, 8, "Gather", ((1000, 4), [1, 2]), b""),
+        (0, 10 * (1 + 3 + 2 * 2), "TopK", ((3,), [2]), b""),
     ],
 )  # fmt: skip
 def test_operations_are_counted(
-    count: int, op_type: str, shapes: tuple[Any, ...], more: bytes
+    products: int, elements: int, op_type: str, shapes: tuple[Any, ...], more: bytes
 ) -> None:
     constants = [
         int64_tensor(f"i{at}", *shape)
@@ -316,7 +328,7 @@ def test_operations_are_counted(
     ]
     names = " ".join(f"i{at}" for at in range(len(shapes)))
     found = scan_model(chain([node(op_type, names, "y", more=more)], constants)).footprint
-    assert found.operations - NODE_OPERATIONS == pytest.approx(count, rel=0.05, abs=8)
+    assert found.operations == NODE_OPERATIONS + products + ELEMENT * elements
 
 
 def test_a_state_keeps_its_shape() -> None:
