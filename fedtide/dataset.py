@@ -6,6 +6,7 @@ the first thing that is wrong; nothing is trained on data that do not fit.
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -16,8 +17,8 @@ from fedtide.errors import DataError
 from fedtide.manifest import Array, Manifest
 
 AnyArray = NDArray[np.generic]
-_ARCHIVE = b"PK"
-"""How every .npz begins, an empty one too."""
+_ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")
+"""How an .npz begins, and an empty one. All else numpy takes for a pickle, and advises to trust."""
 
 
 class Examples(NamedTuple):
@@ -61,8 +62,8 @@ def load_dataset(path: Path, manifest: Manifest, held_out_fraction: float = 0.0)
 def _read(path: Path) -> dict[str, AnyArray]:
     try:
         with path.open("rb") as file:
-            if file.read(2) != _ARCHIVE:  # numpy would take it for a pickle, and advise to trust it
-                raise ValueError("it is no .npz archive")
+            if file.read(4) not in _ARCHIVE or not zipfile.is_zipfile(file):
+                raise ValueError("it is no .npz archive, or not all of one")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
                 return {name: _array(archive, name) for name in archive.files}
@@ -101,14 +102,12 @@ def _examples(
     for wrong in (wrong_input(manifest, x), wrong_label(manifest, y)):
         if wrong is not None:
             name = names[wrong.what]
-            raise DataError(
-                f"{wrong.what} {wrong.value} in {name!r} of {str(path)!r}, at {name}{wrong.place}, "
-                f"is out of range: {wrong.rule}"
-            )
+            where = f" in {name!r} of {str(path)!r}, at {name}{wrong.place},"
+            raise DataError(wrong.said(where))
     return Examples(x, y)
 
 
-class Wrong(NamedTuple):
+class OutOfRange(NamedTuple):
     """The first value that the model does not take."""
 
     what: Literal["input", "label"]
@@ -118,8 +117,12 @@ class Wrong(NamedTuple):
     rule: str
     """What would be right."""
 
+    def said(self, where: str = "") -> str:
+        """It in words, with a place if there is one to name."""
+        return f"{self.what} {self.value}{where} is out of range: {self.rule}"
 
-def wrong_input(manifest: Manifest, x: AnyArray) -> Wrong | None:
+
+def wrong_input(manifest: Manifest, x: AnyArray) -> OutOfRange | None:
     """The first integer of x[n, ...] that is outside of what the manifest says of the inputs."""
     below = manifest.inputs.below
     if below is None:
@@ -127,9 +130,9 @@ def wrong_input(manifest: Manifest, x: AnyArray) -> Wrong | None:
     return _first_outside("input", x, below, None, f"the model takes 0 to {below - 1}")
 
 
-def wrong_label(manifest: Manifest, y: AnyArray) -> Wrong | None:
+def wrong_label(manifest: Manifest, y: AnyArray) -> OutOfRange | None:
     """The first label of y[n, ...] that is neither a class nor ignored."""
-    below, ignored = manifest.classes or manifest.labels.below, manifest.ignored_label
+    below, ignored = manifest.classes, manifest.ignored_label
     if below is None:
         return None
     also = "" if ignored is None else f", and {ignored} for none"
@@ -139,7 +142,7 @@ def wrong_label(manifest: Manifest, y: AnyArray) -> Wrong | None:
 
 def _first_outside(
     what: Literal["input", "label"], array: AnyArray, below: int, ignored: int | None, rule: str
-) -> Wrong | None:
+) -> OutOfRange | None:
     """The first element that is neither in [0, below) nor `ignored`."""
     values = array.reshape(-1)
     # Nearly always everything is right, and two passes without a copy say so.
@@ -152,7 +155,7 @@ def _first_outside(
         return None
     first = int(outside.argmax())
     place = [int(index) for index in np.unravel_index(first, array.shape)]
-    return Wrong(what, int(values[first]), place, rule)
+    return OutOfRange(what, int(values[first]), place, rule)
 
 
 def _fit(array: AnyArray, expected: Array, name: str, path: Path) -> AnyArray:

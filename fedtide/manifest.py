@@ -70,7 +70,7 @@ class Array(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True)
     dtype: Literal["float32", "int64"]
     below: Dimension | None = None
     """Integers are in [0, below): an embedding has that many rows. None: the export could not
-    tell. Labels of classes have `Manifest.classes` instead."""
+    tell. For inputs only: labels have `Manifest.classes`."""
 
 
 class File(Struct, frozen=True, forbid_unknown_fields=True):
@@ -229,8 +229,10 @@ def _check_layout(manifest: Manifest) -> None:
     parts = [part_of(tensor.kind, tensor.shared) for tensor in manifest.tensors]
     if parts != sorted(parts):
         raise BundleError("the tensors of the manifest are not in the order of their parts")
-    if any(a.below is not None and a.dtype != "int64" for a in (manifest.inputs, manifest.labels)):
-        raise BundleError("`below` in the manifest is for int64 only")
+    if manifest.inputs.below is not None and manifest.inputs.dtype != "int64":
+        raise BundleError("`inputs.below` in the manifest is for int64 only")
+    if manifest.labels.below is not None:
+        raise BundleError("`below` in the manifest is for inputs only; labels have `classes`")
     if not any(tensor.kind == "parameter" for tensor in manifest.tensors):
         raise BundleError("the manifest has no parameter to train")
     if (manifest.rest is None) != (manifest.shared_count == manifest.elements_count):

@@ -27,7 +27,7 @@ def check_batch(manifest: Manifest, x: AnyArray, y: AnyArray) -> tuple[AnyArray,
         raise DataError("there are no examples")
     for wrong in (wrong_input(manifest, x), wrong_label(manifest, y)):
         if wrong is not None:
-            raise DataError(f"{wrong.what} {wrong.value} is out of range: {wrong.rule}")
+            raise DataError(wrong.said())
     return x, y
 
 
