@@ -18,7 +18,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Literal, Self
 
 from fedtide.config import BrokerConfig
 from fedtide.errors import BrokerError, ConfigError
+from fedtide.launch import module_command
 
 Kind = Literal["mosquitto", "amqtt"]
 
@@ -231,7 +231,7 @@ class Broker:
         }
         config = self.folder / "amqtt.json"
         write_private(config, json.dumps({"port": self.port, "passwords": digests}))
-        return [sys.executable, "-m", "demo.amqtt_broker", str(config)]
+        return module_command("demo.amqtt_broker", str(config))
 
 
 def free_port() -> int:

@@ -27,6 +27,7 @@ from demo.prepare import (
 from demo.processes import Child, ProcessError
 from demo.proxy import Proxy
 from demo.scene import Scene
+from fedtide.launch import module_command
 from fedtide.messages import Envelope, Presence, Status, decode
 from fedtide.mqtt import MqttTransport
 from fedtide.topics import Topics
@@ -218,6 +219,6 @@ def _fedtide(role: str, python: str, settings: Settings) -> Child:
     config = settings.folder / f"{role}.toml"
     return Child(
         role,
-        [python, "-m", "fedtide", command, "--config", str(config)],
+        module_command("fedtide", command, "--config", str(config), python=python),
         settings.folder / f"{role}.log",
     )

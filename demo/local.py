@@ -16,6 +16,7 @@ from typing import Any, Self
 from demo.brokers import COORDINATOR, Broker, write_private
 from demo.processes import Child
 from fedtide.errors import FedtideError
+from fedtide.launch import module_command
 
 
 class LocalFederation:
@@ -76,7 +77,7 @@ class LocalFederation:
     ) -> Child:
         path = self.folder / f"{name}.toml"
         write_private(path, toml({**config, "broker": access_table(self._broker, name, port)}))
-        arguments = [python, "-m", "fedtide", command, "--config", str(path)]
+        arguments = module_command("fedtide", command, "--config", str(path), python=python)
         return Child(name, arguments, self.folder / f"{name}.log")
 
     def __enter__(self) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,6 +13,7 @@ from demo.local import access_table, toml
 from demo.processes import ProcessError
 from edge_client.trainers.opening import available_runtimes
 from fedtide.bundle import open_bundle_dir
+from fedtide.launch import module_command
 
 FEDERATION = "demo"
 COLLECT_MS = 1_500
@@ -46,10 +46,9 @@ def export_model(settings: Settings) -> Path:
         ProcessError: it failed; with its output.
     """
     bundle = settings.folder / "bundle"
-    command = [sys.executable, "-m", "fedtide", "export", "demo.model:digits_mlp"]
     try:
         done = subprocess.run(
-            [*command, "--out", str(bundle)],
+            module_command("fedtide", "export", "demo.model:digits_mlp", "--out", str(bundle)),
             env=child_environment(),
             cwd=settings.folder,
             stdin=subprocess.DEVNULL,

@@ -40,6 +40,7 @@ from demo.view import View, open_view
 from fedtide import __version__
 from fedtide.bundle import open_bundle_dir
 from fedtide.errors import ConfigError
+from fedtide.launch import module_command
 from fedtide.runtime import load_session
 
 BASELINES_S = 120.0
@@ -178,14 +179,12 @@ def _compare(scene: Scene, results: Path) -> None:
 
 
 def _baselines_command(folder: Path) -> list[str]:
-    return [
-        sys.executable,
-        "-m",
+    return module_command(
         "demo.baselines",
         *("--bundle", str(folder / "bundle")),
         *("--data", str(folder / "data")),
         *("--out", str(folder / "baselines.json")),
-    ]
+    )
 
 
 def _fresh_folder(out: Path) -> Path:
@@ -202,9 +201,9 @@ def _fresh_folder(out: Path) -> Path:
 
 def _export_final(folder: Path, path: Path, test: Part) -> float:
     """Run `fedtide models export`; the accuracy of the file on the test set in onnxruntime."""
-    command = [sys.executable, "-m", "fedtide", "models", "export"]
+    words = ("--state-dir", str(folder / "coordinator"), "--out", str(path))
     done = subprocess.run(
-        [*command, "--state-dir", str(folder / "coordinator"), "--out", str(path)],
+        module_command("fedtide", "models", "export", *words),
         env=child_environment(),
         cwd=folder,
         stdin=subprocess.DEVNULL,
@@ -247,7 +246,7 @@ def _versions(kind: Kind, device_python: str) -> dict[str, str]:
 def _ask_versions(python: str, packages: tuple[str, ...]) -> dict[str, str]:
     """What a Python has of these packages."""
     done = subprocess.run(
-        [python, "-c", _ASK_VERSIONS, *packages],
+        [python, "-P", "-c", _ASK_VERSIONS, *packages],
         env=child_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,

@@ -5,12 +5,12 @@ A process of its own, because numpy's library reads how many threads to use when
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
+
+from fedtide.launch import module_command, module_environment
 
 _SECONDS = 0.1
 _SECONDS_MAX = 30
@@ -38,12 +38,10 @@ class Speed(NamedTuple):
 
 def measure_speed() -> Speed | None:
     """In about half a second; None if it could not be measured."""
-    environment = {**os.environ, **dict.fromkeys(_THREADS, "1")}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
     try:
         done = subprocess.run(
-            [sys.executable, "-P", "-m", "edge_client.arithmetic"],  # not from the current folder
-            env=environment,
+            module_command("edge_client.arithmetic"),
+            env=module_environment(**dict.fromkeys(_THREADS, "1")),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS_MAX,

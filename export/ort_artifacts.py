@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +13,7 @@ from torch import nn
 from export.inspection import Model, module_label
 from export.portable_step import loss_graph
 from fedtide.errors import BundleError, ExportError
+from fedtide.launch import module_command, module_environment
 from fedtide.onnx_scan import ORT_TRAINING_OPERATORS, scan_model
 from fedtide.runtime import training_package
 
@@ -69,11 +68,10 @@ def make_ort_artifacts(model: Model, opset: int) -> OrtArtifacts | str:
 
 
 def _run_worker(folder: Path) -> str | None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "export.ort_worker", str(folder)],
-            env=environment,
+            module_command("export.ort_worker", str(folder)),
+            env=module_environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=_SECONDS_MAX,
