@@ -6,7 +6,6 @@ A fresh process, so that the peak of its memory is that of this configuration al
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from pathlib import Path
@@ -99,16 +98,9 @@ def main(arguments: list[str]) -> int:
     """Answer with the measurements."""
     folder, runtime, threads, batch_size, seconds = arguments
 
-    def measured() -> Answer:
-        result = measure(Path(folder), runtime, int(threads), int(batch_size), float(seconds))
-        # JSON has neither infinity nor NaN.
-        return {key: None if _is_odd(value) else value for key, value in result.items()}
-
-    return answer(measured)
-
-
-def _is_odd(value: object) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
+    return answer(
+        lambda: measure(Path(folder), runtime, int(threads), int(batch_size), float(seconds))
+    )
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ a thread instead, and the client as a whole something that starts it again: ADR 
 from __future__ import annotations
 
 import json
-import os
+import math
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from fedtide.errors import FedtideError
+from fedtide.launch import module_command, module_environment
 from fedtide.memory_limit import limit_memory
 
 Answer = dict[str, Any]
@@ -23,12 +23,10 @@ Answer = dict[str, Any]
 
 def ask(module: str, words: Sequence[str], seconds_max: float) -> Answer:
     """What `python -m MODULE WORDS` answers, or {"error": text}."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
     try:
         done = subprocess.run(
-            # -P: what lies in the current folder, a bundle perhaps, is no code of ours.
-            [sys.executable, "-P", "-m", module, *words],
-            env=environment,
+            module_command(module, *words),
+            env=module_environment(),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             timeout=seconds_max,
@@ -55,7 +53,10 @@ def _signal_text(number: int) -> str:
 
 
 def answer(function: Callable[[], Answer]) -> int:
-    """Print what `function` returns as one JSON object, or its failure; the exit code."""
+    """Print what `function` returns as one JSON object, or its failure; the exit code.
+
+    A number that is infinite or NaN, of which JSON has neither, becomes null.
+    """
     limit_memory()
     try:
         result = function()
@@ -63,5 +64,9 @@ def answer(function: Callable[[], Answer]) -> int:
         result = {"error": str(exc) or "out of memory"}
     except KeyboardInterrupt:  # said to the command, too
         return 130
-    print(json.dumps(result))
+    print(json.dumps({key: None if _is_odd(value) else value for key, value in result.items()}))
     return 0
+
+
+def _is_odd(value: object) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)

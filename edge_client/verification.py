@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from edge_client.fingerprint import (
 )
 from edge_client.recorded_steps import RecordedSteps, read_recorded_steps
 from edge_client.trainers import Trainer
-from edge_client.trainers.opening import open_trainer
+from edge_client.trainers.opening import Runtime, open_trainer
 from fedtide.bundle import open_bundle_dir
 from fedtide.manifest import Manifest
 from fedtide.safetensors import read_initial_model
@@ -40,7 +40,7 @@ class Finding(NamedTuple):
     """Such as `step 2 (batch of 3), tensor 'fc.weight'`."""
 
 
-def judge(folder: Path, runtime: Any, threads: int) -> Answer:
+def judge(folder: Path, runtime: Runtime, threads: int) -> Answer:
     """`ratio` and `where` of the first wrong result, or of the worst if all are right; `steps`
     done, and `seconds` taken.
 
@@ -111,7 +111,7 @@ def _tensors(what: str, manifest: Manifest, change: Vector, expected: Fingerprin
 def main(arguments: list[str]) -> int:
     """Answer with the judgement."""
     folder, runtime, threads = arguments
-    return answer(lambda: judge(Path(folder), runtime, int(threads)))
+    return answer(lambda: judge(Path(folder), cast("Runtime", runtime), int(threads)))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import platform
 from pathlib import Path
 from typing import NamedTuple
@@ -53,7 +54,8 @@ def run(parsed: argparse.Namespace) -> int:
         bundle.read(path)  # complete, and undamaged
     if not available_runtimes():
         raise ConfigError("onnxruntime is not installed here", hint=install_hint("client"))
-    read_recorded_steps(bundle), read_initial_model(bundle)  # they fit the manifest
+    read_recorded_steps(bundle)  # they fit the manifest, or this says why not
+    read_initial_model(bundle)
     version = import_onnxruntime().__version__
     print(
         f"{escaped(bundle.manifest.name)}, bundle {bundle.digest[:12]}: onnxruntime {version}, "
@@ -87,7 +89,8 @@ def _verdict(folder: Path, runtimes: Runtimes, runtime: Runtime, threads: int) -
     found = ask("edge_client.verification", words, _SECONDS_MAX)
     if "error" in found:
         return Verdict("FAILED", failed=found["error"])
-    finding = Finding(found["ratio"], found["where"])
+    ratio = found["ratio"]
+    finding = Finding(math.inf if ratio is None else ratio, found["where"])
     if not finding.error <= 1:
         return Verdict(f"WRONG: {escaped(finding.where)}", finding)
     return Verdict(

@@ -295,7 +295,7 @@ def test_verify_catches_an_error(
         return planted(open_trainer(*arguments))
 
     def asked(_module: str, words: Sequence[str], _seconds_max: float) -> Any:
-        return verification.judge(Path(words[0]), words[1], int(words[2]))
+        return verification.judge(Path(words[0]), "portable", int(words[2]))
 
     monkeypatch.setattr(verification, "open_trainer", opened)
     monkeypatch.setattr(verify_command, "ask", asked)
@@ -303,6 +303,36 @@ def test_verify_catches_an_error(
     told = capsys.readouterr()
     assert f"portable      WRONG: {where}" in told.out
     assert f"runtime portable, {where}" in told.err
+
+
+@needs_runtime
+@pytest.mark.parametrize(
+    ("name", "value", "where"),
+    [
+        ("projections", 1.0, "step 1 (batch of 5), tensor"),
+        ("projections", np.nan, "step 1 (batch of 5), tensor"),
+        ("losses", np.nan, "step 1 (batch of 5), loss"),
+    ],
+)
+def test_verify_catches_what_pytorch_did_not_compute(
+    folder: Path, capsys: pytest.CaptureFixture[str], name: str, value: float, where: str
+) -> None:
+    """By way of the real process, whose answer is JSON: it has no NaN."""
+    with np.load(folder / "verification.npz") as stored:
+        arrays: dict[str, Any] = dict(stored)
+    arrays[name] = arrays[name] + value
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    rewrite(folder, {"verification.npz": file.getvalue()})
+    assert cli.main(["verify", str(folder)]) == 5
+    told = capsys.readouterr()
+    assert f"portable      WRONG: {where}" in told.out
+    assert ("the error is inf times" in told.err) == bool(np.isnan(value))
+
+
+def test_a_number_that_json_has_not_is_null(capsys: pytest.CaptureFixture[str]) -> None:
+    child.answer(lambda: {"ratio": np.inf, "seconds": np.nan, "steps": 3})
+    assert json.loads(capsys.readouterr().out) == {"ratio": None, "seconds": None, "steps": 3}
 
 
 @needs_runtime
