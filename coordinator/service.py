@@ -243,9 +243,10 @@ class Service:
             self._apply(DeviceArrived(device_id), at_ms)
 
     def _decline(self, device_id: str, decline: Decline, at_ms: int) -> None:
-        label = self._label(decline.round_id)
+        ours = decline.run_id == self._ledger.run_id
+        label = self._label(decline.round_id) if ours else "a round of another run"
         _log.warning("%s declines %s: %s", device_id, label, decline.reason)
-        if decline.run_id == self._ledger.run_id:
+        if ours:
             self._apply(TaskDeclined(decline.round_id, device_id), at_ms)
 
     def _chunk(self, device_id: str, message_id: str, chunk: Chunk, at_ms: int) -> None:

@@ -415,11 +415,15 @@ def test_a_greedy_want_costs_no_more_than_the_blob(federation: Federation) -> No
     assert -(-200_000 // BLOCK_BYTES) == 13
 
 
-def test_declining_for_others_or_other_rounds_changes_nothing(federation: Federation) -> None:
+def test_declining_for_others_or_other_rounds_changes_nothing(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
     liar = peer(federation)
     before = federation.store.load_state()
     run_id = federation.store.fact("run_id") or ""
     liar.say(Decline(run_id, 7, "no"), Decline("another", 1, "no"))
+    assert "mallory declines round 7: no" in caplog.text
+    assert "mallory declines a round of another run: no" in caplog.text
     Peer(federation, "stranger").say(Decline(run_id, 1, "no"))
     assert federation.store.load_state() == before
     liar.say(Decline(run_id, 1, "no data"), Decline(run_id, 1, "again"))
