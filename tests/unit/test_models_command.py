@@ -29,7 +29,7 @@ def test_missing_folders_are_made_and_said(
 
 
 @pytest.mark.parametrize(
-    "place", ["file/model.onnx", "file/deep/model.onnx", "model.txt", "d.onnx"]
+    "place", ["file/model.safetensors", "file/deep/model.safetensors", "model.txt", "d.safetensors"]
 )
 def test_a_place_that_cannot_be_written_is_a_message(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], place: str
@@ -37,8 +37,7 @@ def test_a_place_that_cannot_be_written_is_a_message(
     Federation(tmp_path)
     (tmp_path / "file").write_bytes(b"mine")
     (tmp_path / "d.safetensors").mkdir()
-    out = str(tmp_path / place).replace(".onnx", ".safetensors")
-    state = str(tmp_path / "coordinator")
+    out, state = str(tmp_path / place), str(tmp_path / "coordinator")
     assert cli.main(["models", "export", "--state-dir", state, "--out", out]) in (2, 7)
     assert "fedtide: error: " in capsys.readouterr().err
     assert (tmp_path / "file").read_bytes() == b"mine"
