@@ -98,21 +98,29 @@ def _explained(text: str, raw: Any, kind: Any) -> str:
     for key in re.findall(r"[^.[\]]+", name):
         if isinstance(value, list):
             value = value[int(key)]
-        else:
-            fields = {field.encode_name: field.type for field in msgspec.structs.fields(wanted)}
-            value, wanted = value[key], fields[key]
+        elif key in value:
+            value, wanted = value[key], _keys(wanted).get(key)
+        else:  # in a table with names of the user's own, which msgspec does not tell
+            return f"{name}: {text}"
     choices = _choices(wanted)
     if choices and text.startswith(
         ("Invalid enum value", "Expected `str`", "Expected `int | str`")
     ):
         text = f"expected {' or '.join(choices)}"
-    if isinstance(value, dict):
+    if isinstance(value, dict) and _keys(wanted):
         return f"{name}: {text}" if name else text
     if "password" in name:
         return f"{name} is wrong: {text}"
     shown = repr(value)
     shown = shown if len(shown) <= _VALUE_CHARS_MAX else shown[:_VALUE_CHARS_MAX] + "…"
     return f"{name} is {shown}: {text[0].lower()}{text[1:]}"
+
+
+def _keys(wanted: Any) -> dict[str, Any]:
+    """Types by key, if a table is or may be wanted, alone or in an array."""
+    if isinstance(wanted, type) and issubclass(wanted, Struct):
+        return {field.encode_name: field.type for field in msgspec.structs.fields(wanted)}
+    return {key: kind for part in get_args(wanted) for key, kind in _keys(part).items()}
 
 
 def _choices(wanted: Any) -> list[str]:

@@ -166,6 +166,8 @@ def test_each_wrong_thing_of_a_client_is_named(
         ("plan.nesterov = true", "plan: nesterov needs a momentum above 0"),
         ("plan.rate = 1", "plan: Object contains unknown field `rate`"),
         ("plan = 7", "plan is 7: expected `object`"),
+        ("encoding = {z = 1}", "encoding is {'z': 1}: expected 'f32' or 'f16'"),
+        ("broker.port = {z = 1}", "broker.port is {'z': 1}: expected `int`"),
         ("broker.password_file = 1234", "broker.password_file is wrong: Expected a path"),
     ],
 )
@@ -174,6 +176,32 @@ def test_the_value_and_the_choices_are_named(tmp_path: Path, line: str, said: st
         load(tmp_path, f"{line}\n{COORDINATOR}", CoordinatorConfig)
     assert f"x.toml': {said}" in str(error.value)
     assert "1234" not in str(error.value)
+
+
+class Tide(msgspec.Struct, forbid_unknown_fields=True):
+    hours: int
+
+
+class Nested(msgspec.Struct, forbid_unknown_fields=True):
+    perhaps: Tide | None = None
+    many: tuple[Tide, ...] = ()
+    named: dict[str, Tide] = {}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("perhaps.hours = 'x'", "perhaps.hours is 'x': expected `int`"),
+        ("perhaps = {hour = 1}", "perhaps: Object contains unknown field `hour`"),
+        ("many = [{hours = 1}, {hours = 'x'}]", "many[1].hours is 'x': expected `int`"),
+        ("named.a.hours = 'x'", "named[...].hours: Expected `int`"),
+    ],
+)
+def test_tables_in_arrays_and_tables_that_may_be_absent(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        load(tmp_path, text, Nested)
 
 
 @pytest.mark.parametrize("kind", [CoordinatorConfig, ClientConfig])
