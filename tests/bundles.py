@@ -7,16 +7,15 @@ The device's environment has no torch, so another environment's Python makes the
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import shutil
 import subprocess
-import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / "build" / "bundles"
-_LOCK_SECONDS_MAX = 300
 
 
 def build(spec_name: str) -> Path:
@@ -58,29 +57,15 @@ def _key() -> str:
 
 
 def _export(python: Path, spec_name: str, folder: Path) -> None:
-    lock = folder.with_suffix(".lock")
-    deadline = time.monotonic() + _LOCK_SECONDS_MAX
-    while True:
-        try:
-            lock.mkdir()
-            break
-        except FileExistsError:
-            if (folder / "expected.npz").is_file():
-                return
-            if time.monotonic() > deadline:
-                raise RuntimeError(
-                    f"{lock} is held by another run; remove it if there is none"
-                ) from None
-            time.sleep(0.2)
-    try:
+    # The system gives the lock back when its process ends, however that ends.
+    with folder.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         if (folder / "expected.npz").is_file():
             return
         shutil.rmtree(folder, ignore_errors=True)
         target = f"{ROOT / 'tests' / 'models.py'}:{spec_name}"
         _run(python, "-m", "fedtide", "export", target, "--out", str(folder / "bundle"))
         _run(python, "-m", "tests.expected", spec_name, str(folder / "expected.npz"))
-    finally:
-        lock.rmdir()
 
 
 def _run(python: Path, *arguments: str) -> None:
