@@ -20,6 +20,8 @@ _PROCESS_BYTES = 70_000_000
 """Python, numpy, onnxruntime and a loaded graph."""
 _WEIGHT_PASSES = 4
 """How often a step reads or writes each weight in memory: forward, backward, update (twice)."""
+_NODE_S = 1e-6
+"""To start a node of the graph takes about that, however small it is."""
 
 
 def describe(
@@ -71,7 +73,7 @@ def describe(
             path: {"bytes": entry.size_bytes, "sha256": entry.sha256}
             for path, entry in sorted(manifest.files.items())
         },
-        "estimates": _estimates(manifest, speed),
+        "estimates": _estimates(manifest, scans, speed),
     }
 
 
@@ -95,10 +97,13 @@ def _values(manifest: Manifest) -> Description:
     }
 
 
-def _estimates(manifest: Manifest, speed: Speed | None) -> Description | None:
+def _estimates(
+    manifest: Manifest, scans: Mapping[str, Scan], speed: Speed | None
+) -> Description | None:
     costs = manifest.estimates
     if costs is None:
         return None
+    nodes = scans[manifest.runtimes.portable.train].nodes
     values = _values(manifest)
     # The portable trainer reads one vector and writes another; what is frozen exists once.
     model_bytes = 4 * (2 * values["all"] - values["frozen"])
@@ -109,6 +114,7 @@ def _estimates(manifest: Manifest, speed: Speed | None) -> Description | None:
         if speed is not None:
             seconds = batch * costs.flops_per_example / speed.flops_per_second
             seconds += _WEIGHT_PASSES * 4 * values["trained"] / speed.bytes_per_second
+            seconds += _NODE_S * nodes
         batches[str(batch)] = {
             "step_bytes": step_bytes,
             "process_bytes": int(_PROCESS_BYTES + model_bytes + _ALLOCATOR * step_bytes),
@@ -247,7 +253,7 @@ def _costs(estimates: Description | None) -> list[str]:
         notes += [
             f"Time: {estimates['flops_per_example'] / 1e6:.3g} million operations an example, "
             f"{machine['flops_per_second'] / 1e9:.3g} GFLOP/s in numpy, and the weights 4 times",
-            f"through memory at {machine['bytes_per_second'] / 1e9:.3g} GB/s. It may take twice "
-            "as long; `fedtide client benchmark` measures.",
+            f"through memory at {machine['bytes_per_second'] / 1e9:.3g} GB/s, 1 µs a node. "
+            "It may take twice as long; `fedtide client benchmark` measures.",
         ]
     return ["Cost of a step, estimated", table(rows, right=1), *(f"  {note}" for note in notes)]

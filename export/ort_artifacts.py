@@ -45,7 +45,7 @@ def make_ort_artifacts(model: Model, opset: int) -> OrtArtifacts | str:
     try:
         loss = loss_graph(model, opset)
     except ExportError as exc:
-        return f"its loss cannot be a graph by itself: {exc.args[0]}"
+        return str(exc.args[0])
     with tempfile.TemporaryDirectory(prefix="fedtide-export-") as name:
         folder = Path(name)
         (folder / "forward.onnx").write_bytes(loss.SerializeToString())
