@@ -155,16 +155,17 @@ def _unsteadiness(model: Model, expected: Expected) -> float:
     """How far the results move, in allowed errors, when the start does by a last digit."""
     generator = np.random.default_rng(expected.seed)
     signs = generator.choice(np.array([-1, 1], np.int8), expected.start.shape)
+    changes, measured = _changes(expected), _measured(expected)
     ratios = [0.0]
     for digit in (np.float32(_LAST_DIGIT), np.float32(-_LAST_DIGIT)):
         moved = _expected(model, expected.start * (1 + signs * digit), expected.seed)
-        for actual, right in zip(_changes(moved), _changes(expected), strict=True):
+        for actual, right in zip(_changes(moved), changes, strict=True):
             for tensor in model.tensors:
                 part = slice(tensor.offset, tensor.offset + tensor.size)
                 error, allowed = _error(actual[part], right[part], right[part])
                 ratios.append(float(error.max()) / allowed)
-        measured = zip(_measured(moved), _measured(expected), strict=True)
-        ratios += [abs(ours - theirs) / _allowed(theirs) for ours, theirs in measured]
+        pairs = zip(_measured(moved), measured, strict=True)
+        ratios += [abs(ours - theirs) / _allowed(theirs) for ours, theirs in pairs]
     worst = float(np.max(ratios))
     return math.inf if math.isnan(worst) else worst
 

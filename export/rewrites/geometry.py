@@ -70,8 +70,7 @@ def _kernel_places(geometry: Geometry) -> np.ndarray:
 @functools.lru_cache(maxsize=1024)
 def row_table(geometry: Geometry) -> torch.Tensor:
     """[height * out_width + 1, kernel_w]: input places under a row of the kernel; last, zeros."""
-    outside = np.full(geometry.kernel[1], geometry.places_in)
-    return _table(np.append(_row_places(geometry), outside))
+    return _table(_then_zeros(_row_places(geometry), geometry.places_in))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -93,8 +92,7 @@ def stack_table(geometry: Geometry) -> torch.Tensor:
 @functools.lru_cache(maxsize=1024)
 def column_table(geometry: Geometry) -> torch.Tensor:
     """[height * out_width + 1, kernel_h]: output places that a row is part of; last, zeros."""
-    outside = np.full(geometry.kernel[0], geometry.places_out)
-    return _table(np.append(_column_places(geometry), outside))
+    return _table(_then_zeros(_column_places(geometry), geometry.places_out))
 
 
 @functools.lru_cache(maxsize=1024)
@@ -117,6 +115,11 @@ def _column_places(geometry: Geometry) -> np.ndarray:
     inside = ((rows >= 0) & (rows < out_height))[:, None]
     ordered = _ordered(geometry)[np.clip(rows, 0, out_height - 1)[:, None], _across(out_width)]
     return np.where(inside, ordered, geometry.places_out)
+
+
+def _then_zeros(places: np.ndarray, outside: int) -> np.ndarray:
+    """Rows of places [..., kernel], flat, and behind them one that reads zeros."""
+    return np.append(places, np.full(places.shape[-1], outside))
 
 
 def _sources(table: np.ndarray, places: int) -> Sources:
