@@ -56,6 +56,8 @@ class Hello(Message, frozen=True):
     """Digests of the bundle and the global models on the device."""
     owes: Annotated[tuple[Identifier, ...], Meta(max_length=64)] = ()
     """Updates in the outbox, without a receipt."""
+    installation: Text = ""
+    """Random, made once for each state folder: tells two devices under one name apart."""
 
 
 class Update(Struct, frozen=True):
@@ -119,6 +121,11 @@ class Welcome(Message, frozen=True):
     model_version: Natural
     chunk_blocks: ChunkBlocks
     hello_ms: Annotated[int, Meta(ge=1_000, lt=2**53)]
+    """The device's own: devices that came at once do not come at once again."""
+    spread_ms: DurationMs = 0
+    """After a lost link or coordinator is back, wait a random share of this before the hello."""
+    notice: Text = ""
+    """Why the device is not invited now, for a person to read."""
 
 
 class Task(Message, frozen=True):

@@ -1,7 +1,8 @@
 """The bytes on the wire, pinned: one example of each message, a chunk, encoded vectors.
 
 `wire.json` is written by `pytest tests/golden --update-golden`, and then read by an independent
-reader of MessagePack below, so that nothing in it needs Python or msgspec.
+reader of MessagePack below, so that nothing in it needs Python or msgspec. `earlier.json` holds the
+bytes that earlier versions sent, and is never written again.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from fedtide.plan import Plan
 from fedtide.vectors import decode_vector, encode_vector
 
 WIRE = Path(__file__).with_name("wire.json")
+EARLIER_WIRE = Path(__file__).with_name("earlier.json")
 
 MANIFEST = BlobRef("aa" * 32, 2_048)
 MODEL = BlobRef("bb" * 32, 6_653_480)  # 1,663,370 float32: the MNIST CNN of the FedAvg paper
@@ -58,13 +60,13 @@ UPDATE = Update(
     held_out=Metrics(60, {"loss": Measure(30.5, 60.0), "accuracy": Measure(51.0, 60.0)}),
 )
 MESSAGES: dict[str, AnyMessage] = {
-    "hello": Hello("0.1.0", ("portable",), 600, ("f32", "f16"), (MANIFEST.digest,), ("u1",)),
+    "hello": Hello("0.1.0", ("portable",), 600, ("f32",), (MANIFEST.digest,), ("u1",), "9c0f7e"),
     "offer": Offer(UPDATE),
     "decline": Decline("5f0c2a9be4d17386", 7, "there is no data file"),
     "want": Want(MODEL.digest, ((0, 7), (400, 7))),
     # CRC-32 of b"123456789" is 0xCBF43926: the check value of the algorithm's catalogue entry.
     "chunk": Chunk("dd" * 32, 9, 0, 0xCBF43926, b"123456789"),
-    "welcome": Welcome(MANIFEST, MODEL, 3, 7, 30_000),
+    "welcome": Welcome(MANIFEST, MODEL, 3, 7, 30_000, 20_000, "quarantined for 59 min"),
     "task": Task(
         run_id="5f0c2a9be4d17386",
         round_id=7,
@@ -84,6 +86,11 @@ MESSAGES: dict[str, AnyMessage] = {
     "presence": Presence(True, "training", 7),
     "beacon": Beacon(True, "4e2-19a4f3c2b10"),
     "status": Status("collecting", 7, 50, 3, ("a", "b"), ("a",), 1_500, "1 of 2", 0.5, 0.9375),
+}
+# What fields that came later are taken to be where they are missing.
+EARLIER = MESSAGES | {
+    "hello": Hello("0.1.0", ("portable",), 600, ("f32", "f16"), (MANIFEST.digest,), ("u1",)),
+    "welcome": Welcome(MANIFEST, MODEL, 3, 7, 30_000, spread_ms=0, notice=""),
 }
 # +1, -2, 0.5 and 65504 (largest binary16): exact in both encodings.
 # binary32: 3f800000 c0000000 3f000000 477fe000; binary16: 3c00 c000 3800 7bff; little-endian.
@@ -181,6 +188,12 @@ def test_an_independent_reader_understands_them(wire: dict[str, Any], name: str)
 @pytest.mark.parametrize("name", sorted(MESSAGES))
 def test_the_golden_bytes_are_read_as_the_message(wire: dict[str, Any], name: str) -> None:
     assert decode(bytes.fromhex(wire[name]["bytes"])) == Envelope(1, "m1", MESSAGES[name])
+
+
+@pytest.mark.parametrize("name", sorted(EARLIER))
+def test_what_earlier_versions_sent_is_read(name: str) -> None:
+    raw = bytes.fromhex(json.loads(EARLIER_WIRE.read_text())[name]["bytes"])
+    assert decode(raw) == Envelope(1, "m1", EARLIER[name])
 
 
 @pytest.mark.parametrize("encoding", ["f32", "f16"])
