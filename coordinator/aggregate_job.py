@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from fedtide.blobs import BlobStore
+from fedtide.failpoints import reach
 from fedtide.measures import Metrics
 from fedtide.messages import BlobRef, Update
 from fedtide.vectors import Vector, decode_vector, encode_vector
@@ -66,5 +67,7 @@ def run_aggregate_job(job: AggregateJob, blobs: BlobStore, evaluate: Evaluate | 
         return JobFailed(job.round_id, f"the aggregate is unusable: {exc}")
     except FileNotFoundError as exc:
         return JobFailed(job.round_id, f"a stored update is gone: {exc}")
+    reach("coordinator: aggregate computed")
     ref = blobs.put(content)
+    reach("coordinator: model written")
     return Aggregated(job.round_id, ref, None if evaluate is None else evaluate(model))

@@ -14,6 +14,7 @@ from coordinator.store import Store
 from coordinator.uploads import Uploads
 from coordinator.vetting import admit, defect, misfit
 from coordinator.voice import Voice
+from fedtide.failpoints import reach
 from fedtide.messages import Chunk, Receipt, Update, Want
 
 _log = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Intake:
     def chunk(self, device_id: str, chunk: Chunk, at_ms: int) -> Commands | str:
         """Blocks of an update came; a text says why they are unusable."""
         result = self._uploads.arrived(device_id, chunk)
+        reach("coordinator: chunk stored")
         if result is None or isinstance(result, str):
             return result or ()
         late = admit(result, device_id, self._ledger.state, self._ledger.run_id)
@@ -83,6 +85,7 @@ class Intake:
             reason = defect(content, update, self._shared_count)
         if reason is None:
             self._uploads.keep(device_id)
+            reach("coordinator: update kept")
             verdict = Receipt(update.update_id, "accepted")
         else:
             self._uploads.reject(update)
@@ -95,5 +98,7 @@ class Intake:
             what = f"{device_id}: update of round {update.round_id} {receipt.verdict}"
             _log.warning("%s: %s", what, receipt.reason)
         commands = self._ledger.conclude(update, device_id, receipt, at_ms)
+        reach("coordinator: verdict committed")
         self._voice.say(device_id, receipt)
+        reach("coordinator: receipt said")
         return commands

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from fedtide.blobs import BlobStore, blocks_count, clip, split
+from fedtide.failpoints import reach
 from fedtide.messages import BlobRef, Chunk, Want, encode
 from fedtide.sending import ChunkSender, chunk_blocks_for
 from fedtide.topics import Topics
@@ -98,6 +99,7 @@ class Publisher:
             self._repeated_at_ms.pop((ref.digest, first), None)
 
     def _publish_chunk(self, chunk: Chunk) -> int | None:
+        reach("coordinator: chunk published")
         topic = self._topics.chunk(chunk.digest, chunk.first_block)
         payload = encode(chunk, f"b{chunk.first_block}")
         return self._link.publish(topic, payload, retain=True)

@@ -38,6 +38,7 @@ from coordinator.store import Store
 from coordinator.voice import Voice
 from fedtide.bundle import Bundle
 from fedtide.errors import BrokerError, BundleError
+from fedtide.failpoints import reach
 from fedtide.limits import DEVICES_MAX
 from fedtide.manifest import MANIFEST_NAME, device_files
 from fedtide.measures import Metrics
@@ -107,6 +108,7 @@ class Service:
         """Go on where the last life of this store ended."""
         self._publisher.offer([*self._bundle_blobs, self._ledger.newest_model().ref])
         self._apply(Restarted(), at_ms)
+        reach("coordinator: resumed")
 
     @property
     def _state(self) -> RoundState:
@@ -267,8 +269,10 @@ class Service:
         model = self._ledger.newest_model()
         if model.ref != result.model:
             return
+        reach("coordinator: model committed")
         _log.info("model %d%s", model.version, _quality(model.metrics))
         self._publisher.offer([*self._bundle_blobs, model.ref])
+        reach("coordinator: model offered")
         self._perform(commands, at_ms)
 
     def _apply(self, event: Event, at_ms: int) -> None:
@@ -279,16 +283,20 @@ class Service:
         for command in commands:
             match command:
                 case InviteDevices(device_ids):
+                    reach("coordinator: round opened")
                     verb = "inviting" if self._state.kind == "train" else "asking"
                     label = self._label(self._state.round_id)
                     _log.info("%s: %s %s", label, verb, ", ".join(device_ids))
                     self._intake.begin_round(self._state.round_id)
                     self._invite(device_ids, at_ms)
                 case AggregateRound(round_id, kind, _):
+                    reach("coordinator: round closed")
                     self._aggregate(round_id, kind == "train", at_ms)
                 case AbandonRound(round_id, reason):
+                    reach("coordinator: round abandoned")
                     _log.warning("%s is abandoned: %s", self._label(round_id), reason)
                 case FinishFederation() as finish:
+                    reach("coordinator: finished")
                     self.finished = finish
         if self._connected:
             self._publish_status(at_ms)
@@ -336,6 +344,7 @@ class Service:
         )
         for device_id in device_ids:
             self._voice.say(device_id, task)
+            reach("coordinator: task said")
 
     # ---- speaking ----
 

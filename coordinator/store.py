@@ -19,6 +19,7 @@ import msgspec
 from coordinator.round_machine import AbandonRound, Event, RoundState
 from fedtide.blobs import BlobStore
 from fedtide.errors import StateError
+from fedtide.failpoints import reach
 from fedtide.measures import Metrics
 from fedtide.messages import BlobRef, Encoding, Receipt, Update
 from fedtide.plan import Plan
@@ -124,6 +125,7 @@ class Store:
             try:
                 yield
                 self._write_counts()
+                reach("disk: commit")
                 self._db.execute("COMMIT")
                 self._counts.clear()
             except BaseException:

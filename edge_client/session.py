@@ -30,6 +30,7 @@ from edge_client.session_machine import (
     SendBlocks,
     StartTask,
     State,
+    TaskDone,
     TaskFailed,
     TaskPrepared,
     TimeReached,
@@ -43,6 +44,7 @@ from fedtide import __version__
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle
 from fedtide.errors import BundleError, FedtideError
+from fedtide.failpoints import reach
 from fedtide.limits import CHUNK_BLOCKS_MAX
 from fedtide.messages import (
     Beacon,
@@ -51,6 +53,7 @@ from fedtide.messages import (
     Envelope,
     FromDevice,
     Hello,
+    Offer,
     Presence,
     Problem,
     Receipt,
@@ -134,6 +137,7 @@ class Session:
         """
         commands, self._state = resume(self._saved.load())
         self._saved.save(self._state.durable)
+        reach("client: resumed")
         self._perform(commands, at_ms)
 
     def next_deadline_at_ms(self) -> int | None:
@@ -201,6 +205,8 @@ class Session:
         if isinstance(body, Chunk):
             self._chunk(body, at_ms)
         elif isinstance(body, Welcome | Task | Want | Receipt | Problem | Beacon):
+            if isinstance(body, Receipt):
+                reach("client: receipt heard")
             self._apply(Heard(body), at_ms)
 
     # ---- downloads: one at a time, in the order they are needed ----
@@ -210,6 +216,7 @@ class Session:
         if download is None or download.ref.digest != chunk.digest:
             return
         reason = download.chunk(chunk, at_ms)
+        reach("client: blob fetched" if download.done else "client: chunk stored")
         if reason is not None:
             _log.warning("%s", reason)
         if download.done:
@@ -258,6 +265,8 @@ class Session:
         commands, self._state = step(self._state, event, at_ms)
         if self._state.durable != before:
             self._saved.save(self._state.durable)
+            if isinstance(event, TaskDone):
+                reach("client: update stored")
         self._perform(commands, at_ms)
         self._announce(at_ms)
 
@@ -265,13 +274,16 @@ class Session:
         for command in commands:
             match command:
                 case SayHello():
+                    reach("client: hello")
                     self._publish(self._hello())
                 case Say(message):
+                    reach("client: offer" if isinstance(message, Offer) else "client: decline")
                     self._publish(message)
                 case Prefetch(welcome):
                     self._chunk_grid = welcome.chunk_blocks
                     self._prefetch(welcome.bundle, welcome.model, at_ms)
                 case PrepareTask(task):
+                    reach("client: task accepted")
                     self._prepare(task, at_ms)
                 case StartTask(task):
                     self._start_task(task, at_ms)
@@ -315,6 +327,7 @@ class Session:
         if missing:
             self._fetch(missing, task.chunk_blocks, at_ms)
         else:
+            reach("client: task prepared")
             self._apply(TaskPrepared(task.run_id, task.round_id), at_ms)
 
     def _start_task(self, task: Task, at_ms: int) -> None:
@@ -338,6 +351,7 @@ class Session:
         self.blobs.keep_only(kept)
 
     def _forget(self, blob: BlobRef | None, round_id: int, receipt: Receipt | None) -> None:
+        reach("client: receipt stored")
         if receipt is None:
             _log.warning("round %d: the update is given up", round_id)
         else:
@@ -348,6 +362,7 @@ class Session:
                 return  # another update has the same bits
             self._sender.forget(blob.digest)
             self.blobs.discard(blob.digest)
+            reach("client: update removed")
 
     # ---- speaking ----
 
@@ -362,6 +377,8 @@ class Session:
         )
 
     def _publish(self, message: FromDevice) -> int | None:
+        if isinstance(message, Chunk):
+            reach("client: chunk sent")
         payload = encode(message, f"{next(self._message_ids)}")
         return self._link.publish(self._topics.up(self._device_id), payload)
 

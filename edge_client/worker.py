@@ -33,6 +33,7 @@ from fedtide.errors import (
     GraphFailedError,
     StateError,
 )
+from fedtide.failpoints import reach
 from fedtide.limits import METRIC_MAX
 from fedtide.measures import Metrics
 from fedtide.messages import Task, Update
@@ -173,6 +174,7 @@ class Worker:
         if dataset.held_out is not None:
             held_out = _reportable(evaluate(trainer, *dataset.held_out))
         learned, blob = None, None
+        reach("client: training started")
         if task.kind == "train":
             learned = train(
                 trainer,
@@ -182,8 +184,10 @@ class Worker:
                 optimizer_state=before.optimizer,
             )
         training_ms = round((time.monotonic() - started_s) * 1000)
+        reach("client: training ended")
         if learned is not None:
             blob = self._blobs.put(self._encoded(learned, task))
+            reach("client: update written")
         return Update(
             update_id=update_id(task, self._config.device),
             run_id=task.run_id,

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from fedtide.bundle import sha256_hex
+from fedtide.failpoints import reach
 from fedtide.files import disk_errors_of, sync_folder, write_atomically
 from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
 from fedtide.messages import BlobRef, Chunk, Range
@@ -118,9 +119,15 @@ class BlobStore:
         return content
 
     def discard(self, digest: str) -> None:
-        """Forget a blob, finished or arriving."""
-        self.path(digest).unlink(missing_ok=True)
-        (self._partial / digest).unlink(missing_ok=True)
+        """Forget a blob, finished or arriving.
+
+        Raises:
+            StateError: the disk is failing.
+        """
+        with disk_errors_of(self._blobs):
+            reach("disk: remove")
+            self.path(digest).unlink(missing_ok=True)
+            (self._partial / digest).unlink(missing_ok=True)
 
     def discard_arriving(self, digest: str | None = None) -> None:
         """Forget what has arrived of a blob (None: of every one) that is not finished."""
@@ -208,6 +215,7 @@ class PartialBlob:
             disk_errors_of(self._path.parent),
             self._path.open("rb+", buffering=0) as file,
         ):
+            reach("disk: write")
             _write_at(file, first * BLOCK_BYTES, content)
             fresh[:] = marks
             _write_at(file, self.ref.size_bytes + 8 * first, fresh.tobytes())
@@ -253,7 +261,9 @@ class PartialBlob:
             with self._path.open("rb+") as file:
                 file.truncate(self.ref.size_bytes)
                 if durable:
+                    reach("disk: sync")
                     os.fsync(file.fileno())
+            reach("disk: rename")
             self._path.replace(self._blob_path)
             if durable:
                 sync_folder(self._blob_path.parent)

@@ -15,6 +15,7 @@ from typing import NamedTuple, Protocol
 
 from fedtide import __version__
 from fedtide.errors import ConfigError, FedtideError, install_hint
+from fedtide.failpoints import arm_from_environment
 from fedtide.logs import escaped
 
 
@@ -57,6 +58,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: list[str]) -> int:
+    arm_from_environment()
     parser = argparse.ArgumentParser(
         prog="fedtide", description="Federated learning on devices that come and go."
     )

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fedtide.errors import StateError
+from fedtide.failpoints import reach
 
 
 def write_atomically(path: Path, content: bytes | memoryview) -> None:
@@ -25,10 +26,13 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
     beside = path.with_name(f".{path.name}.new")
     with disk_errors_of(path.parent):
         try:
+            reach("disk: write")
             with beside.open("wb") as file:
                 file.write(content)
                 file.flush()
+                reach("disk: sync")
                 os.fsync(file.fileno())
+            reach("disk: rename")
             beside.replace(path)
             sync_folder(path.parent)
         except OSError:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedtide.errors import StateError
+from fedtide.failpoints import reach
 from fedtide.files import disk_errors_of, sync_folder
 
 _DIGEST_BYTES, _NUMBER_BYTES = 32, 8
@@ -63,12 +64,14 @@ class Generations:
         body = number.to_bytes(_NUMBER_BYTES, "little") + content
         with disk_errors_of(path.parent):
             new = not path.exists()
+            reach("disk: write")
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
             with os.fdopen(descriptor, "wb", buffering=0) as file:
                 raw = memoryview(hashlib.sha256(body).digest() + body)
                 while raw:
                     raw = raw[file.write(raw) :]
                 file.truncate()
+                reach("disk: sync")
                 os.fsync(file.fileno())
             if new:
                 sync_folder(path.parent)
