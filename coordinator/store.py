@@ -20,6 +20,7 @@ from coordinator.round_machine import AbandonRound, Event, RoundState
 from fedtide.blobs import BlobStore
 from fedtide.errors import StateError
 from fedtide.failpoints import reach
+from fedtide.files import make_folder
 from fedtide.measures import Metrics
 from fedtide.messages import BlobRef, Encoding, Receipt, Update
 from fedtide.plan import Plan
@@ -86,7 +87,7 @@ class Store:
             )
         with _database_errors(folder):
             if not read_only:
-                folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                make_folder(folder)
             uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
             try:

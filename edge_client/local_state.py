@@ -21,7 +21,7 @@ import numpy as np
 from msgspec import Struct
 
 from edge_client.optimizers import OptimizerState, state_vectors_count
-from fedtide.files import disk_errors_of, write_atomically
+from fedtide.files import disk_errors_of, make_folder, write_atomically
 from fedtide.manifest import Manifest
 from fedtide.messages import Task
 from fedtide.vectors import Vector, encode_vector
@@ -101,7 +101,7 @@ class LocalStates:
         )
         content = msgspec.msgpack.encode(entry)
         with disk_errors_of(self._folder):
-            other.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_folder(other.parent)
             for folder in self._folder.iterdir():
                 if folder != other.parent:
                     shutil.rmtree(folder)

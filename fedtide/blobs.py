@@ -19,7 +19,7 @@ import numpy as np
 
 from fedtide.bundle import sha256_hex
 from fedtide.failpoints import reach
-from fedtide.files import disk_errors_of, sync_folder, write_atomically
+from fedtide.files import disk_errors_of, make_folder, sync_folder, write_atomically
 from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
 from fedtide.messages import BlobRef, Chunk, Range
 
@@ -79,8 +79,8 @@ class BlobStore:
         self._read_only = read_only
         if not read_only:
             with disk_errors_of(folder):
-                self._blobs.mkdir(parents=True, exist_ok=True)
-                self._partial.mkdir(exist_ok=True)
+                make_folder(self._blobs)
+                make_folder(self._partial)
 
     def path(self, digest: str) -> Path:
         """Where the finished blob lies."""

@@ -49,6 +49,15 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make a folder for its owner alone, durably: what is synced in a folder that a power cut
+    takes away is lost with it."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    for path in reversed(missing):
+        path.mkdir(mode=0o700, exist_ok=True)
+        sync_folder(path.parent)
+
+
 @contextmanager
 def disk_errors_of(folder: Path) -> Iterator[None]:
     """Turn OSError into a StateError that names the folder and the way out."""
@@ -75,7 +84,7 @@ def locked(folder: Path, owner: str) -> Iterator[None]:
         StateError: another process holds it.
     """
     with disk_errors_of(folder):
-        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_folder(folder)
         descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
