@@ -14,6 +14,7 @@ import socket
 import ssl
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -43,13 +44,18 @@ _log = logging.getLogger(__name__)
 WILL_DELAY_S = 3
 """A link that comes back within this time is not reported as lost (MQTT 5 only)."""
 STABLE_S = 10.0
-"""A link that lived this long resets the back-off."""
+"""A link that lived this long, and twice as long as the last pause, resets the back-off. Two
+clients of one name, who cut each other off, thus do so ever more rarely."""
+TAKEOVERS_MAX, TAKEOVERS_WITHIN_S = 3, 60.0
+"""So many links lost to another client of our name within this time: somebody must give way."""
+GIVE_WAY_S = 300.0
 ANSWER_S = 5.0
 """A broker that takes the connection and stays silent for this long is given up. Some brokers of
 MQTT 3.1.1 (amqtt) do not refuse MQTT 5, they misread it and wait for more."""
 INFLIGHT_MAX = 20
 """Unconfirmed publications; Mosquitto's own default."""
 _UNSUPPORTED_VERSION = 132
+_SESSION_TAKEN_OVER = 142
 _REFUSALS = frozenset({133, 134, 135, 138, 140, 144, 157})
 """Reason codes that another try will not cure: identity, credentials, permission, ban."""
 _PACKET_OVERHEAD_BYTES = 1024
@@ -79,6 +85,7 @@ class MqttTransport:
         self._client: paho.Client | None = None
         self._stopped = threading.Event()
         self._connected_at_s: float | None = None
+        self._taken_over = False
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     def start(self) -> None:
@@ -136,19 +143,31 @@ class MqttTransport:
 
     def _connect_until_stopped(self) -> None:
         delay_s = 0.5
+        takeovers: deque[float] = deque(maxlen=TAKEOVERS_MAX)
         while not self._stopped.is_set():
+            self._taken_over = False
             reason = self._connect_once()
+            now_s = time.monotonic()
             lived = self._connected_at_s is not None and (
-                time.monotonic() - self._connected_at_s > STABLE_S
+                now_s - self._connected_at_s > max(STABLE_S, 2 * delay_s)
             )
             self._connected_at_s = None
             if self._stopped.is_set():
                 return
             if reason is None:
                 continue
-            self._deliver(Disconnected(reason))
             delay_s = 0.5 if lived else min(delay_s * 2, self._config.reconnect_ms_max / 1000)
-            self._stopped.wait(random.uniform(0.5, 1.0) * delay_s)  # noqa: S311
+            pause_s = random.uniform(0.5, 1.0) * delay_s  # noqa: S311
+            if self._taken_over:
+                takeovers.append(now_s)
+                reason = (
+                    f"another client has connected as {self._client_id!r} and taken our place; "
+                    "no two may have the same name"
+                )
+                if len(takeovers) == TAKEOVERS_MAX and now_s - takeovers[0] < TAKEOVERS_WITHIN_S:
+                    pause_s = random.uniform(1.0, 1.5) * GIVE_WAY_S  # noqa: S311
+            self._deliver(Disconnected(reason, round(pause_s * 1000), self._taken_over))
+            self._stopped.wait(pause_s)
 
     def _connect_once(self) -> str | None:
         """Connect and serve until the link is gone; why it went (None: try again at once)."""
@@ -261,6 +280,7 @@ class MqttTransport:
     ) -> None:
         if self._connected_at_s is not None:
             self._reason = f"connection lost: {code}"
+            self._taken_over = code.value == _SESSION_TAKEN_OVER
 
     def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
         self._deliver(Received(message.topic, bytes(message.payload), bool(message.retain)))

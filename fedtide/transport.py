@@ -24,6 +24,10 @@ class Disconnected(Struct, frozen=True):
     """The link is down; the transport tries again by itself."""
 
     reason: str
+    retry_ms: int = 0
+    """Until it tries again."""
+    taken_over: bool = False
+    """The broker says that another client came under our name (MQTT 5 only)."""
 
 
 class Refused(Struct, frozen=True):

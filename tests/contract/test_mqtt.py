@@ -22,6 +22,7 @@ from fedtide.transport import (
     Broken,
     Connected,
     Delivered,
+    Disconnected,
     LinkEvent,
     Refused,
 )
@@ -213,6 +214,30 @@ def test_a_refusal_is_said_and_the_link_goes_on_trying() -> None:
         link.stop()
     assert isinstance(refused, Refused)
     assert "refuses the connection" in refused.reason
+
+
+def test_two_clients_of_one_name_do_not_cut_each_other_off_for_ever() -> None:
+    """Each would come back at once and throw the other out: so after three times one gives way."""
+
+    def taken_over(wire: Wire) -> None:
+        wire.packet()
+        wire.sock.sendall(b"\x20\x03\x00\x00\x00" + b"\xe0\x02\x8e\x00")
+        wire.packet()
+
+    with scripted_broker(taken_over, protocol="5") as (config, _):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "f/d", events.put)
+        link.start()
+        lost = [wait_for(events, Disconnected) for _ in range(mqtt.TAKEOVERS_MAX)]
+        link.stop()
+    pauses_ms = []
+    for event in lost:
+        assert isinstance(event, Disconnected)
+        assert event.taken_over
+        assert "another client has connected as 'f/d'" in event.reason
+        pauses_ms.append(event.retry_ms)
+    assert max(pauses_ms[:-1]) <= config.reconnect_ms_max
+    assert pauses_ms[-1] >= mqtt.GIVE_WAY_S * 1000
 
 
 def test_a_failure_of_the_link_itself_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
