@@ -16,7 +16,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
-.PHONY: demo test test-slow test-runtimes test-arm64 check bench bench-train-step clean mosquitto
+.PHONY: demo test test-slow fuzz test-runtimes test-arm64 check bench bench-train-step clean mosquitto
 .DELETE_ON_ERROR:
 
 demo: $(EXPORT)/.ready $(DEVICE)/.ready
@@ -34,6 +34,11 @@ test-slow: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 # Oldest and newest Python, onnxruntime and numpy, and onnxruntime-web; environments in build/.
 test-runtimes: $(EXPORT)/.ready $(DEVICE)/.ready
 	$(DEVICE)/bin/python -m tests.everywhere.runtimes
+
+# Nearly right bytes for everything that reads any, for so many minutes: results/fuzz.json.
+MINUTES ?= 60
+fuzz: $(EXPORT)/.ready $(DEVICE)/.ready
+	$(DEVICE)/bin/python -m tests.hostile.fuzz --minutes $(MINUTES) $(FUZZ_FLAGS)
 
 # 64-bit Arm, emulated. Needs debootstrap (as root, once), qemu-user-static and proot.
 test-arm64: $(EXPORT)/.ready $(DEVICE)/.ready

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, cast
 
 import msgspec
 
@@ -75,10 +76,32 @@ class Model(NamedTuple):
         return self.metrics or self.held_out or Metrics(0)
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _reading(method: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
+    """What a failing disk made of a row, or of the file, is told as such: no traceback."""
+
+    @wraps(method)
+    def guarded(self: Store, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        # A TypeError: a row or a value is not there.
+        except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError, TypeError) as exc:
+            raise StateError(
+                f"the coordinator's state in {str(self.folder)!r} cannot be read: {exc}",
+                hint=_hint(exc),
+            ) from exc
+
+    return cast(Callable[Concatenate["Store", P], R], guarded)
+
+
 class Store:
-    """See the module. Used by one thread."""
+    """See the module. Used by one thread. Whatever reads raises a StateError for a damaged row."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self.folder = folder
         path = folder / "coordinator.db"
         if read_only and not path.exists():
             raise StateError(
@@ -121,7 +144,7 @@ class Store:
         Raises:
             StateError: the disk is full or failing; nothing of the transaction happened.
         """
-        with _database_errors(self._path()):
+        with _database_errors(self.folder):
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
@@ -134,9 +157,6 @@ class Store:
                     self._db.execute("ROLLBACK")
                 raise
 
-    def _path(self) -> Path:
-        return Path(self._db.execute("PRAGMA database_list").fetchone()[2])
-
     def close(self) -> None:
         """Close the database."""
         if self._counts:
@@ -144,6 +164,7 @@ class Store:
                 pass
         self._db.close()
 
+    @_reading
     def fact(self, name: str) -> str | None:
         """A named value, such as the run's id."""
         row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
@@ -153,6 +174,7 @@ class Store:
         """Set a named value."""
         self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
 
+    @_reading
     def load_state(self) -> RoundState:
         """The machine's state as of the last commit."""
         raw = self.fact("round_state")
@@ -166,6 +188,7 @@ class Store:
         )
         self.set_fact("round_state", msgspec.json.encode(state).decode())
 
+    @_reading
     def events(self) -> list[tuple[int, Event]]:
         """The whole log: (at_ms, event), oldest first."""
         rows = self._db.execute("SELECT at_ms, event_json FROM events ORDER BY sequence")
@@ -189,6 +212,7 @@ class Store:
             ),
         )
 
+    @_reading
     def terms(self, round_id: int) -> Terms:
         """What was asked of a round's cohort, whatever the configuration says by now."""
         plan, encoding = self._db.execute(
@@ -222,6 +246,7 @@ class Store:
             ),
         )
 
+    @_reading
     def receipt(self, update_id: str, device_id: str) -> Receipt | None:
         """The verdict on an update of this device, if there is one."""
         row = self._db.execute(
@@ -230,6 +255,7 @@ class Store:
         ).fetchone()
         return None if row is None else Receipt(update_id, row[0], row[1])
 
+    @_reading
     def updates(self, round_id: int) -> list[Update]:
         """Accepted updates of a round, in order of device id: the order of aggregation."""
         rows = self._db.execute(
@@ -258,11 +284,13 @@ class Store:
         )
         self._db.execute(change, (msgspec.json.encode(metrics).decode(), version))
 
+    @_reading
     def model(self, version: int) -> Model | None:
         """One model version."""
         row = self._db.execute("SELECT * FROM models WHERE version = ?", (version,)).fetchone()
         return None if row is None else _model(row)
 
+    @_reading
     def models(self) -> list[Model]:
         """All model versions, oldest first."""
         return [_model(row) for row in self._db.execute("SELECT * FROM models ORDER BY version")]
@@ -284,6 +312,7 @@ class Store:
             list(self._counts.items()),
         )
 
+    @_reading
     def counts(self) -> dict[str, int]:
         """All counters, sorted by name."""
         written = Counter(dict(self._db.execute("SELECT name, value FROM counts")))
@@ -301,7 +330,7 @@ def _model(row: tuple[object, ...]) -> Model:
 
 
 def _hint(exc: Exception) -> str:
-    if isinstance(exc, sqlite3.DatabaseError) and not isinstance(exc, sqlite3.OperationalError):
+    if not isinstance(exc, sqlite3.OperationalError | OSError):
         return "the database is damaged: restore the state folder from a backup"
     return "free space or repair the disk, then start again: the last commit is intact"
 
@@ -310,7 +339,7 @@ def _hint(exc: Exception) -> str:
 def _database_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except (sqlite3.Error, OSError) as exc:
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as exc:
         raise StateError(
             f"the coordinator's state in {str(folder)!r} cannot be used: {exc}",
             hint=_hint(exc),

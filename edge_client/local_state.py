@@ -134,7 +134,7 @@ def _read(path: Path) -> _Entry | None:
     if hashlib.sha256(content).digest() == raw[:_DIGEST_BYTES]:
         try:
             return msgspec.msgpack.decode(content, type=_Entry)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError):
             pass
     _log.warning("a saved local state is damaged; training goes on without it")
     return None

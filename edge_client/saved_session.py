@@ -34,7 +34,7 @@ class SavedSession:
             return Durable(federation=federation, device=device_id)
         try:
             durable = msgspec.json.decode(raw, type=Durable)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
             raise StateError(
                 f"the saved session is not of this version of fedtide: {exc}",
                 hint="use the version that wrote it, or remove the state folder to start afresh",

@@ -6,9 +6,10 @@ the first thing that is wrong; nothing is trained on data that do not fit.
 
 from __future__ import annotations
 
+import math
 import zipfile
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import IO, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -75,6 +76,9 @@ def _read(path: Path) -> dict[str, AnyArray]:
 
 
 def _array(archive: Any, name: str) -> AnyArray:
+    member = f"{name}.npy" if f"{name}.npy" in archive.zip.namelist() else name
+    with archive.zip.open(member) as file:
+        _check_header(file, archive.zip.getinfo(member).file_size, name)
     try:
         array: AnyArray = archive[name]
     except ValueError as exc:
@@ -82,6 +86,19 @@ def _array(archive: Any, name: str) -> AnyArray:
             raise ValueError(f"array {name!r} holds Python objects, not numbers") from exc
         raise
     return array
+
+
+def _check_header(file: IO[bytes], bytes_there: int, name: str) -> None:
+    """numpy makes room for what a header says before it reads on: it must be there."""
+    version = np.lib.format.read_magic(file)
+    later = version != (1, 0)
+    read = np.lib.format.read_array_header_2_0 if later else np.lib.format.read_array_header_1_0
+    shape, _, dtype = read(file)
+    said = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or (said > bytes_there and not dtype.hasobject):
+        raise ValueError(
+            f"array {name!r} is said to be {dtype}{list(shape)}, there are {bytes_there:,} bytes"
+        )
 
 
 def _examples(
