@@ -159,8 +159,8 @@ class _Lives:
             liar = Peer(federation, "mallory")
             liar.hello()
             watcher.link.stop()  # it would not bear what is said to `a` from now on
-            said = watcher.last(Task), watcher.last(Welcome)
-            self.said_to_a = tuple(encode(body, "m3") for body in said)
+            task, welcome = watcher.last(Task), watcher.last(Welcome)
+            self.said_to_a = (encode(task, "m3"), encode(welcome, "m3"))
             self._now = federation, liar
         return self._now
 

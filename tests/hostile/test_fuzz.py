@@ -78,7 +78,7 @@ def loses_one(content: bytes) -> str:
 def test_each_kind_of_fault_is_found(
     read: Read, kind: str, tracing: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fuzz, "SECONDS_MAX", 0.05)
+    monkeypatch.setattr(fuzz, "SECONDS_MAX", 1.0)
     done = fuzz.turn(Decoder((b"1237",), read), number=1, inputs_max=1)
     ((finding, content),) = done.findings
     assert (finding.kind, content) == (kind, b"1237")
