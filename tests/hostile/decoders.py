@@ -111,8 +111,9 @@ def coordinator(folder: Path) -> Decoder:
 
     liar = lives.next()[1]
     content = np.zeros(50_000, "<f4").tobytes()
-    fitting = [Offer(liar.update(content)), *liar.chunks(content)]
-    return Decoder((*_GOLDEN, *(encode(m, "m2") for m in fitting)), read, "msgpack")
+    offer = encode(Offer(liar.update(content)), "m2")
+    fitting = (encode(chunk, "m2") for chunk in liar.chunks(content))
+    return Decoder((*_GOLDEN, offer, *fitting), read, "msgpack")
 
 
 def device(folder: Path) -> Decoder:
