@@ -16,7 +16,8 @@ PIP := -m pip --disable-pip-version-check install --quiet
 export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
-.PHONY: demo test test-slow fuzz test-runtimes test-arm64 check bench bench-train-step clean mosquitto
+.PHONY: demo test test-slow test-faults fuzz test-runtimes test-arm64 check bench bench-train-step \
+	clean mosquitto
 .DELETE_ON_ERROR:
 
 demo: $(EXPORT)/.ready $(DEVICE)/.ready
@@ -24,12 +25,17 @@ demo: $(EXPORT)/.ready $(DEVICE)/.ready
 
 # Each test runs in the environment that it is about.
 test: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
-	$(DEVICE)/bin/python -m pytest -q -m "not slow" --ignore tests/end_to_end --ignore tests/export
+	$(DEVICE)/bin/python -m pytest -q -m "not slow" --ignore tests/end_to_end --ignore tests/export \
+		--ignore tests/faults
 	$(EXPORT)/bin/python -m pytest -q -m "not slow" -n 2 tests/export
-	$(EXPORT)/bin/python -m pytest -q -m "not slow" tests/contract tests/end_to_end
+	$(EXPORT)/bin/python -m pytest -q -m "not slow" tests/contract tests/end_to_end tests/faults
 
 test-slow: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m pytest -q -m slow tests
+
+# Every kill point, broker loss, full and failing disk, damaged file; writes results/faults.json.
+test-faults: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
+	FEDTIDE_SAVE_FAULTS=1 $(EXPORT)/bin/python -m pytest -q tests/faults
 
 # Oldest and newest Python, onnxruntime and numpy, and onnxruntime-web; environments in build/.
 test-runtimes: $(EXPORT)/.ready $(DEVICE)/.ready

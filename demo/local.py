@@ -76,7 +76,8 @@ class LocalFederation:
         self, name: str, command: str, config: Mapping[str, Any], python: str, *, port: int
     ) -> Child:
         path = self.folder / f"{name}.toml"
-        write_private(path, toml({**config, "broker": access_table(self._broker, name, port)}))
+        access = {**access_table(self._broker, name, port), **config.get("broker", {})}
+        write_private(path, toml({**config, "broker": access}))
         arguments = module_command("fedtide", command, "--config", str(path), python=python)
         return Child(name, arguments, self.folder / f"{name}.log")
 

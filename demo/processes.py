@@ -32,15 +32,15 @@ class Child:
         """Whether it was started and not killed or stopped; it may have crashed since."""
         return self._process is not None
 
-    def start(self) -> None:
-        """Start it, unless it runs."""
+    def start(self, **environment: str) -> None:
+        """Start it, unless it runs; `environment` is added to ours."""
         if self._process is not None:
             return
         with self.log_path.open("ab") as log:
             self._process = subprocess.Popen(
                 self._command,
                 cwd=self.log_path.parent,
-                env=child_environment(),
+                env={**child_environment(), **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
