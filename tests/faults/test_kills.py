@@ -137,6 +137,7 @@ def test_a_task_that_kills_its_device_is_declined_with_a_reason(
         record({**figures, "kills": sum(len(walk.kills) for walk in walks)})
 
 
+@pytest.mark.slow
 def test_the_coordinator_killed_as_it_finishes(tmp_path: Path, record: Record) -> None:
     with FaultFederation(tmp_path, rounds={"count": 2}) as federation:
         walk = Walk(federation.coordinator, ["coordinator: finished=kill"] * 2)
