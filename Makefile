@@ -16,8 +16,8 @@ PIP := -m pip --disable-pip-version-check install --quiet
 export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
-.PHONY: demo test test-slow test-faults fuzz test-runtimes test-arm64 check bench bench-train-step \
-	clean mosquitto
+.PHONY: demo test test-slow test-faults simulate-faults fuzz test-runtimes test-arm64 check bench \
+	bench-train-step clean mosquitto
 .DELETE_ON_ERROR:
 
 demo: $(EXPORT)/.ready $(DEVICE)/.ready
@@ -49,6 +49,11 @@ fuzz: $(EXPORT)/.ready $(DEVICE)/.ready
 # 64-bit Arm, emulated. Needs debootstrap (as root, once), qemu-user-static and proot.
 test-arm64: $(EXPORT)/.ready $(DEVICE)/.ready
 	$(DEVICE)/bin/python -m tests.everywhere.arm64
+
+# The federation under virtual time, with faults (docs/simulation.md): seeds FROM:TO, TO excluded.
+SEEDS ?= 0:10000
+simulate-faults: $(DEVICE)/.ready
+	@$(DEVICE)/bin/python -m simulator --seeds $(SEEDS)
 
 check: $(EXPORT)/.ready
 	$(EXPORT)/bin/ruff format --check .

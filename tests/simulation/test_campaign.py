@@ -1,0 +1,41 @@
+"""Seeds of the simulation with faults; the same seed gives the same transcript everywhere."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from simulator.campaign import run_campaign
+from simulator.world import simulate
+
+SEEDS = range(1_000)
+
+
+def test_a_thousand_seeds_keep_every_promise(capsys: pytest.CaptureFixture[str]) -> None:
+    summary = run_campaign(SEEDS, os.cpu_count() or 1)
+    with capsys.disabled():
+        print(f"\n{summary.line()}")
+    assert summary.failures == {}
+
+
+@pytest.mark.parametrize("seed", [3, 4])
+def test_a_seed_gives_the_same_transcript_twice(seed: int) -> None:
+    assert simulate(seed) == simulate(seed)
+
+
+def test_a_seed_gives_the_same_transcript_under_another_hash_seed() -> None:
+    code = (
+        "from simulator.world import simulate; print(*(simulate(s).digest for s in range(20, 30)))"
+    )
+
+    def digests(hash_seed: str) -> str:
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
+        command = [sys.executable, "-c", code]
+        return subprocess.run(
+            command, env=environment, check=True, capture_output=True, text=True, timeout=120
+        ).stdout
+
+    assert digests("1") == digests("2") != ""
