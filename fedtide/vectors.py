@@ -69,8 +69,7 @@ def encode_vector(vector: Vector, encoding: Encoding) -> bytes:
         OverflowError: a value is not finite, too large, or does not fit the encoding.
     """
     bound = _LARGEST[encoding]
-    # False for NaN, which both extremes pass on.
-    if not (vector.min(initial=0) >= -bound and vector.max(initial=0) <= bound):
+    if not _within(vector, bound):
         raise OverflowError(
             f"the vector has values that are not within ±{bound:g}, the range of {encoding}"
         )
@@ -88,8 +87,13 @@ def decode_vector(content: bytes | memoryview, encoding: Encoding, elements_coun
     if len(content) != expected:
         raise ValueError(f"the vector has {len(content):,} bytes, expected {expected:,}")
     vector = np.frombuffer(content, dtype=ENCODINGS[encoding]).astype(np.float32)
-    usable = np.abs(vector) <= VALUE_ABS_MAX  # False for NaN
-    if not usable.all():
-        first = int(np.argmin(usable))
+    if not _within(vector, VALUE_ABS_MAX):
+        first = int(np.argmin(np.abs(vector) <= VALUE_ABS_MAX))
         raise ValueError(f"value {first} of the vector is {vector[first]}")
     return vector
+
+
+def _within(vector: Vector, bound: float) -> bool:
+    """Whether every value is a number within ±bound. Two passes that make no copy."""
+    # False for NaN, which both extremes pass on.
+    return bool(vector.min(initial=0) >= -bound and vector.max(initial=0) <= bound)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from coordinator import aggregation
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.cohort import select_cohort, wanted_count
 from coordinator.config import RoundsConfig
@@ -66,6 +67,15 @@ def test_the_order_of_arrival_leaves_no_trace(parts: Named, random: object) -> N
     shuffled = list(parts)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     assert mean_of(shuffled).tobytes() == mean_of(parts).tobytes()
+
+
+@pytest.mark.parametrize("block", [1, 3, ELEMENTS, 1 << 20])
+@given(contributions)
+def test_the_blocks_of_the_sum_leave_no_trace(block: int, parts: Named) -> None:
+    expected = mean_of(parts).tobytes()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(aggregation, "BLOCK_VALUES", block)
+        assert mean_of(parts).tobytes() == expected
 
 
 @given(contributions, st.integers(0, 20))
