@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from itertools import count
 
-from coordinator.round_machine import RoundState
+import msgspec
+
+from coordinator.round_machine import Member, RoundState
 from coordinator.store import Model
+from fedtide.limits import NAMES_MAX, STATUS_BYTES_MAX
 from fedtide.messages import Beacon, Status, ToDevice, encode
 from fedtide.topics import Topics
 from fedtide.transport import Transport
 
-NAMES_MAX = 100
-"""Devices named in a status: 64 characters each, twice, fit into the smallest packet we accept."""
+_LISTS = ("cohort", "accepted", "declined", "rejected", "quarantined", "heard_ms")
 
 
 class Voice:
@@ -32,22 +35,80 @@ class Voice:
         beacon = Beacon(online=online, session=self._session)
         return self._link.publish(self._topics.beacon, self._encode(beacon), retain=True)
 
-    def status(self, state: RoundState, model: Model, rounds_count: int, at_ms: int) -> None:
+    def status(
+        self,
+        state: RoundState,
+        model: Model,
+        rounds_count: int,
+        at_ms: int,
+        *,
+        quarantined: Sequence[str] = (),
+        heard_at_ms: Mapping[str, int] | None = None,
+    ) -> None:
         """To people: the round, and how good the newest model is."""
-        left_ms = 0 if state.deadline_at_ms is None else max(0, state.deadline_at_ms - at_ms)
-        status = Status(
-            phase=state.phase,
-            round_id=state.round_id,
-            rounds_count=rounds_count,
-            model_version=state.model_version,
-            cohort=tuple(member.device_id for member in state.cohort[:NAMES_MAX]),
-            accepted=tuple(member.device_id for member in state.accepted()[:NAMES_MAX]),
-            deadline_ms=left_ms,
-            reason=state.reason[:1000],
-            loss=model.judged.loss,
-            accuracy=model.judged.accuracy,
-        )
+        status = status_of(state, model, rounds_count, at_ms, quarantined, heard_at_ms or {})
         self._link.publish(self._topics.status, self._encode(status), retain=True)
 
     def _encode(self, message: ToDevice | Status) -> bytes:
         return encode(message, f"{self._session}.{next(self._message_ids)}")
+
+
+def status_of(
+    state: RoundState,
+    model: Model,
+    rounds_count: int,
+    at_ms: int,
+    quarantined: Sequence[str],
+    heard_at_ms: Mapping[str, int],
+) -> Status:
+    """What people are told; of a fleet of any size it takes at most `STATUS_BYTES_MAX` bytes."""
+    answers = {
+        answer: [member for member in state.cohort if member.answer == answer]
+        for answer in ("accepted", "declined", "rejected")
+    }
+    cohort = _names(state.cohort)
+    heard = tuple(
+        max(0, at_ms - heard_at_ms[name]) if name in heard_at_ms else None for name in cohort
+    )
+    left_ms = 0 if state.deadline_at_ms is None else max(0, state.deadline_at_ms - at_ms)
+    status = Status(
+        phase=state.phase,
+        round_id=state.round_id,
+        rounds_count=rounds_count,
+        model_version=state.model_version,
+        cohort=cohort,
+        accepted=_names(answers["accepted"]),
+        deadline_ms=left_ms,
+        reason=state.reason[:1000],
+        loss=model.judged.loss,
+        accuracy=model.judged.accuracy,
+        kind=state.kind,
+        rounds_done=state.rounds_done,
+        wanted=state.wanted,
+        quorum=state.quorum,
+        declined=_names(answers["declined"]),
+        rejected=_names(answers["rejected"]),
+        quarantined=tuple(quarantined[:NAMES_MAX]),
+        online_count=len(state.online),
+        cohort_count=len(state.cohort),
+        accepted_count=len(answers["accepted"]),
+        declined_count=len(answers["declined"]),
+        rejected_count=len(answers["rejected"]),
+        quarantined_count=len(quarantined),
+        heard_ms=heard if heard_at_ms else (),
+    )
+    return _fitted(status)
+
+
+def _names(members: Sequence[Member]) -> tuple[str, ...]:
+    return tuple(member.device_id for member in members[:NAMES_MAX])
+
+
+def _fitted(status: Status) -> Status:
+    """The same with fewer names, if it is too long with all of them."""
+    names_max = NAMES_MAX
+    while len(encode(status, "x" * 64)) > STATUS_BYTES_MAX:
+        names_max //= 2
+        shorter = {name: getattr(status, name)[:names_max] for name in _LISTS}
+        status = msgspec.structs.replace(status, **shorter)
+    return status

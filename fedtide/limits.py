@@ -52,3 +52,9 @@ VALUE_ABS_MAX = 1e30
 
 IDENTIFIER_CHARS_MAX = 64
 """Longest federation, device or update name: they are MQTT topic levels and file names."""
+
+NAMES_MAX = 100
+"""Most devices named in one list of a status: of a large fleet one reads the counts."""
+
+STATUS_BYTES_MAX = BLOCK_BYTES
+"""Largest status: any broker whose packet limit can carry one block can carry it."""

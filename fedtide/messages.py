@@ -30,6 +30,9 @@ Kind = Literal["train", "evaluate"]
 Range = tuple[Natural, Annotated[int, Meta(ge=1, lt=2**53)]]
 """First block and number of blocks."""
 
+Names = Annotated[tuple[Identifier, ...], Meta(max_length=limits.NAMES_MAX)]
+"""Devices; of a large fleet only the first, with a count beside them."""
+
 ChunkBlocks = Annotated[int, Meta(ge=1, le=limits.CHUNK_BLOCKS_MAX)]
 """Grid of the retained chunks: they start at multiples of this many blocks."""
 
@@ -184,14 +187,32 @@ class Status(Message, frozen=True):
     round_id: Natural = 0
     rounds_count: Natural = 0
     model_version: Natural = 0
-    cohort: Annotated[tuple[Identifier, ...], Meta(max_length=10_000)] = ()
-    accepted: Annotated[tuple[Identifier, ...], Meta(max_length=10_000)] = ()
+    cohort: Names = ()
+    accepted: Names = ()
     deadline_ms: DurationMs = 0
     reason: Text = ""
     """What is being waited for, for a person to read."""
     loss: float | None = None
     accuracy: float | None = None
     """Newest global model on the coordinator's test set, or on the devices' held-out data."""
+    kind: Text = "train"
+    mode: Text = "synchronous"
+    rounds_done: Natural = 0
+    wanted: Natural = 0
+    quorum: Natural = 0
+    """Updates that close the round at once, and that make it count at its deadline."""
+    declined: Names = ()
+    rejected: Names = ()
+    quarantined: Names = ()
+    online_count: Natural = 0
+    cohort_count: Natural = 0
+    accepted_count: Natural = 0
+    declined_count: Natural = 0
+    rejected_count: Natural = 0
+    quarantined_count: Natural = 0
+    """How many there are, where the lists name only the first."""
+    heard_ms: Annotated[tuple[Natural | None, ...], Meta(max_length=limits.NAMES_MAX)] = ()
+    """How long ago each of `cohort` was heard, in its order; None: not for too long."""
 
 
 FromDevice = Hello | Offer | Decline | Want | Chunk

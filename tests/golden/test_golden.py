@@ -85,12 +85,35 @@ MESSAGES: dict[str, AnyMessage] = {
     "problem": Problem("17", "malformed: Input data was truncated"),
     "presence": Presence(True, "training", 7),
     "beacon": Beacon(True, "4e2-19a4f3c2b10"),
-    "status": Status("collecting", 7, 50, 3, ("a", "b"), ("a",), 1_500, "1 of 2", 0.5, 0.9375),
+    "status": Status(
+        phase="collecting",
+        round_id=7,
+        rounds_count=50,
+        model_version=3,
+        cohort=("a", "b"),
+        accepted=("a",),
+        deadline_ms=1_500,
+        reason="1 of 2",
+        loss=0.5,
+        accuracy=0.9375,
+        rounds_done=6,
+        wanted=2,
+        quorum=1,
+        declined=("b",),
+        quarantined=("c",),
+        online_count=5,
+        cohort_count=2,
+        accepted_count=1,
+        declined_count=1,
+        quarantined_count=1,
+        heard_ms=(250, None),
+    ),
 }
 # What fields that came later are taken to be where they are missing.
 EARLIER = MESSAGES | {
     "hello": Hello("0.1.0", ("portable",), 600, ("f32", "f16"), (MANIFEST.digest,), ("u1",)),
     "welcome": Welcome(MANIFEST, MODEL, 3, 7, 30_000, spread_ms=0, notice=""),
+    "status": Status("collecting", 7, 50, 3, ("a", "b"), ("a",), 1_500, "1 of 2", 0.5, 0.9375),
 }
 # +1, -2, 0.5 and 65504 (largest binary16): exact in both encodings.
 # binary32: 3f800000 c0000000 3f000000 477fe000; binary16: 3c00 c000 3800 7bff; little-endian.
