@@ -27,6 +27,8 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True):
     threads: Positive = 1
     cpu_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Part of the time that training may use; it rests after each step for the remainder."""
+    lost_ms_max: Positive = 60_000
+    """Most training that a power cut costs where epochs are shorter than this; else one epoch."""
 
 
 class ClientConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -100,6 +100,10 @@ class Download:
         self._ask()
         return Want(self.ref.digest, tuple(self._partial.missing()[:WINDOW]))
 
+    def arrived_blocks(self) -> int:
+        """How many blocks are here."""
+        return self._partial.arrived_blocks()
+
     def progress(self) -> str:
         """How far it is, for a person to read."""
         here, total = self._partial.arrived_blocks(), self._partial.blocks

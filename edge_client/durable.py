@@ -18,7 +18,9 @@ class Durable(Struct, frozen=True, forbid_unknown_fields=True):
     """Whose state this is."""
     task: Task | None = None
     restarts: int = 0
-    """How often the client started anew while it had this task."""
+    """How often the client started anew since this task last made progress."""
+    epochs_saved: int = 0
+    """Of the task's training: progress is what goes beyond it."""
     outbox: tuple[Update, ...] = ()
     run_id: str = ""
     answered_round: int = 0

@@ -10,7 +10,9 @@ from queue import Empty, SimpleQueue
 
 from edge_client.config import ClientConfig
 from edge_client.session import Session, will_of
-from edge_client.session_machine import Event
+from edge_client.session_events import (
+    Event,
+)
 from edge_client.worker import Worker
 from fedtide.blobs import BlobStore
 from fedtide.errors import DataError, StateError

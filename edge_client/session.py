@@ -12,10 +12,12 @@ from itertools import count
 from pathlib import Path
 from typing import Protocol
 
-from edge_client.download import Download
+from edge_client.fetching import Fetching
 from edge_client.holdings import held_bundle, is_intact, needed_blobs
+from edge_client.progress import SavedProgress
 from edge_client.saved_session import SavedSession
-from edge_client.session_machine import (
+from edge_client.session_events import (
+    BlocksArrived,
     Command,
     DropTask,
     Event,
@@ -29,12 +31,14 @@ from edge_client.session_machine import (
     SayHello,
     SendBlocks,
     StartTask,
-    State,
     TaskDone,
     TaskFailed,
     TaskPrepared,
     TimeReached,
     Unlinked,
+)
+from edge_client.session_machine import (
+    State,
     next_deadline_at_ms,
     presence,
     resume,
@@ -115,10 +119,11 @@ class Session:
         self._link = link
         self._runner = runner
         self._saved = SavedSession(folder, topics.federation, device_id)
+        self._progress = SavedProgress(folder)
         self.blobs = BlobStore(folder)
         self._message_ids = count(1)
         self._sender = ChunkSender(self._publish)
-        self._downloads: list[Download] = []
+        self._fetching = Fetching(self.blobs, link, topics)
         self._chunk_grid = CHUNK_BLOCKS_MAX
         self._prefetched: tuple[BlobRef, ...] = ()
         self._checked: BlobRef | None = None
@@ -138,24 +143,26 @@ class Session:
         commands, self._state = resume(self._saved.load())
         self._saved.save(self._state.durable)
         reach("client: resumed")
+        if self._state.durable.task is None:
+            self._progress.remove()
         self._perform(commands, at_ms)
 
     def next_deadline_at_ms(self) -> int | None:
         """When to call `time_reached`, whatever else happens."""
         deadlines = [next_deadline_at_ms(self._state)]
-        if self._state.connected and self._downloads:
-            deadlines.append(self._downloads[0].deadline_at_ms())
+        if self._state.connected:
+            deadlines.append(self._fetching.deadline_at_ms())
         if self._announce_due:
             deadlines.append(self._announced_at_ms + ANNOUNCE_MS_MIN)
         return min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
 
     def time_reached(self, at_ms: int) -> None:
         """Let time pass."""
-        if self._state.connected and self._downloads:
-            download = self._downloads[0]
-            if download.deadline_at_ms() <= at_ms:
-                self._publish(download.stalled(at_ms))
-                _log.info("%s", download.progress())
+        fetch_at_ms = self._fetching.deadline_at_ms()
+        if self._state.connected and fetch_at_ms is not None and fetch_at_ms <= at_ms:
+            want = self._fetching.time_reached(at_ms)
+            if want is not None:
+                self._publish(want)
         deadline = next_deadline_at_ms(self._state)
         if deadline is not None and deadline <= at_ms:
             self._apply(TimeReached(), at_ms)
@@ -178,7 +185,7 @@ class Session:
                 self._presence = None
                 self._announced_at_ms = at_ms - ANNOUNCE_MS_MIN
                 self._apply(Linked(), at_ms)
-                self._start_download(at_ms, again=True)
+                self._start_fetching(at_ms, again=True)
             case Disconnected(reason):
                 self._sender.link_lost()
                 self._apply(Unlinked(reason), at_ms)
@@ -209,54 +216,36 @@ class Session:
                 reach("client: receipt heard")
             self._apply(Heard(body), at_ms)
 
-    # ---- downloads: one at a time, in the order they are needed ----
+    # ---- fetching ----
 
     def _chunk(self, chunk: Chunk, at_ms: int) -> None:
-        download = self._downloads[0] if self._downloads else None
-        if download is None or download.ref.digest != chunk.digest:
-            return
-        reason = download.chunk(chunk, at_ms)
-        reach("client: blob fetched" if download.done else "client: chunk stored")
-        if reason is not None:
-            _log.warning("%s", reason)
-        if download.done:
+        before = self._fetching.news
+        finished = self._fetching.chunk(chunk, at_ms)
+        if self._fetching.news > before and self._state.durable.restarts:
+            self._apply(BlocksArrived(), at_ms)
+        if finished:
             self._pursue(at_ms)
 
     def _fetch(self, refs: list[BlobRef], chunk_blocks: int, at_ms: int) -> None:
-        """Fetch these blobs; downloads that are no longer needed end."""
-        first = self._downloads[0] if self._downloads else None
-        if first is not None and (first.ref not in refs or first.grid != chunk_blocks):
-            first.abandon()
-            first = None
-        self._downloads = [] if first is None else [first]
-        self._downloads += [
-            Download(ref, chunk_blocks, self.blobs, self._link, self._topics)
-            for ref in refs
-            if (first is None or ref != first.ref) and not self.blobs.has(ref.digest)
-        ]
-        self._start_download(at_ms)
+        """Fetch these blobs; what is no longer needed ends."""
+        self._fetching.want(refs, chunk_blocks)
+        self._start_fetching(at_ms)
 
-    def _start_download(self, at_ms: int, *, again: bool = False) -> None:
-        """Start the first download, once or, on a new link, again."""
-        if not self._downloads or not self._state.connected:
-            return
-        download = self._downloads[0]
-        if again or not download.started:
-            download.start(at_ms)
-        if download.done:
+    def _start_fetching(self, at_ms: int, *, again: bool = False) -> None:
+        """Once or, on a new link, again."""
+        if self._state.connected and self._fetching.start(at_ms, again=again):
             self._pursue(at_ms)
 
     def _pursue(self, at_ms: int) -> None:
-        """Go on with what is being fetched; a bundle's manifest names what comes after it."""
-        self._downloads = [download for download in self._downloads if not download.done]
+        """A blob is here; a bundle's manifest names what comes after it."""
         task = self._state.durable.task
         if task is not None and self._state.phase == "fetching":
             self._prepare(task, at_ms)
-        elif not self._downloads and self._prefetched:
+        elif self._fetching.deadline_at_ms() is None and self._prefetched:
             bundle, model = self._prefetched
             self._prefetch(bundle, model, at_ms)
         else:
-            self._start_download(at_ms)
+            self._start_fetching(at_ms)
 
     # ---- the machine ----
 
@@ -267,6 +256,8 @@ class Session:
             self._saved.save(self._state.durable)
             if isinstance(event, TaskDone):
                 reach("client: update stored")
+            if before.task is not None and self._state.durable.task != before.task:
+                self._progress.remove()
         self._perform(commands, at_ms)
         self._announce(at_ms)
 

@@ -16,13 +16,35 @@ import msgspec
 from msgspec import Struct
 
 from edge_client.durable import Durable
+from edge_client.session_events import (
+    BlocksArrived,
+    Command,
+    DropTask,
+    EpochsSaved,
+    Event,
+    ForgetUpdate,
+    Heard,
+    Linked,
+    Note,
+    Prefetch,
+    PrepareTask,
+    Say,
+    SayHello,
+    SendBlocks,
+    StartTask,
+    TaskDone,
+    TaskFailed,
+    TaskHeld,
+    TaskPrepared,
+    TimeReached,
+    Unlinked,
+)
 from fedtide.messages import (
     Beacon,
     Decline,
     Offer,
     Presence,
     Problem,
-    Range,
     Receipt,
     Task,
     ToDevice,
@@ -70,117 +92,6 @@ class State(Struct, frozen=True):
     """Updates of the outbox by id, and when to offer them again."""
 
 
-class Linked(Struct, frozen=True):
-    """The link is up."""
-
-
-class Unlinked(Struct, frozen=True):
-    """The link is down."""
-
-    reason: str
-
-
-class Heard(Struct, frozen=True):
-    """The coordinator said something, to us or to all."""
-
-    message: ToDevice
-
-
-class TaskPrepared(Struct, frozen=True):
-    """Bundle and model of the task are on disk."""
-
-    run_id: str
-    round_id: int
-
-
-class TaskDone(Struct, frozen=True):
-    """The update is on disk."""
-
-    update: Update
-
-
-class TaskFailed(Struct, frozen=True):
-    """The task cannot be done on this device. `reason` leaves it: nothing of the data in it."""
-
-    run_id: str
-    round_id: int
-    reason: str
-
-
-class TimeReached(Struct, frozen=True):
-    """The clock has passed `next_deadline_at_ms`."""
-
-
-Event = Linked | Unlinked | Heard | TaskPrepared | TaskDone | TaskFailed | TimeReached
-
-
-class SayHello(Struct, frozen=True):
-    """Say what this device holds and owes."""
-
-
-class Say(Struct, frozen=True):
-    """Say this to the coordinator."""
-
-    message: Offer | Decline
-
-
-class Prefetch(Struct, frozen=True):
-    """Fetch what the next task will need."""
-
-    welcome: Welcome
-
-
-class PrepareTask(Struct, frozen=True):
-    """Fetch what this task needs, then `TaskPrepared`."""
-
-    task: Task
-
-
-class StartTask(Struct, frozen=True):
-    """Train or evaluate, then `TaskDone` or `TaskFailed`."""
-
-    task: Task
-
-
-class DropTask(Struct, frozen=True):
-    """Stop whatever is being done for this round."""
-
-    round_id: int
-
-
-class SendBlocks(Struct, frozen=True):
-    """Send these blocks of an update's blob."""
-
-    update: Update
-    missing: tuple[Range, ...]
-
-
-class ForgetUpdate(Struct, frozen=True):
-    """The coordinator has spoken; the blob may go."""
-
-    update: Update
-    receipt: Receipt | None
-
-
-class Note(Struct, frozen=True):
-    """Tell the log."""
-
-    text: str
-
-
-Command = (
-    SayHello
-    | Say
-    | Prefetch
-    | PrepareTask
-    | StartTask
-    | DropTask
-    | SendBlocks
-    | ForgetUpdate
-    | Note
-)
-
-
 class Step(NamedTuple):
     """What `step` returns."""
 
@@ -220,8 +131,18 @@ def step(state: State, event: Event, at_ms: int) -> Step:
             return Step((Note(reason),), _with(state, connected=False, welcomed=False, hello=None))
         case Heard(message):
             return _heard(state, message, at_ms)
+        case BlocksArrived():
+            if state.phase != "fetching" or state.durable.restarts == 0:
+                return Step((), state)
+            durable = msgspec.structs.replace(state.durable, restarts=0)
+            return Step((), _with(state, durable=durable))
         case TaskPrepared(run_id, round_id):
             return _start(state, run_id, round_id)
+        case EpochsSaved(run_id, round_id, epochs):
+            return _progressed(state, run_id, round_id, epochs)
+        case TaskHeld(run_id, round_id, reason):
+            held = _task_at_hand(state, run_id, round_id) is not None
+            return Step((), _with(state, reason=reason) if held else state)
         case TaskDone(update):
             return _done(state, update, at_ms)
         case TaskFailed(run_id, round_id, reason):
@@ -237,7 +158,7 @@ def resume(durable: Durable) -> Step:
         return Step((), state)
     task = durable.task
     if durable.restarts >= RESTARTS_MAX:
-        reason = f"the client went down {durable.restarts + 1} times while working on it"
+        reason = f"the client went down {durable.restarts + 1} times without getting any further"
         return _failed(state, task.run_id, task.round_id, reason)
     durable = msgspec.structs.replace(durable, restarts=durable.restarts + 1)
     return Step((PrepareTask(task),), _with(state, durable=durable, phase="fetching"))
@@ -292,6 +213,7 @@ def _task(state: State, task: Task, at_ms: int) -> Step:
         durable,
         task=task,
         restarts=0,
+        epochs_saved=0,
         run_id=task.run_id,
         answered_round=durable.answered_round if same_run else 0,
         declined_because="",
@@ -307,6 +229,15 @@ def _start(state: State, run_id: str, round_id: int) -> Step:
     return Step((StartTask(task),), _with(state, phase="training", reason=""))
 
 
+def _progressed(state: State, run_id: str, round_id: int, epochs: int) -> Step:
+    """A life that gets further than all before it is none of a loop of crashes."""
+    durable = state.durable
+    if _task_at_hand(state, run_id, round_id) is None or epochs <= durable.epochs_saved:
+        return Step((), state)
+    durable = msgspec.structs.replace(durable, epochs_saved=epochs, restarts=0)
+    return Step((), _with(state, durable=durable))
+
+
 def _done(state: State, update: Update, at_ms: int) -> Step:
     if _task_at_hand(state, update.run_id, update.round_id) is None:
         return Step((ForgetUpdate(update, None),), state)
@@ -316,6 +247,7 @@ def _done(state: State, update: Update, at_ms: int) -> Step:
         state.durable,
         task=None,
         restarts=0,
+        epochs_saved=0,
         outbox=outbox[-OUTBOX_MAX:],
         answered_round=update.round_id,
     )
@@ -331,7 +263,12 @@ def _failed(state: State, run_id: str, round_id: int, reason: str) -> Step:
         return Step((), state)
     reason = reason[:TEXT_CHARS_MAX]
     durable = msgspec.structs.replace(
-        state.durable, task=None, restarts=0, answered_round=round_id, declined_because=reason
+        state.durable,
+        task=None,
+        restarts=0,
+        epochs_saved=0,
+        answered_round=round_id,
+        declined_because=reason,
     )
     commands = (Note(f"round {round_id}: {reason}"), Say(Decline(run_id, round_id, reason)))
     return Step(commands, _with(state, durable=durable, phase="idle", reason=reason))

@@ -20,7 +20,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from edge_client.config import ClientConfig
 from edge_client.local_state import LocalState, LocalStates
-from edge_client.session_machine import Event, TaskDone, TaskFailed
+from edge_client.progress import SavedProgress
+from edge_client.session_events import (
+    EpochsSaved,
+    Event,
+    TaskDone,
+    TaskFailed,
+    TaskHeld,
+)
 from edge_client.trainers.opening import available_runtimes
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle
@@ -35,8 +42,7 @@ from fedtide.errors import (
 )
 from fedtide.failpoints import reach
 from fedtide.limits import METRIC_MAX
-from fedtide.measures import Metrics
-from fedtide.messages import Task, Update
+from fedtide.messages import BlobRef, Task, Update
 from fedtide.vectors import Vector, decode_vector, encode_vector, whole_vector
 
 if TYPE_CHECKING:
@@ -47,6 +53,8 @@ _log = logging.getLogger(__name__)
 
 LOSSES_MAX = 100
 """Newest epochs whose losses are told: an offer must fit into any broker's packet limit."""
+ROOM_S, ROOM_S_MAX = 5.0, 300.0
+"""First and longest pause before a full disk is tried again."""
 IDLE_S = 30.0
 """Without a task for this long, the model and the data leave memory; opening takes a moment."""
 
@@ -80,6 +88,7 @@ class Worker:
         self._blobs = blobs
         self._report = report
         self._local = LocalStates(config.state_dir)
+        self._progress = SavedProgress(config.state_dir)
         self._jobs: SimpleQueue[_Job | Bundle | None] = SimpleQueue()
         self._dropped = threading.Event()
         self._opened: tuple[str, Trainer] | None = None
@@ -134,6 +143,36 @@ class Worker:
         else:
             self._report(event)
 
+    def _report_of(self, job: _Job, event: Event) -> None:
+        """Of a task that is not over; nobody wants to know once it is dropped."""
+        if not job.dropped.is_set():
+            self._report(event)
+
+    def _with_room(self, job: _Job, store: Callable[[], BlobRef]) -> BlobRef:
+        """What was learned is not thrown away because the disk is full: wait, and try again.
+
+        Raises:
+            StateError: the disk is failing.
+            TrainingInterruptedError: the task was dropped meanwhile.
+        """
+        from edge_client.training import TrainingInterruptedError
+
+        task, pause_s = job.task, ROOM_S
+        while True:
+            try:
+                return store()
+            except StateError as exc:
+                if not exc.no_room:
+                    raise
+                _log.warning("round %d: %s; trying again", task.round_id, exc.args[0])
+            held = TaskHeld(
+                task.run_id, task.round_id, "the disk is full: the update waits for room"
+            )
+            self._report_of(job, held)
+            if job.dropped.wait(pause_s):
+                raise TrainingInterruptedError("dropped while the disk was full")
+            pause_s = min(2 * pause_s, ROOM_S_MAX)
+
     def _look_at_data(self, bundle: Bundle) -> None:
         """Whoever looks after this device shall not learn at the first task only."""
         try:
@@ -160,33 +199,29 @@ class Worker:
             return self._jobs.get()
 
     def _do(self, job: _Job) -> Update:
-        from edge_client.training import evaluate, train
+        from edge_client.local_round import Keeping, do_task
 
         task, manifest = job.task, job.bundle.manifest
-        started_s = time.monotonic()
         dataset = self._data(job.bundle)
         if task.plan.optimizer not in manifest.optimizers:
             raise BundleError(f"the bundle does not offer the optimizer {task.plan.optimizer}")
         trainer = self._trainer(job.bundle)
         before = self._local.load(task, manifest)
-        trainer.set_parameters(_composed(job, before))
-        held_out = None
-        if dataset.held_out is not None:
-            held_out = _reportable(evaluate(trainer, *dataset.held_out))
-        learned, blob = None, None
-        reach("client: training started")
-        if task.kind == "train":
-            learned = train(
-                trainer,
-                *dataset.training,
-                task.plan,
-                on_step=self._pace(job.dropped),
-                optimizer_state=before.optimizer,
-            )
-        training_ms = round((time.monotonic() - started_s) * 1000)
+        training = self._config.training
+        keeping = Keeping(
+            self._progress,
+            training.lost_ms_max,
+            (type(trainer).__name__, str(training.threads)),
+            lambda epochs: self._report_of(job, EpochsSaved(task.run_id, task.round_id, epochs)),
+        )
+        start = _composed(job, before)
+        learned, training_ms, held_out = do_task(
+            task, trainer, dataset, start, before, keeping, self._pace(job.dropped)
+        )
         reach("client: training ended")
+        blob = None
         if learned is not None:
-            blob = self._blobs.put(self._encoded(learned, task))
+            blob = self._with_room(job, lambda: self._blobs.put(self._encoded(learned, task)))
             reach("client: update written")
         return Update(
             update_id=update_id(task, self._config.device),
@@ -306,17 +341,6 @@ def update_id(task: Task, device_id: str) -> str:
     """The same task gives the same id, so that doing it twice can never count twice."""
     text = f"{task.run_id}/{task.round_id}/{device_id}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _reportable(held_out: Metrics) -> Metrics | None:
-    """The measures that a message can hold: neither NaN nor infinite. None without a loss."""
-    measures = {}
-    for name, measure in held_out.measures.items():
-        if measure.reportable:
-            measures[name] = measure
-        else:
-            _log.warning("the global model's held-out %s is %s", name, measure.sum)
-    return Metrics(held_out.examples, measures) if "loss" in measures else None
 
 
 def _stamp(path: Path) -> tuple[int, int]:

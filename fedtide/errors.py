@@ -75,3 +75,8 @@ class StateError(FedtideError):
     """The state folder is full, locked, damaged or belongs to something else."""
 
     exit_code = 7
+
+    def __init__(self, message: str, *, hint: str | None = None, no_room: bool = False) -> None:
+        super().__init__(message, hint=hint)
+        self.no_room = no_room
+        """The disk is full, or a quota is used up: it may pass."""

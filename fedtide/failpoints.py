@@ -33,6 +33,7 @@ Step = Literal[
     "client: blob fetched",
     "client: task prepared",
     "client: training started",
+    "client: progress saved",
     "client: training ended",
     "client: update written",
     "client: update stored",

@@ -17,8 +17,9 @@ from fedtide.errors import StateError
 from fedtide.failpoints import reach
 
 
-def write_atomically(path: Path, content: bytes | memoryview) -> None:
-    """Replace `path` by `content`; after a crash it holds the old content or the new, never a mix.
+def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
+    """Replace `path`, by `parts` one after another; after a crash it holds the old content or the
+    new, never a mix.
 
     Raises:
         StateError: the disk is full, read-only or failing; the old content is intact.
@@ -28,7 +29,8 @@ def write_atomically(path: Path, content: bytes | memoryview) -> None:
         try:
             reach("disk: write")
             with beside.open("wb") as file:
-                file.write(content)
+                for part in parts:
+                    file.write(part)
                 file.flush()
                 reach("disk: sync")
                 os.fsync(file.fileno())
@@ -73,6 +75,7 @@ def disk_errors_of(folder: Path) -> Iterator[None]:
         raise StateError(
             f"cannot write in {str(folder)!r}: {exc.strerror or exc}",
             hint=hints.get(exc.errno or 0),
+            no_room=exc.errno in (errno.ENOSPC, errno.EDQUOT),
         ) from exc
 
 

@@ -23,7 +23,9 @@ from coordinator.ledger import begin_run
 from coordinator.service import Service
 from coordinator.store import Store
 from edge_client.session import Session, will_of
-from edge_client.session_machine import TaskDone
+from edge_client.session_events import (
+    TaskDone,
+)
 from edge_client.worker import update_id
 from fedtide.blobs import blocks_count, split
 from fedtide.bundle import Bundle, open_bundle, sha256_hex

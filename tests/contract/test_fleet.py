@@ -17,7 +17,10 @@ from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.config import EvaluationConfig
 from coordinator.evaluation import TestSet
 from edge_client.config import ClientConfig, DataConfig, TrainingConfig
-from edge_client.session_machine import Event, TaskDone
+from edge_client.session_events import (
+    Event,
+    TaskDone,
+)
 from edge_client.trainers.opening import available_runtimes
 from edge_client.worker import Worker
 from fedtide.blobs import BlobStore

@@ -12,7 +12,9 @@ import pytest
 
 from edge_client.saved_session import SavedSession
 from edge_client.session import Session
-from edge_client.session_machine import RESTARTS_MAX
+from edge_client.session_machine import (
+    RESTARTS_MAX,
+)
 from fedtide.blobs import BlobStore, blocks_count, make_chunk, split
 from fedtide.bundle import sha256_hex
 from fedtide.errors import StateError

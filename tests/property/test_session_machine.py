@@ -16,10 +16,10 @@ from hypothesis.stateful import (
 
 from edge_client import session_machine
 from edge_client.durable import Durable
-from edge_client.session_machine import (
-    OUTBOX_MAX,
-    RESTARTS_MAX,
+from edge_client.session_events import (
+    BlocksArrived,
     Command,
+    EpochsSaved,
     Event,
     ForgetUpdate,
     Heard,
@@ -28,13 +28,19 @@ from edge_client.session_machine import (
     Say,
     SendBlocks,
     StartTask,
-    State,
     TaskDone,
     TaskFailed,
+    TaskHeld,
     TaskPrepared,
     TimeReached,
     Unlinked,
+)
+from edge_client.session_machine import (
+    OUTBOX_MAX,
+    RESTARTS_MAX,
+    State,
     next_deadline_at_ms,
+    presence,
     resume,
     step,
 )
@@ -86,6 +92,9 @@ class Session(RuleBasedStateMachine):
         self.owed: dict[str, Update] = {}
         self.done: set[int] = set()
         self.working: Task | None = None
+        self.task: Task | None = None
+        self.vain_lives = 0
+        self.epochs = 0
 
     def feed(self, event: Event) -> tuple[Command, ...]:
         before = self.state
@@ -98,6 +107,8 @@ class Session(RuleBasedStateMachine):
         # What is on disk is what a JSON file gives back.
         self.disk = msgspec.json.decode(msgspec.json.encode(self.state.durable), type=Durable)
         assert self.disk == self.state.durable
+        if self.disk.task != self.task:
+            self.task, self.vain_lives, self.epochs = self.disk.task, 0, 0
         receipt = event.message if isinstance(event, Heard) else None
         for command in commands:
             match command:
@@ -165,6 +176,27 @@ class Session(RuleBasedStateMachine):
         if self.state.durable.task is not None:
             self.feed(TaskPrepared("run", self.state.durable.task.round_id))
 
+    @rule(epochs=st.integers(1, 3))
+    def saves_epochs(self, epochs: int) -> None:
+        if self.task is not None:
+            if epochs > self.epochs:
+                self.epochs, self.vain_lives = epochs, 0
+            self.feed(EpochsSaved(self.task.run_id, self.task.round_id, epochs))
+
+    @rule()
+    def gets_blocks(self) -> None:
+        if self.state.phase == "fetching":
+            self.vain_lives = 0
+        self.feed(BlocksArrived())
+
+    @rule()
+    def is_held(self) -> None:
+        if self.task is not None:
+            before = self.state.durable
+            self.feed(TaskHeld(self.task.run_id, self.task.round_id, "the disk is full"))
+            assert self.state.durable == before
+            assert presence(self.state, sending=False).reason == "the disk is full"
+
     @rule(stale=st.booleans())
     def finishes(self, stale: bool) -> None:
         """Of the task at hand, or (stale) of one that was dropped meanwhile."""
@@ -217,13 +249,21 @@ class Session(RuleBasedStateMachine):
         deadline = next_deadline_at_ms(self.state)
         assert deadline is None or deadline > self.now_ms, "it would be woken for ever"
 
+    @rule(round_id=rounds, lives=st.integers(1, RESTARTS_MAX + 2), further=st.booleans())
+    def dies_again_and_again(self, round_id: int, lives: int, further: bool) -> None:
+        """In the same epoch each time, or (further) one epoch later."""
+        self.hears_a_task(round_id)
+        for life in range(lives):
+            self.saves_epochs(2 + life if further else 2)
+            self.power_is_cut()
+
     @rule()
     def power_is_cut(self) -> None:
-        restarts = self.disk.restarts
         task = self.disk.task
+        self.vain_lives += 1
         commands, self.state = resume(self.disk)
         self.working = None
-        if task is not None and restarts >= RESTARTS_MAX:
+        if task is not None and self.vain_lives > RESTARTS_MAX:
             self.done.add(task.round_id)
             assert self.state.durable.declined_because
         elif task is not None:
@@ -279,6 +319,26 @@ def _do_it_again(original: object) -> object:
     return task
 
 
+def _any_epoch_is_progress(original: object) -> object:
+    """A task that dies in the same epoch again and again would never be declined."""
+
+    def progressed(state: State, run_id: str, round_id: int, epochs: int) -> object:
+        durable = msgspec.structs.replace(state.durable, epochs_saved=0)
+        state = msgspec.structs.replace(state, durable=durable)
+        return original(state, run_id, round_id, epochs)  # type: ignore[operator]
+
+    return progressed
+
+
+def _no_epoch_is_progress(_original: object) -> object:
+    """A power cut a day would end a task of many days."""
+
+    def progressed(state: State, *_: object) -> object:
+        return session_machine.Step((), state)
+
+    return progressed
+
+
 def _wake_for_ever(_original: object) -> object:
     """As it was: offers had a deadline although nobody had said welcome."""
 
@@ -290,7 +350,13 @@ def _wake_for_ever(_original: object) -> object:
 
 @pytest.mark.parametrize(
     ("name", "plant"),
-    [("_heard", _forget_on_want), ("_task", _do_it_again), ("_offer_due", _wake_for_ever)],
+    [
+        ("_heard", _forget_on_want),
+        ("_task", _do_it_again),
+        ("_offer_due", _wake_for_ever),
+        ("_progressed", _any_epoch_is_progress),
+        ("_progressed", _no_epoch_is_progress),
+    ],
 )
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, name: str, plant: object) -> None:
     planted = plant(getattr(session_machine, name))  # type: ignore[operator]

@@ -6,10 +6,7 @@ import msgspec
 import pytest
 
 from edge_client.durable import Durable
-from edge_client.session_machine import (
-    HELLO_RETRY_MS,
-    OUTBOX_MAX,
-    RESTARTS_MAX,
+from edge_client.session_events import (
     DropTask,
     ForgetUpdate,
     Heard,
@@ -21,12 +18,17 @@ from edge_client.session_machine import (
     SayHello,
     SendBlocks,
     StartTask,
-    State,
     TaskDone,
     TaskFailed,
     TaskPrepared,
     TimeReached,
     Unlinked,
+)
+from edge_client.session_machine import (
+    HELLO_RETRY_MS,
+    OUTBOX_MAX,
+    RESTARTS_MAX,
+    State,
     next_deadline_at_ms,
     presence,
     resume,
@@ -197,7 +199,9 @@ def test_a_restart_goes_on_and_a_loop_of_restarts_ends() -> None:
         durable = state.durable
     commands, state = resume(durable)
     assert commands[-1] == Say(
-        Decline("run", 1, f"the client went down {RESTARTS_MAX + 1} times while working on it")
+        Decline(
+            "run", 1, f"the client went down {RESTARTS_MAX + 1} times without getting any further"
+        )
     )
     assert state.durable.task is None
     assert resume(Durable(outbox=(UPDATE,))) == ((), State(durable=Durable(outbox=(UPDATE,))))

@@ -13,7 +13,11 @@ import pytest
 
 from edge_client.config import ClientConfig, DataConfig
 from edge_client.optimizers import OptimizerState
-from edge_client.session_machine import Event, TaskDone, TaskFailed
+from edge_client.session_events import (
+    Event,
+    TaskDone,
+    TaskFailed,
+)
 from edge_client.trainers.opening import available_runtimes
 from edge_client.training import TrainResult
 from edge_client.worker import DATA_REASON, DivergedError, Worker, public_reason

@@ -1,0 +1,141 @@
+"""Blobs on their way to this device, one at a time, in the order they are needed.
+
+A full disk stops nothing but the fetching, which is tried again ever more rarely: what is fetched
+is on the network still.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from edge_client.download import Download
+from fedtide.blobs import BlobStore
+from fedtide.errors import StateError
+from fedtide.failpoints import reach
+from fedtide.limits import CHUNK_BLOCKS_MAX
+from fedtide.messages import BlobRef, Chunk, Want
+from fedtide.topics import Topics
+from fedtide.transport import Transport
+
+_log = logging.getLogger(__name__)
+
+ROOM_MS, ROOM_MS_MAX = 5_000, 300_000
+"""First and longest pause before a full disk is tried again."""
+
+
+class Fetching:
+    """See the module. `start` and `chunk` say whether a blob has been finished by them."""
+
+    def __init__(self, store: BlobStore, link: Transport, topics: Topics) -> None:
+        self._store = store
+        self._link = link
+        self._topics = topics
+        self._wanted: list[BlobRef] = []
+        self._grid = CHUNK_BLOCKS_MAX
+        self._current: Download | None = None
+        self._full_at_ms: int | None = None
+        self._full_times = 0
+        self.news = 0
+        """Chunks that brought something new, in this life of the client."""
+
+    def want(self, refs: Sequence[BlobRef], chunk_blocks: int) -> None:
+        """Fetch these blobs, as far as they are not here; what is no longer needed ends."""
+        current = self._current
+        if current is not None and (current.ref not in refs or chunk_blocks != self._grid):
+            current.abandon()
+            self._current = None
+        self._grid = chunk_blocks
+        self._wanted = [ref for ref in refs if not self._store.has(ref.digest)]
+
+    def start(self, at_ms: int, *, again: bool = False) -> bool:
+        """Go on with the first blob that is missing; `again`: on a new link.
+
+        Raises:
+            StateError: the disk is failing.
+        """
+        if not self._wanted:
+            return False
+        with self._room(at_ms):
+            if self._current is None or self._current.ref not in self._wanted:
+                self._current = self._open(self._wanted[0])
+            if again or not self._current.started:
+                self._current.start(at_ms)
+        return self._finished()
+
+    def chunk(self, chunk: Chunk, at_ms: int) -> bool:
+        """A chunk came.
+
+        Raises:
+            StateError: the disk is failing.
+        """
+        download = self._current
+        if download is None or download.ref.digest != chunk.digest:
+            return False
+        before = download.arrived_blocks()
+        with self._room(at_ms):
+            reason = download.chunk(chunk, at_ms)
+            reach("client: blob fetched" if download.done else "client: chunk stored")
+            if reason is not None:
+                _log.warning("%s", reason)
+            if download.done or download.arrived_blocks() > before:
+                self.news += 1
+                self._full_times = 0
+        return self._finished()
+
+    def deadline_at_ms(self) -> int | None:
+        """When to call `time_reached`; None: nothing is being fetched."""
+        if not self._wanted:
+            return None
+        if self._full_at_ms is not None:
+            return self._full_at_ms
+        return None if self._current is None else self._current.deadline_at_ms()
+
+    def time_reached(self, at_ms: int) -> Want | None:
+        """The deadline has passed: ask again; what to ask of the coordinator.
+
+        Raises:
+            StateError: the disk is failing.
+        """
+        if self._full_at_ms is not None:
+            self.start(at_ms, again=True)
+            return None
+        if self._current is None:
+            return None
+        want = self._current.stalled(at_ms)
+        _log.info("%s", self._current.progress())
+        return want
+
+    def reason(self) -> str:
+        """Why it does not go on, or how far it is."""
+        if self._full_at_ms is not None:
+            return "the disk is full: fetching waits for room"
+        return "" if self._current is None else self._current.progress()
+
+    def _open(self, ref: BlobRef) -> Download:
+        return Download(ref, self._grid, self._store, self._link, self._topics)
+
+    def _finished(self) -> bool:
+        if self._current is None or not self._current.done:
+            return False
+        self._wanted = [ref for ref in self._wanted if ref != self._current.ref]
+        self._current = None
+        return True
+
+    @contextmanager
+    def _room(self, at_ms: int) -> Iterator[None]:
+        """Whatever is done in here, a full disk only delays it."""
+        try:
+            yield
+        except StateError as exc:
+            if not exc.no_room:
+                raise
+            pause_ms = min(ROOM_MS << self._full_times, ROOM_MS_MAX)
+            self._full_times = min(self._full_times + 1, 8)
+            self._full_at_ms = at_ms + pause_ms
+            _log.warning("%s; fetching goes on in %d s", exc.args[0], pause_ms // 1000)
+            if self._current is not None:
+                self._current.abandon()
+        else:
+            self._full_at_ms = None

@@ -1,0 +1,224 @@
+"""How far the training of the task at hand has come, on disk: a power cut costs one local epoch,
+or `training.lost_ms_max` of training where epochs are shorter.
+
+One file, replaced atomically. It is of one task, bundle, model, plan, trainer and set of local
+data, and of what the round began with: of anything else, or damaged, it is nothing, and training
+starts anew. What goes on from it gives the same bits as training that was never interrupted.
+
+    file = SHA-256 of the rest (32 bytes) | size of the header (4 bytes, little-endian)
+         | header, MessagePack of `_Header` | float32 values: the model's, the optimizer's
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from edge_client.optimizers import OptimizerState
+from fedtide.errors import StateError
+from fedtide.files import disk_errors_of, write_atomically
+from fedtide.measures import Metrics
+from fedtide.messages import Task
+from fedtide.vectors import Vector
+
+if TYPE_CHECKING:
+    from edge_client.trainers import AnyArray, Trainer
+    from edge_client.training import Progress
+
+_log = logging.getLogger(__name__)
+
+FILE_NAME = "progress"
+_DIGEST_BYTES, _SIZE_BYTES = 32, 4
+
+
+class Checkpoint(NamedTuple):
+    """A task's training after some of its epochs."""
+
+    epochs: int
+    """Done."""
+    parameters: Vector
+    """float32, the model up to `manifest.local.stop`; what follows is frozen."""
+    optimizer: OptimizerState | None
+    """None: it begins afresh."""
+    losses: tuple[float, ...]
+    """Mean loss of each epoch."""
+    training_ms: int
+    """What the work has taken so far."""
+    held_out: Metrics | None
+    """Of the global model, on the device's held-out data."""
+
+
+class _Header(Struct, frozen=True, forbid_unknown_fields=True):
+    version: Literal[1]
+    basis: bytes
+    epochs: int
+    losses: tuple[float, ...]
+    training_ms: int
+    held_out: Metrics | None
+    steps: int
+    """The optimizer's."""
+    sizes: tuple[int, ...]
+    """Values of the model, and of each of the optimizer's vectors."""
+
+
+class SavedProgress:
+    """The file `FOLDER/progress`."""
+
+    def __init__(self, folder: Path) -> None:
+        self._path = folder / FILE_NAME
+
+    def load(self, basis: Callable[[], bytes]) -> Checkpoint | None:
+        """What was saved last, if it was on this basis.
+
+        Raises:
+            StateError: the disk is failing.
+        """
+        with disk_errors_of(self._path.parent):
+            try:
+                raw = self._path.read_bytes()
+            except FileNotFoundError:
+                return None
+        found = _parse(raw)
+        if found is None:
+            _log.warning("the saved progress of a training is damaged; it starts anew")
+        elif found[0] == basis():
+            return found[1]
+        else:
+            _log.info("the saved progress is of another training; this one starts anew")
+        self.remove()
+        return None
+
+    def save(self, basis: bytes, checkpoint: Checkpoint) -> None:
+        """On disk when this returns.
+
+        Raises:
+            StateError: the disk is full or failing; the last progress is intact.
+        """
+        steps, optimizer_vectors = checkpoint.optimizer or OptimizerState(0, ())
+        vectors = (checkpoint.parameters, *optimizer_vectors)
+        header = msgspec.msgpack.encode(
+            _Header(
+                version=1,
+                basis=basis,
+                epochs=checkpoint.epochs,
+                losses=checkpoint.losses,
+                training_ms=checkpoint.training_ms,
+                held_out=checkpoint.held_out,
+                steps=steps,
+                sizes=tuple(map(len, vectors)),
+            )
+        )
+        content: list[bytes | memoryview] = [
+            len(header).to_bytes(_SIZE_BYTES, "little"),
+            header,
+            *map(_raw, vectors),
+        ]
+        write_atomically(self._path, _digest(content), *content)
+
+    def remove(self) -> None:
+        """The task is over.
+
+        Raises:
+            StateError: the disk is failing.
+        """
+        with disk_errors_of(self._path.parent):
+            self._path.unlink(missing_ok=True)
+
+
+class EpochSaver:
+    """Saves after an epoch, unless the loss of this one and the next would still be bearable."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        epochs: int,
+        lost_ms_max: int,
+        save: Callable[[Progress, Vector, tuple[float, ...]], None],
+        losses: tuple[float, ...] = (),
+    ) -> None:
+        """`save(progress, parameters, losses)` may raise StateError; `losses`: of earlier lives."""
+        self._trainer = trainer
+        self._changing = trainer.manifest.local.stop
+        self._epochs = epochs
+        self._lost_s_max = lost_ms_max / 1000
+        self._save = save
+        self._losses = list(losses)
+        self._saved_s = self._epoch_s = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        """After an epoch. A disk that is full costs the promise, not the training."""
+        self._losses.append(progress.loss)
+        now_s = time.monotonic()
+        next_end_s = 2 * now_s - self._epoch_s
+        self._epoch_s = now_s
+        if progress.epochs == self._epochs or next_end_s - self._saved_s <= self._lost_s_max:
+            return
+        parameters = self._trainer.parameters()[: self._changing]
+        try:
+            self._save(progress, parameters, tuple(self._losses))
+        except StateError as exc:
+            _log.warning("progress is not saved, a power cut would cost it: %s", exc.args[0])
+        else:
+            self._saved_s = now_s
+
+
+def basis_of(task: Task, setup: Iterable[str], arrays: Iterable[AnyArray]) -> bytes:
+    """SHA-256 of all that decides what a training computes: the task, how this device is set up
+    for it, and the arrays it starts with (data, local state)."""
+    identity = [
+        task.run_id,
+        str(task.round_id),
+        task.bundle.digest,
+        task.model.digest,
+        repr(task.plan),
+        *setup,
+    ]
+    digest = hashlib.sha256(msgspec.json.encode(identity))
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(_raw(array))
+    return digest.digest()
+
+
+def _parse(raw: bytes) -> tuple[bytes, Checkpoint] | None:
+    content = memoryview(raw)[_DIGEST_BYTES:]
+    if _digest([content]) != raw[:_DIGEST_BYTES]:
+        return None
+    start = _SIZE_BYTES + int.from_bytes(content[:_SIZE_BYTES], "little")
+    try:
+        header = msgspec.msgpack.decode(content[_SIZE_BYTES:start], type=_Header)
+        values = np.frombuffer(content[start:], "<f4").astype(np.float32, copy=False)
+    except (msgspec.DecodeError, ValueError):
+        return None
+    if not header.sizes or min(header.sizes) < 0 or sum(header.sizes) != len(values):
+        return None
+    parameters, *vectors = np.split(values, np.cumsum(header.sizes)[:-1])
+    return header.basis, Checkpoint(
+        header.epochs,
+        parameters,
+        OptimizerState(header.steps, tuple(vectors)),
+        header.losses,
+        header.training_ms,
+        header.held_out,
+    )
+
+
+def _raw(array: AnyArray) -> memoryview:
+    """Its bytes, little-endian, without a copy where it is contiguous."""
+    flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
+    return flat.view(np.uint8).data
+
+
+def _digest(parts: Iterable[bytes | memoryview]) -> bytes:
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(part)
+    return digest.digest()

@@ -1,0 +1,149 @@
+"""What the session machine hears (events) and what it orders (commands)."""
+
+from __future__ import annotations
+
+from msgspec import Struct
+
+from fedtide.messages import Decline, Offer, Range, Receipt, Task, ToDevice, Update, Welcome
+
+
+class Linked(Struct, frozen=True):
+    """The link is up."""
+
+
+class Unlinked(Struct, frozen=True):
+    """The link is down."""
+
+    reason: str
+
+
+class Heard(Struct, frozen=True):
+    """The coordinator said something, to us or to all."""
+
+    message: ToDevice
+
+
+class BlocksArrived(Struct, frozen=True):
+    """Something of what is being fetched came, and is on disk."""
+
+
+class TaskPrepared(Struct, frozen=True):
+    """Bundle and model of the task are on disk."""
+
+    run_id: str
+    round_id: int
+
+
+class EpochsSaved(Struct, frozen=True):
+    """So many epochs of the training are on disk."""
+
+    run_id: str
+    round_id: int
+    epochs: int
+
+
+class TaskHeld(Struct, frozen=True):
+    """The task is done, or as good as, and waits for something on this device."""
+
+    run_id: str
+    round_id: int
+    reason: str
+
+
+class TaskDone(Struct, frozen=True):
+    """The update is on disk."""
+
+    update: Update
+
+
+class TaskFailed(Struct, frozen=True):
+    """The task cannot be done on this device. `reason` leaves it: nothing of the data in it."""
+
+    run_id: str
+    round_id: int
+    reason: str
+
+
+class TimeReached(Struct, frozen=True):
+    """The clock has passed `next_deadline_at_ms`."""
+
+
+Event = (
+    Linked
+    | Unlinked
+    | Heard
+    | BlocksArrived
+    | TaskPrepared
+    | EpochsSaved
+    | TaskHeld
+    | TaskDone
+    | TaskFailed
+    | TimeReached
+)
+
+
+class SayHello(Struct, frozen=True):
+    """Say what this device holds and owes."""
+
+
+class Say(Struct, frozen=True):
+    """Say this to the coordinator."""
+
+    message: Offer | Decline
+
+
+class Prefetch(Struct, frozen=True):
+    """Fetch what the next task will need."""
+
+    welcome: Welcome
+
+
+class PrepareTask(Struct, frozen=True):
+    """Fetch what this task needs, then `TaskPrepared`."""
+
+    task: Task
+
+
+class StartTask(Struct, frozen=True):
+    """Train or evaluate, then `TaskDone` or `TaskFailed`."""
+
+    task: Task
+
+
+class DropTask(Struct, frozen=True):
+    """Stop whatever is being done for this round."""
+
+    round_id: int
+
+
+class SendBlocks(Struct, frozen=True):
+    """Send these blocks of an update's blob."""
+
+    update: Update
+    missing: tuple[Range, ...]
+
+
+class ForgetUpdate(Struct, frozen=True):
+    """The coordinator has spoken; the blob may go."""
+
+    update: Update
+    receipt: Receipt | None
+
+
+class Note(Struct, frozen=True):
+    """Tell the log."""
+
+    text: str
+
+
+Command = (
+    SayHello
+    | Say
+    | Prefetch
+    | PrepareTask
+    | StartTask
+    | DropTask
+    | SendBlocks
+    | ForgetUpdate
+    | Note
+)
