@@ -7,7 +7,7 @@ from typing import get_args
 
 from coordinator.round_machine import Event as RoundEvent
 from coordinator.round_machine import Phase
-from edge_client.session_machine import Event as SessionEvent
+from edge_client.session_events import Event as SessionEvent
 from fedtide.failpoints import STEPS
 from fedtide.messages import ToDevice
 from simulator.faults import KINDS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_client.session import Session, will_of
-from edge_client.session_machine import TaskDone, TaskFailed
+from edge_client.session_events import TaskDone, TaskFailed
 from edge_client.worker import update_id
 from fedtide.bundle import Bundle
 from fedtide.failpoints import reach

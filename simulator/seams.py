@@ -20,7 +20,7 @@ from unittest.mock import patch
 
 from coordinator import ledger, round_machine
 from edge_client import session, session_machine
-from edge_client.session_machine import Heard
+from edge_client.session_events import Heard
 from fedtide import failpoints
 from simulator.agenda import generator
 

@@ -25,6 +25,8 @@ from coordinator.store import Store
 from edge_client.config import ClientConfig
 from edge_client.local_state import FOLDER_NAME, LocalStates
 from edge_client.optimizers import OptimizerState
+from edge_client.progress import FILE_NAME as PROGRESS_NAME
+from edge_client.progress import Checkpoint, SavedProgress
 from edge_client.saved_session import STATE_NAME, SavedSession
 from fedtide.blobs import BlobStore, blocks_count
 from fedtide.bundle import open_bundle_dir, sha256_hex
@@ -348,6 +350,25 @@ def local_state(folder: Path) -> Decoder:
     return Decoder((path.read_bytes()[32:],), read, "msgpack")
 
 
+def progress(folder: Path) -> Decoder:
+    """How far a training has come, with a right checksum."""
+    saved = SavedProgress(folder)
+    vectors = tuple(np.ones(7, np.float32) for _ in range(2))
+    checkpoint = Checkpoint(2, vectors[0], OptimizerState(3, vectors), (0.5, 0.4), 9, None)
+    path = folder / PROGRESS_NAME
+
+    def read(raw: bytes) -> str:
+        path.write_bytes(raw)
+        assert saved.load(lambda: b"basis") is None
+        path.write_bytes(hashlib.sha256(raw).digest() + raw)
+        found = saved.load(lambda: b"basis")
+        assert path.exists() == (found is not None)
+        return "none" if found is None else f"{found.epochs} {len(found.parameters)}"
+
+    saved.save(b"basis", checkpoint)
+    return Decoder((path.read_bytes()[32:],), read)
+
+
 def graph(_folder: Path) -> Decoder:
     """The scan of an ONNX file."""
 
@@ -552,8 +573,8 @@ DECODERS: dict[str, Callable[[Path], Decoder]] = {
     kind.__name__.replace("_", " "): kind
     for kind in (
         message, topic, coordinator, device, manifest, bundle, arriving_blob, chunks, update,
-        initial_model, generations, session, local_state, graph, scanned_graph, data, array,
-        configuration, store_rows, store_file,
+        initial_model, generations, session, local_state, progress, graph, scanned_graph, data,
+        array, configuration, store_rows, store_file,
     )
 }  # fmt: skip
 """Each gets a folder of its own to work in."""
