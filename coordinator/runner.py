@@ -8,7 +8,7 @@ import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
-from queue import Empty, SimpleQueue
+from queue import Empty
 
 from coordinator.aggregate_job import (
     Aggregated,
@@ -20,6 +20,7 @@ from coordinator.aggregate_job import (
 )
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import TestSet
+from coordinator.inbox import Inbox
 from coordinator.ledger import begin_run
 from coordinator.service import Service
 from coordinator.store import Store
@@ -90,7 +91,7 @@ def run_coordinator(config: CoordinatorConfig) -> int:
 
 
 def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
-    inbox: SimpleQueue[Item] = SimpleQueue()
+    inbox: Inbox[Item] = Inbox()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: inbox.put(_Stop()))
     clock = Clock()
@@ -99,7 +100,7 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
     topics = Topics(config.federation)
     gone = encode(Beacon(online=False, session=session), "will")
     link = MqttTransport(
-        config.broker, f"{config.federation}//coordinator", inbox.put, Will(topics.beacon, gone)
+        config.broker, f"{config.federation}//coordinator", inbox.deliver, Will(topics.beacon, gone)
     )
     executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregation")
 
@@ -117,6 +118,7 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
         link.start()
         return _serve(config, service, inbox, clock)
     finally:
+        inbox.wait_no_more()
         # Whatever ended us: a clean disconnect keeps our will unsaid, so it is said here.
         await_delivery(inbox, service.goodbye(), _GOODBYE_S)
         link.stop()
@@ -159,9 +161,7 @@ def _initial_model(bundle: Bundle) -> Vector:
     return read_initial_model(bundle)[: bundle.manifest.shared_count]
 
 
-def _serve(
-    config: CoordinatorConfig, service: Service, inbox: SimpleQueue[Item], clock: Clock
-) -> int:
+def _serve(config: CoordinatorConfig, service: Service, inbox: Inbox[Item], clock: Clock) -> int:
     patience = Patience(config.broker, clock.now_ms())
     while service.finished is None:
         deadlines = [service.next_deadline_at_ms(), patience.deadline_at_ms]
