@@ -9,6 +9,7 @@ derived again from the committed state.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 
 import msgspec
@@ -60,6 +61,8 @@ from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Rec
 
 _log = logging.getLogger(__name__)
 
+PROBLEMS_MAX, PROBLEMS_MS = 10, 60_000
+"""One device is told of so many problems in this time."""
 SILENCES_MAX = 3
 """A device that misses this many hellos counts as gone."""
 
@@ -87,6 +90,8 @@ class Service:
         self._publisher = Publisher(store.blobs, link, self._topics)
         self._intake = Intake(bundle.manifest.shared_count, store, self._ledger, self._voice)
         self._heard_at_ms: dict[str, int] = {}
+        self._problems: Counter[str] = Counter()
+        self._problems_since_ms = 0
         self._connected = False
         self._told = ""
         self.finished: FinishFederation | None = None
@@ -131,6 +136,9 @@ class Service:
 
     def time_reached(self, at_ms: int) -> None:
         """Let time pass: deadlines of the round, and devices that fell silent."""
+        if at_ms - self._problems_since_ms >= PROBLEMS_MS:
+            self._problems_since_ms = at_ms
+            self._problems.clear()
         for device_id, heard in sorted(self._heard_at_ms.items()):
             if at_ms - heard >= SILENCES_MAX * self._config.hello_ms:
                 del self._heard_at_ms[device_id]
@@ -209,10 +217,15 @@ class Service:
                 self._refuse(device_id, envelope.id, f"a device does not say {kind!r}")
 
     def _refuse(self, device_id: str, regarding: str, reason: str) -> None:
-        """A bad message is data: counted (by what stands before the colon), logged, answered."""
+        """A bad message is data: counted (by what stands before the colon), logged, answered.
+
+        Answered a few times: whoever sends junk without end does not read.
+        """
         _log.warning("message from %s refused: %s", device_id, reason)
         self._store.count(f"refused: {reason.split(':', maxsplit=1)[0][:60]}")
-        self._voice.say(device_id, Problem(regarding, reason[:1000]))
+        self._problems[device_id] += 1
+        if self._problems[device_id] <= PROBLEMS_MAX and len(self._problems) <= DEVICES_MAX:
+            self._voice.say(device_id, Problem(regarding, reason[:1000]))
 
     # ---- what devices say ----
 

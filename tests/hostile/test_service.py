@@ -14,6 +14,7 @@ import pytest
 from coordinator import aggregate_job, intake, vetting
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.round_machine import RoundState
+from coordinator.service import PROBLEMS_MAX, PROBLEMS_MS
 from coordinator.uploads import FETCHES_MAX
 from fedtide.blobs import BlobStore
 from fedtide.limits import BLOCK_BYTES, MESSAGE_BYTES_MAX
@@ -478,3 +479,16 @@ def test_the_checker_finds_a_late_update_that_was_recorded_as_accepted(
     monkeypatch.setattr(intake, "admit", admit)
     with pytest.raises(AssertionError):
         test_an_upload_that_completes_after_its_round_is_late(tmp_path)
+
+
+def test_one_device_is_told_of_a_few_problems_and_all_are_counted(federation: Federation) -> None:
+    liar = peer(federation)
+    for _ in range(100):
+        liar.say_bytes(b"junk")
+    told = [body for body in liar.heard if isinstance(body, Problem)]
+    assert len(told) == PROBLEMS_MAX
+    assert refusals(federation)["malformed"] == 100
+    federation.now_ms += PROBLEMS_MS
+    federation.service.time_reached(federation.now_ms)
+    liar.say_bytes(b"junk")
+    assert len([body for body in liar.heard if isinstance(body, Problem)]) == PROBLEMS_MAX + 1
