@@ -16,6 +16,8 @@ from fedtide.sending import ChunkSender, chunk_blocks_for
 from fedtide.topics import Topics
 from fedtide.transport import Transport
 
+GRID_BLOCKS = 4
+"""Blocks in a retained chunk, where the broker takes as many: a cut costs a device at most one."""
 REPEAT_MS_MIN = 1_000
 """A chunk that many devices miss at once is published once in this time."""
 
@@ -29,23 +31,24 @@ class Publisher:
         self._topics = topics
         self._offered: dict[str, BlobRef] = {}
         self._repeated_at_ms: dict[tuple[str, int], int] = {}
-        self._sender = ChunkSender(self._publish_chunk)
+        self._sender = ChunkSender(self._publish_chunk, grid=True)
+        self._sender.chunk_blocks = GRID_BLOCKS
 
     @property
     def chunk_blocks(self) -> int:
         """The grid of the retained chunks."""
         return self._sender.chunk_blocks
 
-    def connected(self, packet_bytes_max: int) -> bool:
-        """A new link: publish everything again. False: the broker's packet limit is too small."""
-        blocks = chunk_blocks_for(packet_bytes_max)
-        if blocks < 1:
-            return False
+    def connected(self, packet_bytes_max: int) -> None:
+        """A new link: publish everything again.
+
+        Raises:
+            BrokerError: the broker's packet limit is too small.
+        """
         self._sender.link_lost()
-        self._sender.chunk_blocks = blocks
+        self._sender.chunk_blocks = min(GRID_BLOCKS, chunk_blocks_for(packet_bytes_max))
         for ref in self._offered.values():
             self._send_all(ref)
-        return True
 
     def link_lost(self) -> None:
         """Stop sending until `connected`."""
@@ -85,9 +88,9 @@ class Publisher:
                 self._sender.send(ref, self._blobs.path(ref.digest), [piece])
         return True
 
-    def delivered(self, token: int) -> None:
-        """The broker took a message."""
-        self._sender.delivered(token)
+    def delivered(self, token: int, waited_ms: int | None = None) -> None:
+        """The broker took a message, after this time."""
+        self._sender.delivered(token, waited_ms)
 
     def _send_all(self, ref: BlobRef) -> None:
         whole = (0, blocks_count(ref.size_bytes))

@@ -38,7 +38,7 @@ from coordinator.round_machine import (
 from coordinator.store import Store
 from coordinator.voice import Voice
 from fedtide.bundle import Bundle
-from fedtide.errors import BrokerError, BundleError
+from fedtide.errors import BundleError
 from fedtide.failpoints import reach
 from fedtide.limits import DEVICES_MAX
 from fedtide.manifest import MANIFEST_NAME, device_files
@@ -161,11 +161,7 @@ class Service:
                 self._connected = True
                 root = self._topics
                 self._link.subscribe([root.up("+"), root.presence("+")])
-                if not self._publisher.connected(packet_bytes_max):
-                    raise BrokerError(
-                        f"the broker takes packets of {packet_bytes_max} bytes at most",
-                        hint="raise its limit (Mosquitto: max_packet_size) to 20,000 or more",
-                    )
+                self._publisher.connected(packet_bytes_max)
                 # Withdrawn without a link, or before a crash: what is no longer on offer.
                 self._publisher.withdraw(model.ref for model in self._store.models()[-4:-1])
                 self._voice.beacon(online=True)
@@ -174,10 +170,10 @@ class Service:
                 _log.warning("%s; trying again", reason)
                 self._connected = False
                 self._publisher.link_lost()
-            case Delivered(token, refused):
+            case Delivered(token, refused, waited_ms):
                 if refused is not None:
                     _log.warning("the broker refuses a message: %s; check its ACL", refused)
-                self._publisher.delivered(token)
+                self._publisher.delivered(token, waited_ms)
             case Received(topic, payload, retained):
                 # What a device says is never retained: a copy that lies at the broker says nothing.
                 if not (retained and topic.startswith(self._topics.up(""))):

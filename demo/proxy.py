@@ -1,29 +1,61 @@
-"""A TCP proxy that stands for one device's network: it can be cut, and it can hold back.
+"""A TCP proxy that stands for one device's network: cut, held back, slow, far away, lossy.
 
 Real sockets, so what the client goes through is what a real device goes through: connections that
-break, a broker that cannot be reached, an uplink on which nothing moves for a while.
+break, a broker that cannot be reached, an uplink on which nothing moves for a while, a slow line.
 """
 
 from __future__ import annotations
 
 import contextlib
+import queue
+import random
 import socket
 import struct
 import threading
+import time
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
 _READ_BYTES = 65536
+_PACKET_BYTES = 1448
+"""What TCP loses at once on most lines."""
+_BUFFER_BYTES = 32_768
+"""What a slow line's kernel and router hold: little, so that what was carried is what arrived."""
 _RESET = struct.pack("ii", 1, 0)
 """SO_LINGER on, zero seconds: close with a reset, as a network that vanished."""
+
+
+class Line(NamedTuple):
+    """How a line is, in each direction alike. The default: as it comes."""
+
+    bytes_s: float = 0.0
+    """Rate; 0: no limit."""
+    delay_ms: float = 0.0
+    """One way."""
+    jitter_ms: float = 0.0
+    """The delay varies by as much, and TCP keeps the order."""
+    loss: float = 0.0
+    """Share of packets lost. TCP sends them again, so that all behind them waits a round trip."""
+
+
+AS_IT_COMES = Line()
 
 
 class Proxy:
     """Forwards a loopback port to another. A context manager that starts and stops it."""
 
-    def __init__(self, target_port: int, host: str = "127.0.0.1") -> None:
+    def __init__(
+        self, target_port: int, host: str = "127.0.0.1", *, line: Line = AS_IT_COMES, seed: int = 0
+    ) -> None:
         self._target = (host, target_port)
+        self._line = line
+        self._dice = random.Random(seed)  # noqa: S311
+        self.carried = {True: 0, False: 0}
+        """Bytes that came out at the far end, by whether it was the uplink."""
+        self.connections = 0
         self._listener = socket.create_server((host, 0))
+        if line.bytes_s:
+            self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         self.port = int(self._listener.getsockname()[1])
         """Where a client connects to."""
         self._lock = threading.Lock()
@@ -99,12 +131,18 @@ class Proxy:
         if not self.is_up():
             _reset(client)
             return
+        broker = socket.socket()
+        if self._line.bytes_s:
+            broker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        broker.settimeout(5)
         try:
-            broker = socket.create_connection(self._target, timeout=5)
+            broker.connect(self._target)
         except OSError:
+            broker.close()
             _reset(client)
             return
         broker.settimeout(None)
+        self.connections += 1
         with self._lock:
             accepted = self._up
             if accepted:
@@ -122,10 +160,11 @@ class Proxy:
 
     def _pump(self, source: socket.socket, sink: socket.socket, is_uplink: bool) -> None:
         with contextlib.suppress(OSError):
-            while content := source.recv(_READ_BYTES):
-                if is_uplink:
-                    self._uplink_open.wait()
-                sink.sendall(content)
+            if self._line == AS_IT_COMES:
+                while content := source.recv(_READ_BYTES):
+                    self._forward(sink, content, is_uplink)
+            else:
+                self._carry(source, sink, is_uplink)
         # One side is gone: so is the other, for MQTT knows no half-closed connections.
         with self._lock:
             ours = {source, sink} & self._sockets
@@ -134,6 +173,45 @@ class Proxy:
             with contextlib.suppress(OSError):
                 link.shutdown(socket.SHUT_RDWR)
             link.close()
+
+    def _forward(self, sink: socket.socket, content: bytes, is_uplink: bool) -> None:
+        if is_uplink:
+            self._uplink_open.wait()
+        sink.sendall(content)
+        self.carried[is_uplink] += len(content)
+
+    def _carry(self, source: socket.socket, sink: socket.socket, is_uplink: bool) -> None:
+        """Packet by packet: the line takes one every `packet / rate`, and has it for its delay."""
+        line = self._line
+        flying: queue.SimpleQueue[tuple[float, bytes]] = queue.SimpleQueue()
+
+        def land() -> None:
+            with contextlib.suppress(OSError):
+                while item := flying.get():
+                    due_s, content = item
+                    if not content:
+                        return
+                    time.sleep(max(0.0, due_s - time.monotonic()))
+                    self._forward(sink, content, is_uplink)
+
+        lander = threading.Thread(target=land, name="proxy-lander", daemon=True)
+        lander.start()
+        free_at_s = due_s = 0.0
+        size = _PACKET_BYTES if line.loss or line.bytes_s < 1e6 else _READ_BYTES
+        try:
+            while content := source.recv(size):
+                now_s = time.monotonic()
+                if line.bytes_s:
+                    free_at_s = max(free_at_s, now_s) + len(content) / line.bytes_s
+                    time.sleep(max(0.0, free_at_s - now_s))
+                delay_ms = line.delay_ms + self._dice.uniform(-line.jitter_ms, line.jitter_ms)
+                if self._dice.random() < line.loss:
+                    delay_ms += 2 * line.delay_ms
+                due_s = max(due_s, time.monotonic() + delay_ms / 1000)
+                flying.put((due_s, content))
+        finally:
+            flying.put((0.0, b""))
+            lander.join()
 
 
 def _reset(link: socket.socket) -> None:

@@ -64,6 +64,11 @@ class Fetching:
                 self._current.start(at_ms)
         return self._finished()
 
+    def arriving(self, at_ms: int) -> None:
+        """Bytes are coming in."""
+        if self._current is not None:
+            self._current.arriving(at_ms)
+
     def chunk(self, chunk: Chunk, at_ms: int) -> bool:
         """A chunk came.
 

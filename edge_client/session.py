@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 from itertools import count
 from pathlib import Path
-from typing import Protocol
 
 from edge_client.fetching import Fetching
 from edge_client.holdings import held_bundle, is_intact, needed_blobs
@@ -44,6 +43,7 @@ from edge_client.session_machine import (
     resume,
     step,
 )
+from edge_client.task_runner import TaskRunner
 from fedtide import __version__
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle
@@ -62,6 +62,7 @@ from fedtide.messages import (
     Problem,
     Receipt,
     Task,
+    Update,
     Want,
     Welcome,
     decode,
@@ -70,6 +71,7 @@ from fedtide.messages import (
 from fedtide.sending import ChunkSender, chunk_blocks_for
 from fedtide.topics import Topics
 from fedtide.transport import (
+    Arriving,
     Connected,
     Delivered,
     Disconnected,
@@ -84,23 +86,6 @@ _log = logging.getLogger(__name__)
 
 ANNOUNCE_MS_MIN = 200
 """Presence changes faster than this are told as one: nobody could read them."""
-
-
-class TaskRunner(Protocol):
-    """Does tasks, one at a time, and reports through `Session.task_event`."""
-
-    runtimes: tuple[str, ...]
-    """What is installed here, best first."""
-    examples_count: int
-
-    def check(self, bundle: Bundle) -> None:
-        """Tasks of this bundle may come: tell this device's log if the local data do not fit."""
-
-    def start(self, task: Task, bundle: Bundle, model: bytes) -> None:
-        """Begin; a task that is being done is dropped."""
-
-    def drop(self) -> None:
-        """Stop what is being done."""
 
 
 def will_of(topics: Topics, device_id: str) -> Will:
@@ -175,12 +160,13 @@ class Session:
         """Something happened on the link.
 
         Raises:
+            BrokerError: the broker's packet limit cannot carry the protocol.
             StateError: the disk is full or failing.
         """
         match event:
             case Connected(protocol, packet_bytes_max):
                 _log.info("connected over %s", protocol)
-                self._sender.chunk_blocks = max(1, chunk_blocks_for(packet_bytes_max))
+                self._sender.chunk_blocks = chunk_blocks_for(packet_bytes_max)
                 self._link.subscribe([self._topics.down(self._device_id), self._topics.beacon])
                 self._presence = None
                 self._announced_at_ms = at_ms - ANNOUNCE_MS_MIN
@@ -189,11 +175,16 @@ class Session:
             case Disconnected(reason):
                 self._sender.link_lost()
                 self._apply(Unlinked(reason), at_ms)
-            case Delivered(token, refused):
+            case Delivered(token, refused, waited_ms):
                 if refused is not None:
                     _log.warning("the broker refuses a message: %s", refused)
-                self._sender.delivered(token)
+                sent = self._sender.delivered(token, waited_ms)
+                if sent is not None:
+                    # As if the coordinator missed nothing: the wait for its receipt begins now.
+                    self._apply(Heard(Want(sent, ())), at_ms)
                 self._announce(at_ms)
+            case Arriving():
+                self._fetching.arriving(at_ms)
             case Received(topic, payload):
                 self._received(topic, payload, at_ms)
             case _:
@@ -214,6 +205,8 @@ class Session:
         elif isinstance(body, Welcome | Task | Want | Receipt | Problem | Beacon):
             if isinstance(body, Receipt):
                 reach("client: receipt heard")
+            if isinstance(body, Beacon) and not body.online:
+                self._sender.pause()
             self._apply(Heard(body), at_ms)
 
     # ---- fetching ----
@@ -267,6 +260,8 @@ class Session:
                 case SayHello():
                     reach("client: hello")
                     self._publish(self._hello())
+                case Say(Offer(Update(blob=BlobRef(digest)))) if self._sender.busy(digest):
+                    pass  # the answer would be a Want for what is on its way
                 case Say(message):
                     reach("client: offer" if isinstance(message, Offer) else "client: decline")
                     self._publish(message)

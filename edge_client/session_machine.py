@@ -170,7 +170,9 @@ def _heard(state: State, message: ToDevice, at_ms: int) -> Step:
             return Step((), _with(state, coordinator_session=""))
         case Beacon(session=session):
             if session != state.coordinator_session and state.connected:
-                state = _with(state, coordinator_session=session, hello=Wait(at_ms))
+                # What was sent while nobody listened is lost: this one will say what it misses.
+                offers = {update.update_id: Wait(at_ms) for update in state.durable.outbox}
+                state = _with(state, coordinator_session=session, hello=Wait(at_ms), offers=offers)
                 return _say_hello(state, at_ms)
             return Step((), state)
         case Welcome() as welcome:

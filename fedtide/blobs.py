@@ -70,6 +70,20 @@ def clip(ranges: Iterable[Range], blocks: int) -> list[Range]:
     return merged
 
 
+def without(ranges: Iterable[Range], taken: Iterable[Range]) -> list[Range]:
+    """What of `ranges` is not in `taken`, in order."""
+    left = list(ranges)
+    for start, length in taken:
+        end = start + length
+        left = [
+            (a, b - a)
+            for first, count in left
+            for a, b in ((first, min(first + count, start)), (max(first, end), first + count))
+            if a < b
+        ]
+    return left
+
+
 class BlobStore:
     """Finished blobs under `folder/blobs`, arriving ones under `folder/partial`."""
 

@@ -3,7 +3,8 @@
 What paho and brokers do badly is kept out by construction (docs/adr/0004-clean-sessions.md):
 callbacks only enqueue; one thread writes to the socket; every connection is a new client with a
 clean session, so nothing waits in a broker's memory or in paho's; nothing is published without a
-link or beyond the packet limit; reconnecting backs off with jitter.
+link or beyond the packet limit; reconnecting backs off with jitter; bytes that move keep a link
+alive, and silence ends it (`fedtide.pulse`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import logging
 import random
 import socket
 import ssl
+import struct
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -28,7 +31,10 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError
 from fedtide.limits import MESSAGE_BYTES_MAX
+from fedtide.paho_client import Client, guarded, taken_bytes
+from fedtide.pulse import ANSWER_MS, Pulse
 from fedtide.transport import (
+    Arriving,
     Broken,
     Connected,
     Deliver,
@@ -49,9 +55,13 @@ clients of one name, who cut each other off, thus do so ever more rarely."""
 TAKEOVERS_MAX, TAKEOVERS_WITHIN_S = 3, 60.0
 """So many links lost to another client of our name within this time: somebody must give way."""
 GIVE_WAY_S = 300.0
-ANSWER_S = 5.0
+ANSWER_S = ANSWER_MS / 1000
 """A broker that takes the connection and stays silent for this long is given up. Some brokers of
 MQTT 3.1.1 (amqtt) do not refuse MQTT 5, they misread it and wait for more."""
+CONNECT_S = 10.0
+"""For TCP's connection to each of the host's addresses, and as much for a TLS handshake."""
+ARRIVING_MS = 1_000
+"""How often a message that is under way is told of."""
 INFLIGHT_MAX = 20
 """Unconfirmed publications; Mosquitto's own default."""
 _UNSUPPORTED_VERSION = 132
@@ -82,7 +92,11 @@ class MqttTransport:
         self._protocol = 4 if config.protocol == "3.1.1" else 5
         self._packet_bytes_max = 0
         self._inflight_max = INFLIGHT_MAX
-        self._client: paho.Client | None = None
+        self._client: Client | None = None
+        self._published_at_ms: dict[int, int] = {}
+        self._confirmed_early: set[int] = set()
+        self._lock = threading.Lock()
+        self._pulse = Pulse(config.keepalive_s * 1000, _now_ms())
         self._stopped = threading.Event()
         self._connected_at_s: float | None = None
         self._taken_over = False
@@ -114,8 +128,18 @@ class MqttTransport:
                 self._packet_bytes_max,
             )
             return None
+        at_ms = _now_ms()
         info = client.publish(topic, payload, qos=1, retain=retain)
-        return info.mid if info.rc == MQTTErrorCode.MQTT_ERR_SUCCESS else None
+        if info.rc != MQTTErrorCode.MQTT_ERR_SUCCESS:
+            return None
+        with self._lock:
+            if info.mid in self._confirmed_early:
+                self._confirmed_early.remove(info.mid)
+            else:
+                if not self._published_at_ms:
+                    self._pulse.confirmed(at_ms)
+                self._published_at_ms[info.mid] = at_ms
+        return info.mid
 
     def subscribe(self, filters: Sequence[str], *, confirm: bool = True) -> None:
         """Subscribe at QoS 1, or 0 without confirmation."""
@@ -173,6 +197,9 @@ class MqttTransport:
         """Connect and serve until the link is gone; why it went (None: try again at once)."""
         self._reason: str | None = "connection lost"
         client = self._new_client()
+        with self._lock:
+            self._published_at_ms.clear()
+            self._confirmed_early.clear()
         try:
             arguments: dict[str, Any] = {}
             if self._protocol == 5:
@@ -194,29 +221,66 @@ class MqttTransport:
             self._client = None
         return self._reason
 
-    def _serve(self, client: paho.Client) -> None:
+    def _serve(self, client: Client) -> None:
         """Run the network loop until the link is gone, or was never answered."""
         deadline_s = time.monotonic() + ANSWER_S
-        while client.loop(timeout=1.0) == MQTTErrorCode.MQTT_ERR_SUCCESS:
+        self._pulse = Pulse(self._config.keepalive_s * 1000, _now_ms())
+        told_at_ms = _now_ms()
+        while True:
+            events, client.bytes_came_in = client.events, False
+            if client.loop(timeout=1.0) != MQTTErrorCode.MQTT_ERR_SUCCESS:
+                return
             if self._connected_at_s is None and time.monotonic() > deadline_s:
-                where = f"{self._config.host}:{self._config.port}"
-                self._reason = f"the broker at {where} does not answer"
-                if self._config.protocol == "auto":
-                    self._protocol = 4 if self._protocol == 5 else 5
-                    self._reason += f"; trying MQTT {'5' if self._protocol == 5 else '3.1.1'}"
-                client.disconnect()
-                client.loop(timeout=0.1)  # writes that, and waits for nobody
+                self._not_answered(client)
+                return
+            at_ms = _now_ms()
+            if client.bytes_came_in:
+                self._pulse.heard(at_ms)
+            if client.events != events:
+                told_at_ms = at_ms
+            elif client.bytes_came_in and at_ms - told_at_ms >= ARRIVING_MS:
+                told_at_ms = at_ms
+                self._deliver(Arriving())
+            if not self._lives(client, at_ms):
                 return
 
-    def _new_client(self) -> paho.Client:
-        client = paho.Client(
+    def _not_answered(self, client: Client) -> None:
+        where = f"{self._config.host}:{self._config.port}"
+        self._reason = f"the broker at {where} does not answer"
+        if self._config.protocol == "auto":
+            self._protocol = 4 if self._protocol == 5 else 5
+            self._reason += f"; trying MQTT {'5' if self._protocol == 5 else '3.1.1'}"
+        client.disconnect()
+        client.loop(timeout=0.1)  # writes that, and waits for nobody
+
+    def _lives(self, client: Client, at_ms: int) -> bool:
+        """Ping when it is time, and end a dead link."""
+        sock: Any = client.socket()
+        if sock is None:
+            return False
+        self._pulse.taken(taken_bytes(sock), at_ms)
+        reason = self._pulse.verdict(at_ms, unconfirmed=bool(self._published_at_ms))
+        if reason is None:
+            if self._connected_at_s is not None and self._pulse.ping_is_due(at_ms):
+                client.ping()
+            return True
+        self._reason = reason
+        # Not a farewell: the will shall be said. And what still lies in the kernel must not compete
+        # with the next connection for a slow line: a reset throws it away.
+        with suppress(OSError, AttributeError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        sock.close()
+        return False
+
+    def _new_client(self) -> Client:
+        client = Client(
             CallbackAPIVersion.VERSION2,
             client_id=self._client_id,
             protocol=paho.MQTTv5 if self._protocol == 5 else paho.MQTTv311,
             clean_session=None if self._protocol == 5 else True,
             reconnect_on_failure=False,
         )
-        client.connect_timeout = 10
+        client.connect_timeout = CONNECT_S
         if self._config.username is not None:
             client.username_pw_set(self._config.username, self._password)
         if self._tls is not None:
@@ -234,11 +298,11 @@ class MqttTransport:
         # Else paho also writes in the thread that publishes, without a lock: on a slow uplink the
         # two continue each other's packets. So it only wakes our loop, which alone writes.
         client.on_socket_register_write = lambda *_: None
-        client.on_connect = _guarded(self._on_connect)
-        client.on_disconnect = _guarded(self._on_disconnect)
-        client.on_message = _guarded(self._on_message)
-        client.on_publish = _guarded(self._on_publish)
-        client.on_subscribe = _guarded(self._on_subscribe)
+        client.on_connect = guarded(self._on_connect)
+        client.on_disconnect = guarded(self._on_disconnect)
+        client.on_message = guarded(self._on_message)
+        client.on_publish = guarded(self._on_publish)
+        client.on_subscribe = guarded(self._on_subscribe)
         return client
 
     def _on_connect(
@@ -282,17 +346,27 @@ class MqttTransport:
             self._reason = f"connection lost: {code}"
             self._taken_over = code.value == _SESSION_TAKEN_OVER
 
-    def _on_message(self, _client: paho.Client, _data: object, message: paho.MQTTMessage) -> None:
+    def _on_message(self, client: Client, _data: object, message: paho.MQTTMessage) -> None:
+        client.events += 1
         self._deliver(Received(message.topic, bytes(message.payload), bool(message.retain)))
 
     def _on_publish(
-        self, _client: paho.Client, _data: object, mid: int, code: ReasonCode, _more: object
+        self, client: Client, _data: object, mid: int, code: ReasonCode, _more: object
     ) -> None:
-        self._deliver(Delivered(mid, str(code) if code.is_failure else None))
+        client.events += 1
+        at_ms = _now_ms()
+        self._pulse.confirmed(at_ms)
+        with self._lock:
+            published_at_ms = self._published_at_ms.pop(mid, None)
+            if published_at_ms is None:  # `publish` is still in the middle
+                self._confirmed_early.add(mid)
+        waited_ms = None if published_at_ms is None else at_ms - published_at_ms
+        self._deliver(Delivered(mid, str(code) if code.is_failure else None, waited_ms))
 
     def _on_subscribe(
-        self, _client: paho.Client, _data: object, _mid: int, codes: list[ReasonCode], _more: object
+        self, client: Client, _data: object, _mid: int, codes: list[ReasonCode], _more: object
     ) -> None:
+        client.events += 1
         for code in codes:
             if code.is_failure:
                 _log.warning("the broker refuses a subscription: %s", code)
@@ -310,16 +384,8 @@ def _tls_of(config: BrokerConfig) -> ssl.SSLContext | None:
         ) from exc
 
 
-def _guarded(callback: Callable[..., None]) -> Callable[..., None]:
-    """An exception in a callback would end the network loop: it is logged and survived."""
-
-    def guarded(*arguments: Any) -> None:
-        try:
-            callback(*arguments)
-        except Exception:  # noqa: BLE001
-            _log.exception("the link's callback failed")
-
-    return guarded
+def _now_ms() -> int:
+    return time.monotonic_ns() // 1_000_000
 
 
 def _without_nagle(_client: paho.Client, _data: object, sock: Any) -> None:

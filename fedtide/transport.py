@@ -56,9 +56,16 @@ class Delivered(Struct, frozen=True):
 
     token: int
     refused: str | None = None
+    waited_ms: int | None = None
+    """From `publish` until now; None: not measured."""
 
 
-LinkEvent = Connected | Disconnected | Refused | Broken | Received | Delivered
+class Arriving(Struct, frozen=True):
+    """Bytes of a message that is not whole yet are coming in: slow is not silent. A transport that
+    can tell says so about once a second."""
+
+
+LinkEvent = Connected | Disconnected | Refused | Broken | Received | Delivered | Arriving
 Deliver = Callable[[LinkEvent], None]
 
 

@@ -1,0 +1,25 @@
+"""The seam between a session and whatever does its tasks."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from fedtide.bundle import Bundle
+from fedtide.messages import Task
+
+
+class TaskRunner(Protocol):
+    """Does tasks, one at a time, and reports through `Session.task_event`."""
+
+    runtimes: tuple[str, ...]
+    """What is installed here, best first."""
+    examples_count: int
+
+    def check(self, bundle: Bundle) -> None:
+        """Tasks of this bundle may come: tell this device's log if the local data do not fit."""
+
+    def start(self, task: Task, bundle: Bundle, model: bytes) -> None:
+        """Begin; a task that is being done is dropped."""
+
+    def drop(self) -> None:
+        """Stop what is being done."""
