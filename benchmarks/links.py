@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -221,7 +222,7 @@ def measure(profile: Profile, *, patience: float = 4.0) -> dict[str, Any]:
                         "extra_bytes": proxy.carried[is_uplink] - before - size,
                         "reconnects": proxy.connections - connections,
                     }
-                    print("   ", way, figures[way], *device.losses[lost : lost + 3], flush=True)
+                    figures[way]["reasons"] = sorted(set(device.losses[lost:]))[:3]
                     if not at_s:
                         break
                     started_s = at_s
@@ -260,11 +261,15 @@ def main() -> None:
     parser.add_argument("--size", type=float, help="share of the 6.65 MB")
     parser.add_argument("--save", action="store_true", help="write results/links.json")
     given = parser.parse_args()
-    figures = {}
-    for name, profile in PROFILES.items():
-        if given.only in name:
-            print(name, flush=True)
-            figures[name] = measure(profile._replace(size=given.size or profile.size))
+    chosen = {
+        name: profile._replace(size=given.size or profile.size)
+        for name, profile in PROFILES.items()
+        if given.only in name
+    }
+    with ThreadPoolExecutor(len(chosen)) as pool:  # they wait nearly all of the time
+        figures = dict(zip(chosen, pool.map(measure, chosen.values()), strict=True))
+    for name, ways in figures.items():
+        print(f"{name:44}", *(ways[way] for way in ("down", "up") if way in ways), sep="\n    ")
     if given.save:
         save("links", figures, {})
 

@@ -70,13 +70,13 @@ class Window:
             return
         self._base_ms = min(self._base_ms, waited_ms)
         queue_ms = waited_ms - self._base_ms
-        if queue_ms > QUEUE_MS // 2:
+        if queue_ms > QUEUE_MS * 3 // 4:
             self._doubling = False
         if queue_ms > QUEUE_MS:
             shrunk = int(self.bytes * max(_SHRINK_MIN, QUEUE_MS / queue_ms))
             self.bytes = max(self._floor, shrunk)
             self._judged = set(self._sizes)
-        elif more and queue_ms <= QUEUE_MS // 2 and not self._is_enough(waited_ms):
+        elif more and queue_ms <= QUEUE_MS * 3 // 4 and not self._is_enough(waited_ms):
             step = size if self._doubling else max(size // 8, BLOCK_BYTES * size // self.bytes)
             self.bytes = min(WINDOW_BYTES_MAX, self.bytes + step)
 
