@@ -85,8 +85,6 @@ class Device(Process):
         self.slow_factor = 1
         self.declining = 0.0
         self.twist: Twist | None = None
-        self.hostile = False
-        """It lies, about itself too."""
         self.session: Session
         self._durable: object = None
 

@@ -38,6 +38,8 @@ class Process(ABC):
         self.name = name
         self.folder = folder
         self.rng: random.Random = generator(world.seed, "process", name)
+        self.hostile = False
+        """It lies, about itself too."""
         self.link = SimulatedLink(
             world.agenda,
             world.broker,
