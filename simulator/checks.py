@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
 from simulator.store_checks import StoreChecks
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ class Checks:
         self._stores: dict[str, StoreChecks] = {}
         self._receipts: dict[tuple[str, str, str], str] = {}
         """(coordinator, device, update id) to the first verdict that was said."""
+        self._welcomed_at_ms: dict[str, int] = {}
         self._answered: set[tuple[str, str]] = set()
         self._outboxes: dict[str, dict[str, str | None]] = {}
         self._second: dict[str, tuple[int, int]] = {}
@@ -42,7 +44,9 @@ class Checks:
     def _store(self, process: Process) -> StoreChecks:
         if process.name not in self._stores:
             quorum = self._world.settings.config.rounds.quorum
-            self._stores[process.name] = StoreChecks(process.folder, quorum, self._unsafe)
+            self._stores[process.name] = StoreChecks(
+                process.folder, quorum, self._world.rotten, self._unsafe
+            )
         return self._stores[process.name]
 
     # ---- the wire ----
@@ -65,6 +69,8 @@ class Checks:
                 self._receipt(process, device_id, body)
             elif body["type"] == "task":
                 self._store(process).invited(_database(process), device_id, body["round_id"])
+            elif body["type"] == "welcome" and process is self._world.coordinator:
+                self._welcomed_at_ms[device_id] = self._world.agenda.now_ms
             elif body["type"] == "problem":
                 self._world.seen("problem", body["reason"].split(":")[0])
         elif "/up/" in topic and not process.hostile:
@@ -78,7 +84,7 @@ class Checks:
         self._world.seen("verdict", f"{verdict}: {body['reason']}")
         key = (process.name, device_id, update_id)
         before = self._receipts.setdefault(key, verdict)
-        liar = any(d.hostile and d.device_id == device_id for d in self._world.devices)
+        liar = any(d.garbles and d.device_id == device_id for d in self._world.devices)
         if before != verdict and not (liar and before != "accepted"):
             self._unsafe("receipts agree", f"{key}: {before}, then {verdict}: {body['reason']}")
         if verdict == "accepted":
@@ -104,6 +110,14 @@ class Checks:
             self._world.fail("liveness", f"no reason: {process.name} is {state.phase}")
         if deadline is None and state.phase not in ("finished", "aggregating"):
             self._world.fail("liveness", f"no deadline: {process.name} is {state.phase}")
+
+    def waiting_contents(self, process: Process) -> list[str]:
+        """Digests of updates that were said to be accepted and are in no round that has closed."""
+        return self._store(process).waiting_contents()
+
+    def welcomed_at_ms(self, device: Device) -> int:
+        """When the coordinator last answered a hello of this device."""
+        return self._welcomed_at_ms.get(device.device_id, 0)
 
     # ---- the device's folder ----
 

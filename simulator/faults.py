@@ -266,6 +266,22 @@ class Faults:
     def _job_lost(self, rng: random.Random) -> None:
         self._world.coordinator.jobs_lost = rng.choice((0.2, 1.0))
 
+    def _rot(self, rng: random.Random) -> None:
+        """Content of updates that nothing has been made of yet changes on the coordinator's disk."""
+
+        def rot(rng: random.Random) -> None:
+            world = self._world
+            digests = world.checks.waiting_contents(world.coordinator)
+            if digests and world.coordinator.alive:
+                world.happened("fault: stored update rots")
+                digest = rng.choice(digests)
+                world.rotten.add(digest)
+                path = world.coordinator.folder / "blobs" / digest
+                if path.exists():
+                    path.write_bytes(b"\xff" + path.read_bytes()[1:])
+
+        self._again_and_again(rng, 10_000, rot)
+
     # ---- hostile, and two of a kind ----
 
     def _hostile_update(self, rng: random.Random) -> None:
@@ -278,7 +294,7 @@ class Faults:
     def _hostile_words(self, rng: random.Random) -> None:
         device = self._any_device(rng)
         topic = self._world.topics.up(device.device_id)
-        device.hostile = True
+        device.hostile = device.garbles = True
 
         def speak(rng: random.Random) -> None:
             self._world.happened("fault: hostile words")
@@ -340,6 +356,7 @@ KINDS: dict[str, Callable[[Faults, random.Random], None]] = {
         Faults._straggler,
         Faults._decline,
         Faults._leave,
+        Faults._rot,
         Faults._hostile_update,
         Faults._hostile_words,
         Faults._twin,

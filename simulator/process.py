@@ -39,7 +39,9 @@ class Process(ABC):
         self.folder = folder
         self.rng: random.Random = generator(world.seed, "process", name)
         self.hostile = False
-        """It lies, about itself too."""
+        """It offers what it did not learn."""
+        self.garbles = False
+        """It says what contradicts itself."""
         self.link = SimulatedLink(
             world.agenda,
             world.broker,
@@ -57,8 +59,10 @@ class Process(ABC):
         self.clock_offset_ms = 0
         self.cut_after: int | None = None
         """Durable steps until the power is cut."""
+        self.cuts: list[int] = []
+        """The same for each of the next lives."""
         self.reached = 0
-        """Durable steps in this life."""
+        """Durable steps in all lives."""
         self.disk_error: int | None = None
         self.disk_error_after = 0
         """Durable steps that still succeed."""
@@ -101,7 +105,8 @@ class Process(ABC):
             return
         self.life += 1
         self.alive = True
-        self.reached = 0
+        if self.cuts:
+            self.cut_after = self.cuts.pop(0)
         self.clock_offset_ms = self.world.clock_of(self.rng)
         self._wake_at_ms = None
         self.world.note(self.name, "boots")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import sqlite3
 from collections.abc import Callable
+from collections.abc import Set as AbstractSet
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,9 +29,11 @@ FILES_MAX = 60
 class StoreChecks:
     """The store of one coordinator, from commit to commit."""
 
-    def __init__(self, folder: Path, quorum: int, unsafe: Unsafe) -> None:
+    def __init__(self, folder: Path, quorum: int, rotten: AbstractSet[str], unsafe: Unsafe) -> None:
         self._folder = folder
         self._quorum = quorum
+        self._rotten = rotten
+        """Digests of what is damaged on purpose: nothing can be computed from it."""
         self._unsafe = unsafe
         self.models: list[Row] = []
         self.rounds: dict[int, Row] = {}
@@ -87,6 +90,15 @@ class StoreChecks:
         if row is None or device_id not in msgspec.json.decode(row[0]):
             self._unsafe("only invited", f"{device_id} gets round {round_id}, its cohort is {row}")
 
+    def waiting_contents(self) -> list[str]:
+        """Digests of updates that were said to be accepted and are in no closed round."""
+        blobs = [
+            msgspec.json.decode(raw)["blob"]
+            for (device_id, _), (round_id, _, raw) in self.said.items()
+            if (device_id, round_id) not in self.settled
+        ]
+        return sorted(blob["digest"] for blob in blobs if blob is not None)
+
     # ---- rounds ----
 
     def _round(self, database: sqlite3.Connection, row: Row) -> None:
@@ -102,9 +114,7 @@ class StoreChecks:
             self._closed(database, round_id, outcome, kind)
         self.rounds[round_id] = row
 
-    def _closed(
-        self, database: sqlite3.Connection, round_id: int, outcome: str, kind: str
-    ) -> None:
+    def _closed(self, database: sqlite3.Connection, round_id: int, outcome: str, kind: str) -> None:
         parts = self._parts(database, round_id)
         for device_id, task_round, update, _ in parts:
             key = (device_id, task_round)
@@ -155,16 +165,16 @@ class StoreChecks:
         elif version:
             base = _blob(self._folder, self.models[-1][1])
             recomputed = None if base is None else self._recomputed(database, base, round_id)
-            if recomputed != content:
+            digests = {u["blob"]["digest"] for _, _, u, _ in self._parts(database, round_id)}
+            if recomputed != content and not digests & self._rotten:
                 names = [(d, r, s) for d, r, _, s in self._parts(database, round_id)]
                 self._unsafe("recomputed", f"model {version} of round {round_id} from {names}")
 
-    def _recomputed(
-        self, database: sqlite3.Connection, base: bytes, round_id: int
-    ) -> bytes | None:
+    def _recomputed(self, database: sqlite3.Connection, base: bytes, round_id: int) -> bytes | None:
         old = "norm_factor" not in {r[1] for r in database.execute("PRAGMA table_info(rounds)")}
         base_version, factor = database.execute(
-            f"SELECT base_version, {'NULL' if old else 'norm_factor'} FROM rounds WHERE round_id = ?", (round_id,)
+            f"SELECT base_version, {'NULL' if old else 'norm_factor'} FROM rounds WHERE round_id = ?",
+            (round_id,),
         ).fetchone()
         versions = {digest: version for version, digest, _ in self.models}
         deltas, weights = [], []

@@ -33,6 +33,8 @@ from simulator.weather import Weather
 Kind = Literal["crash", "safety", "liveness"]
 OVERHEARD_MAX = 50
 EVENTS_MAX = 200_000
+BACK_MS = 150_000
+"""Until every device must be back after healing: the longest pauses of link and hello, and some."""
 
 
 class Failure(NamedTuple):
@@ -52,6 +54,8 @@ class Outcome(NamedTuple):
     digest: str
     """SHA-256 of the transcript."""
     counts: dict[str, int]
+    reached: dict[str, int]
+    """Durable steps of each process."""
     virtual_ms: int
     events: int
 
@@ -71,6 +75,7 @@ class World:
         self.failure: Failure | None = None
         self.running: Process | None = None
         self.overheard: list[bytes] = []
+        self.rotten: set[str] = set()
         self.lines: list[str] = []
         self._tell = tell
         self.clock_of: Callable[[random.Random], int] = lambda _: 0
@@ -164,6 +169,7 @@ class World:
             self.coordinator.finished,
             hashlib.sha256(text.encode()).hexdigest(),
             dict(self.counts),
+            {process.name: process.reached for process in self.processes()},
             self.agenda.now_ms,
             self.agenda.steps,
         )
@@ -179,6 +185,10 @@ class World:
             return
         self.note("world", "heals")
         self.faults.heal()
+        back_ms = BACK_MS + 2 * self.settings.config.hello_ms
+        self.agenda.after(
+            back_ms, self._demand_everybody, self.agenda.now_ms, self.coordinator.life
+        )
         for _ in range(2):  # one that had given up, or was about to, is started again once
             if self._finishes_within(self._bound_ms()):
                 return
@@ -195,6 +205,14 @@ class World:
         while self.failure is None and not coordinator.finished and self.agenda.step(until_ms):
             self._count_events()
         return coordinator.succeeded or (coordinator.finished != "" and self._too_few())
+
+    def _demand_everybody(self, healed_at_ms: int, life: int) -> None:
+        """Long after healing, every device must have been welcomed."""
+        if not self.coordinator.alive or self.coordinator.life > life + 1:
+            return
+        for device in self.devices:
+            if device.alive and self.checks.welcomed_at_ms(device) < healed_at_ms:
+                self.fail("liveness", f"not back: {device.name} is not welcomed after healing")
 
     def _count_events(self) -> None:
         if self.agenda.steps > EVENTS_MAX:
@@ -229,11 +247,22 @@ class World:
                 self.checks.at_the_end(process)
 
 
-def simulate(seed: int, *, kinds: frozenset[str] | None = None, tell: bool = False) -> Outcome:
-    """Run one seed in a folder of its own, in memory where the system offers that."""
+def simulate(
+    seed: int,
+    *,
+    kinds: frozenset[str] | None = None,
+    tell: bool = False,
+    prepare: Callable[[World], None] = lambda _: None,
+) -> Outcome:
+    """Run one seed in a folder of its own, in memory where the system offers that.
+
+    `kinds`: these faults instead of those drawn; `prepare` may change the world before it begins.
+    """
     shm = Path("/dev/shm")  # noqa: S108
     folder = Path(tempfile.mkdtemp(prefix="fedtide-", dir=shm if shm.is_dir() else None))
     try:
-        return World(seed, folder, kinds=kinds, tell=tell).run()
+        world = World(seed, folder, kinds=kinds, tell=tell)
+        prepare(world)
+        return world.run()
     finally:
         shutil.rmtree(folder)

@@ -1,0 +1,179 @@
+"""Bugs planted in production code: each must be caught by the check that is about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from coordinator import aggregate_job, round_machine, service
+from coordinator.aggregation import Contribution
+from coordinator.intake import Intake
+from coordinator.ledger import Ledger
+from coordinator.round_machine import RoundState
+from coordinator.service import Service
+from coordinator.store import Store
+from edge_client import session_machine
+from edge_client.saved_session import SavedSession
+from edge_client.session import Session
+from edge_client.session_machine import Wait
+from fedtide.messages import Receipt
+from fedtide.transport import Delivered
+from simulator.world import simulate
+
+Patch = pytest.MonkeyPatch
+
+
+def double_count(patch: Patch) -> None:
+    """The first update of a round is averaged twice."""
+    honest = aggregate_job.contributions
+
+    def twice(*arguments: Any) -> Iterator[Contribution]:
+        parts = list(honest(*arguments))
+        return iter([parts[0], *parts])
+
+    patch.setattr(aggregate_job, "contributions", twice)
+
+
+def receipt_before_commit(patch: Patch) -> None:
+    """The device hears the verdict, then it is committed."""
+    honest = Ledger.conclude
+
+    def conclude(self: Ledger, update: Any, device_id: str, receipt: Receipt, *rest: Any) -> Any:
+        _voices[-1].say(device_id, receipt)
+        return honest(self, update, device_id, receipt, *rest)
+
+    _voices: list[Any] = []
+    init = Intake.__init__
+
+    def remembered(self: Intake, *arguments: Any, **options: Any) -> None:
+        init(self, *arguments, **options)
+        _voices.append(self._voice)
+
+    patch.setattr(Intake, "__init__", remembered)
+    patch.setattr(Ledger, "conclude", conclude)
+
+
+def uninvited(patch: Patch) -> None:
+    """Whoever says hello during a round gets its task."""
+    honest = Service._hello
+
+    def hello(self: Service, device_id: str, *rest: Any) -> None:
+        honest(self, device_id, *rest)
+        if self._state.phase == "collecting":
+            self._invite((device_id,), rest[-1])
+
+    patch.setattr(Service, "_hello", hello)
+
+
+def no_quorum(patch: Patch) -> None:
+    """Rounds close with whatever there is."""
+    honest = round_machine._close_or_abandon
+
+    def close(state: RoundState, *rest: Any) -> Any:
+        return round_machine._close(state) if state.accepted() else honest(state, *rest)
+
+    patch.setattr(round_machine, "_close_or_abandon", close)
+
+
+def outbox_in_memory(patch: Patch) -> None:
+    """The device's state is not written."""
+    patch.setattr(SavedSession, "save", lambda self, durable: None)
+
+
+def forgotten_on_puback(patch: Patch) -> None:
+    """The broker took a message, so the update must have arrived."""
+    honest = Session.link_event
+
+    def link_event(self: Session, event: Any, at_ms: int) -> None:
+        honest(self, event, at_ms)
+        outbox = self._state.durable.outbox
+        if isinstance(event, Delivered) and outbox and not self._sender.busy():
+            receipt = Receipt(outbox[0].update_id, "accepted")
+            self._apply(session_machine.Heard(receipt), at_ms)
+
+    patch.setattr(Session, "link_event", link_event)
+
+
+def verdict_forgotten(patch: Patch) -> None:
+    """Rejections are not written, so the same update is late when it comes again."""
+    honest = Store.save_verdict
+
+    def save(self: Store, update: Any, device_id: str, receipt: Receipt, *rest: Any) -> None:
+        if receipt.verdict == "accepted":
+            honest(self, update, device_id, receipt, *rest)
+
+    patch.setattr(Store, "save_verdict", save)
+
+
+def hello_once(patch: Patch) -> None:
+    """A hello that is lost is never said again."""
+    patch.setattr(Wait, "later", lambda self, now_ms, first_ms: Wait(10**15, self.tries + 1))
+    patch.setattr(session_machine, "HELLO_MS", 10**15)
+
+
+def no_failure_path(patch: Patch) -> None:
+    """An aggregation that fails is not told to anybody."""
+    honest = Service.job_done
+
+    def job_done(self: Service, result: Any, at_ms: int) -> None:
+        if not isinstance(result, service.JobFailed):
+            honest(self, result, at_ms)
+
+    patch.setattr(Service, "job_done", job_done)
+
+
+def traceback(patch: Patch) -> None:
+    """A malformed message raises."""
+
+    def refuse(self: Service, device_id: str, regarding: str, reason: str) -> None:
+        raise ValueError(reason)
+
+    patch.setattr(Service, "_refuse", refuse)
+
+
+def busy_loop(patch: Patch) -> None:
+    """What is due stays due."""
+    patch.setattr(Wait, "later", lambda self, now_ms, first_ms: Wait(now_ms, self.tries + 1))
+
+
+Kinds = frozenset[str] | None
+PLANTED: list[tuple[Callable[[Patch], None], str, str, int, Kinds]] = [
+    (double_count, "safety", "recomputed", 5, None),
+    (receipt_before_commit, "safety", "receipt after commit", 5, None),
+    (uninvited, "safety", "only invited", 40, None),
+    (no_quorum, "safety", "quorum", 40, None),
+    (outbox_in_memory, "safety", "stored before offered", 5, None),
+    (forgotten_on_puback, "safety", "outbox", 10, None),
+    (verdict_forgotten, "safety", "receipts agree", 30, frozenset({"hostile_update", "drop"})),
+    (hello_once, "liveness", "not finished", 20, frozenset({"drop"})),
+    (no_failure_path, "liveness", "not finished", 30, frozenset({"rot"})),
+    (traceback, "crash", "ValueError", 20, None),
+    (busy_loop, "liveness", "busy loop", 5, None),
+]
+"""What is planted, the kind of failure, the check that must notice, within how many seeds, and
+these kinds of faults (None: those that each seed draws)."""
+
+
+@pytest.mark.parametrize(
+    ("plant", "kind", "check", "seeds", "kinds"),
+    PLANTED,
+    ids=[entry[0].__name__ for entry in PLANTED],
+)
+def test_a_planted_bug_is_caught(
+    plant: Callable[[Patch], None],
+    kind: str,
+    check: str,
+    seeds: int,
+    kinds: Kinds,
+    monkeypatch: Patch,
+) -> None:
+    plant(monkeypatch)
+    for seed in range(seeds):
+        failure = simulate(seed, kinds=kinds).failure
+        if failure is not None:
+            assert failure.kind == kind, (seed, failure)
+            assert check in failure.text, (seed, failure)
+            return
+    pytest.fail(f"not caught within {seeds} seeds")
