@@ -267,7 +267,7 @@ class Faults:
         self._world.coordinator.jobs_lost = rng.choice((0.2, 1.0))
 
     def _rot(self, rng: random.Random) -> None:
-        """Content of updates that nothing has been made of yet changes on the coordinator's disk."""
+        """Content of updates that wait for their round to close changes on the disk."""
 
         def rot(rng: random.Random) -> None:
             world = self._world

@@ -173,7 +173,9 @@ class StoreChecks:
     def _recomputed(self, database: sqlite3.Connection, base: bytes, round_id: int) -> bytes | None:
         old = "norm_factor" not in {r[1] for r in database.execute("PRAGMA table_info(rounds)")}
         base_version, factor = database.execute(
-            f"SELECT base_version, {'NULL' if old else 'norm_factor'} FROM rounds WHERE round_id = ?",
+            "SELECT base_version, NULL FROM rounds WHERE round_id = ?"
+            if old
+            else "SELECT base_version, norm_factor FROM rounds WHERE round_id = ?",
             (round_id,),
         ).fetchone()
         versions = {digest: version for version, digest, _ in self.models}
@@ -195,7 +197,8 @@ class StoreChecks:
             total += delta * (weight * scale)
         mean = (total / sum(weights)).astype(np.float32)
         model = np.frombuffer(base, "<f4").astype(np.float64) + mean
-        return model.astype("<f4").tobytes()
+        recomputed: bytes = model.astype("<f4").tobytes()
+        return recomputed
 
     # ---- the end ----
 

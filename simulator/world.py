@@ -32,7 +32,7 @@ from simulator.weather import Weather
 
 Kind = Literal["crash", "safety", "liveness"]
 OVERHEARD_MAX = 50
-EVENTS_MAX = 200_000
+EVENTS_MAX = 60_000
 BACK_MS = 150_000
 """Until every device must be back after healing: the longest pauses of link and hello, and some."""
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from typing import Any
 
 import pytest
 
+from coordinator.aggregate_job import Aggregated
 from coordinator.config import RoundsConfig
+from coordinator.ledger import Ledger
+from coordinator.round_machine import RoundAggregated
 from simulator.sweep import crash_at, crash_points
 
 SEED = 2
@@ -24,3 +28,20 @@ def test_a_process_may_die_at_every_step(buffered: bool, twice: bool) -> None:
     failed = [(p, o.failure) for p, o in zip(points, outcomes, strict=True) if o.failure]
     assert failed == []
     assert all("2 rounds are done" in outcome.ended for outcome in outcomes)
+
+
+def test_a_bug_between_two_commits_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Planted: the new model is committed before the state that follows from it."""
+
+    def add_model(self: Ledger, result: Aggregated, at_ms: int) -> Any:
+        with self._store.transaction():
+            version = self.state.model_version + 1
+            self._store.add_model(version, result.model, result.round_id, at_ms)
+        return self.apply(RoundAggregated(result.round_id), at_ms)
+
+    monkeypatch.setattr(Ledger, "add_model", add_model)
+    failures = (
+        crash_at(point).failure for point in crash_points(SEED, buffered=False, twice=False)
+    )
+    found = next(failure for failure in failures if failure is not None)
+    assert found.kind == "liveness", found

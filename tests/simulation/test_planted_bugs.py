@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from coordinator import aggregate_job, round_machine, service
+from coordinator import aggregate_job, round_machine
+from coordinator.aggregate_job import JobFailed
 from coordinator.aggregation import Contribution
 from coordinator.intake import Intake
 from coordinator.ledger import Ledger
@@ -17,6 +18,7 @@ from coordinator.store import Store
 from edge_client import session_machine
 from edge_client.saved_session import SavedSession
 from edge_client.session import Session
+from edge_client.session_events import Heard
 from edge_client.session_machine import Wait
 from fedtide.messages import Receipt
 from fedtide.transport import Delivered
@@ -91,7 +93,7 @@ def forgotten_on_puback(patch: Patch) -> None:
         outbox = self._state.durable.outbox
         if isinstance(event, Delivered) and outbox and not self._sender.busy():
             receipt = Receipt(outbox[0].update_id, "accepted")
-            self._apply(session_machine.Heard(receipt), at_ms)
+            self._apply(Heard(receipt), at_ms)
 
     patch.setattr(Session, "link_event", link_event)
 
@@ -118,7 +120,7 @@ def no_failure_path(patch: Patch) -> None:
     honest = Service.job_done
 
     def job_done(self: Service, result: Any, at_ms: int) -> None:
-        if not isinstance(result, service.JobFailed):
+        if not isinstance(result, JobFailed):
             honest(self, result, at_ms)
 
     patch.setattr(Service, "job_done", job_done)
@@ -146,8 +148,8 @@ PLANTED: list[tuple[Callable[[Patch], None], str, str, int, Kinds]] = [
     (no_quorum, "safety", "quorum", 40, None),
     (outbox_in_memory, "safety", "stored before offered", 5, None),
     (forgotten_on_puback, "safety", "outbox", 10, None),
-    (verdict_forgotten, "safety", "receipts agree", 30, frozenset({"hostile_update", "drop"})),
-    (hello_once, "liveness", "not finished", 20, frozenset({"drop"})),
+    (verdict_forgotten, "safety", "receipts agree", 30, frozenset({"hostile_update", "duplicate"})),
+    (hello_once, "liveness", "not back", 20, frozenset({"drop"})),
     (no_failure_path, "liveness", "not finished", 30, frozenset({"rot"})),
     (traceback, "crash", "ValueError", 20, None),
     (busy_loop, "liveness", "busy loop", 5, None),
