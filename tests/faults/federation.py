@@ -283,7 +283,7 @@ class FaultFederation:
         self.rounds_more(more)
         self.coordinator.stop()
         database = self.store / "coordinator.db"
-        done = _scalar(database, "SELECT MAX(version) FROM models")
+        done = scalar(database, "SELECT MAX(version) FROM models")
         self._rounds["count"] = done + 1
         self._add_coordinator()
         self.coordinator.start()
@@ -310,18 +310,16 @@ class FaultFederation:
         database = self.store / "coordinator.db"
         accepted = "FROM updates WHERE verdict = 'accepted' AND payload_bytes > 0"
         return {
-            "models": _scalar(database, "SELECT MAX(version) FROM models"),
-            "accepted": _scalar(database, f"SELECT COUNT(*) {accepted}"),
-            "abandoned": _scalar(
+            "models": scalar(database, "SELECT MAX(version) FROM models"),
+            "accepted": scalar(database, f"SELECT COUNT(*) {accepted}"),
+            "abandoned": scalar(
                 database, "SELECT COUNT(*) FROM rounds WHERE outcome = 'abandoned'"
             ),
             "lost": 0,
             "counted_twice": 0,
             "tracebacks": 0,
             "uplink_bytes": sum(self.observer.uplink_bytes.values()),
-            "payload_bytes": _scalar(
-                database, f"SELECT COALESCE(SUM(payload_bytes), 0) {accepted}"
-            ),
+            "payload_bytes": scalar(database, f"SELECT COALESCE(SUM(payload_bytes), 0) {accepted}"),
         }
 
 
@@ -356,6 +354,7 @@ def wake(child: Child) -> None:
         os.kill(child.process_id, signal.SIGCONT)
 
 
-def _scalar(database: Path, sql: str) -> int:
+def scalar(database: Path, sql: str) -> int:
+    """One number from the coordinator's database; 0 where there is none."""
     with closing(sqlite3.connect(f"file:{database}?mode=ro", uri=True, timeout=5)) as opened:
         return int(opened.execute(sql).fetchone()[0] or 0)

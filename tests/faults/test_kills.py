@@ -115,6 +115,7 @@ def test_both_sides_killed_at_every_step_at_the_same_time(tmp_path: Path, record
     )
 
 
+@pytest.mark.slow
 def test_a_task_that_kills_its_device_is_declined_with_a_reason(
     tmp_path: Path, record: Record
 ) -> None:
