@@ -90,6 +90,8 @@ class MqttTransport:
         self._deliver = deliver
         self._will = will
         self._protocol = 4 if config.protocol == "3.1.1" else 5
+        # A silent broker that spoke 5 is frozen; over 3.1.1 it would not tell its packet limit.
+        self._spoke_5 = self._guessed = False
         self._packet_bytes_max = 0
         self._inflight_max = INFLIGHT_MAX
         self._client: Client | None = None
@@ -175,11 +177,13 @@ class MqttTransport:
             lived = self._connected_at_s is not None and (
                 now_s - self._connected_at_s > max(STABLE_S, 2 * delay_s)
             )
-            self._connected_at_s = None
+            was_up, self._connected_at_s = self._connected_at_s is not None, None
             if self._stopped.is_set():
                 return
             if reason is None:
                 continue
+            if self._guessed and was_up and not lived:
+                self._protocol, self._guessed = 5, False
             delay_s = 0.5 if lived else min(delay_s * 2, self._config.reconnect_ms_max / 1000)
             pause_s = random.uniform(0.5, 1.0) * delay_s  # noqa: S311
             if self._taken_over:
@@ -247,8 +251,9 @@ class MqttTransport:
     def _not_answered(self, client: Client) -> None:
         where = f"{self._config.host}:{self._config.port}"
         self._reason = f"the broker at {where} does not answer"
-        if self._config.protocol == "auto":
+        if self._config.protocol == "auto" and not self._spoke_5:
             self._protocol = 4 if self._protocol == 5 else 5
+            self._guessed = True
             self._reason += f"; trying MQTT {'5' if self._protocol == 5 else '3.1.1'}"
         client.disconnect()
         client.loop(timeout=0.1)  # writes that, and waits for nobody
@@ -321,6 +326,7 @@ class MqttTransport:
         limit = getattr(properties, "MaximumPacketSize", None) if properties else None
         self._packet_bytes_max = limit or MESSAGE_BYTES_MAX + _PACKET_OVERHEAD_BYTES
         self._connected_at_s = time.monotonic()
+        self._spoke_5 = self._protocol == 5
         name = "MQTT 5" if self._protocol == 5 else "MQTT 3.1.1"
         self._deliver(Connected(name, self._packet_bytes_max))
 

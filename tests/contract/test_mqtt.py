@@ -197,6 +197,44 @@ def test_a_broker_that_misreads_mqtt_5_is_spoken_to_in_the_older_one(
     assert levels == [5, 4]
 
 
+CONNACK_5 = b"\x20\x03\x00\x00\x00"
+
+
+@pytest.mark.parametrize(
+    ("answers", "expected"),
+    [
+        # It spoke 5 once and then froze: that is no sign of an old broker.
+        (("yes", "no", "no", "yes"), [5, 5, 5, 5]),
+        # Frozen as we came: a link over 3.1.1 that is soon lost is followed by another try.
+        (("no", "yes", "yes"), [5, 4, 5]),
+    ],
+)
+def test_a_broker_that_freezes_is_not_taken_for_an_old_one(
+    monkeypatch: pytest.MonkeyPatch, answers: tuple[str, ...], expected: list[int]
+) -> None:
+    """Over 3.1.1 it does not tell its packet limit, and what is too large cuts the link."""
+    monkeypatch.setattr(mqtt, "ANSWER_S", 0.2)
+    levels: list[int] = []
+
+    def freezing(wire: Wire) -> None:
+        _, body = wire.packet()
+        levels.append(body[6])
+        if answers[min(len(levels), len(answers)) - 1] == "no":
+            wire.packet()
+        wire.sock.sendall(CONNACK if body[6] == 4 else CONNACK_5)
+        if len(levels) == len(answers):
+            wire.packet()
+
+    with scripted_broker(freezing, protocol="auto", reconnect_ms_max=500) as (config, _):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        for _ in range(answers.count("yes")):
+            wait_for(events, Connected)
+        link.stop()
+    assert levels == expected
+
+
 def test_a_refusal_is_said_and_the_link_goes_on_trying() -> None:
     answers = [b"\x20\x02\x00\x05", CONNACK]
 
