@@ -27,6 +27,7 @@ from coordinator.store import Store
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import BundleError, ConfigError, FedtideError, StateError
 from fedtide.files import locked
+from fedtide.memory_limit import return_large_blocks
 from fedtide.messages import Beacon, encode
 from fedtide.mqtt import MqttTransport
 from fedtide.patience import Patience, await_delivery
@@ -76,6 +77,7 @@ def run_coordinator(config: CoordinatorConfig) -> int:
     Raises:
         ConfigError, BundleError, DataError, StateError, BrokerError: see `docs/configuration.md`.
     """
+    return_large_blocks()
     bundle = open_bundle_dir(config.bundle)
     if config.plan.optimizer not in bundle.manifest.optimizers:
         raise ConfigError(

@@ -8,9 +8,13 @@ own arena do not see what it computes while it loads a graph (measured: 1.20 tak
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import sys
 from pathlib import Path
 
+_M_MMAP_THRESHOLD = -3
+"""Of <malloc.h>."""
 _SHARE = 0.8
 """Of the memory that there is: the rest is the system's."""
 _FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
@@ -32,6 +36,16 @@ def limit_memory(bytes_max: int | None = None) -> int | None:
     limit = min([wanted, *known])
     resource.setrlimit(resource.RLIMIT_DATA, (limit, hard))
     return limit
+
+
+def return_large_blocks() -> None:
+    """Let every block of a megabyte or more go back to the system when it is freed.
+
+    glibc does so by default only until the first is freed, and then keeps room for others like it,
+    with holes: a process that handles one update after the other grows with their number.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
 
 
 def available_bytes() -> int:

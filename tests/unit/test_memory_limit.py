@@ -32,3 +32,25 @@ def test_a_lower_limit_stays() -> None:
 
 def test_the_default_leaves_something_to_the_system() -> None:
     assert int(run("print(limit_memory())")) < available_bytes()
+
+
+def test_blocks_that_are_freed_go_back_to_the_system() -> None:
+    code = """
+import ctypes
+from fedtide.memory_limit import return_large_blocks
+return_large_blocks()
+if not hasattr(ctypes.CDLL(None), "mallopt"):
+    print(0)
+    raise SystemExit
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096
+bytearray(8 << 20)
+before, kept = resident(), []
+for _ in range(8):
+    block = bytearray(4 << 20)
+    kept.append(bytearray(100_000))
+    kept.append(block)
+del kept[1::2], block
+print(resident() - before)
+"""
+    assert int(run(code)) < 8 << 20
