@@ -107,27 +107,29 @@ def work(variant: str, folder: Path) -> None:
 
 def stored(folder: Path, digests: list[str]) -> Callable[[], object]:
     """The coordinator's job, as its service makes it."""
-    from coordinator.aggregate_job import Aggregated, AggregateJob, run_aggregate_job
+    from coordinator.aggregate_job import Aggregated, AggregateJob, Part, run_aggregate_job
     from fedtide.blobs import BlobStore
     from fedtide.messages import BlobRef, Update
 
     base, *refs = (BlobRef(digest, 4 * ELEMENTS) for digest in digests)
-    updates = tuple(
-        Update(
-            update_id=f"u{number}",
-            run_id="r",
-            round_id=1,
-            kind="train",
-            model=base.digest,
-            examples=EXAMPLES,
-            blob=ref,
-            encoding="f32",
-            steps=1,
-            training_ms=1,
+    parts = tuple(
+        Part(
+            Update(
+                update_id=f"u{number}",
+                run_id="r",
+                round_id=1,
+                kind="train",
+                model=base.digest,
+                examples=EXAMPLES,
+                blob=ref,
+                encoding="f32",
+                steps=1,
+                training_ms=1,
+            )
         )
         for number, ref in enumerate(refs)
     )
-    job = AggregateJob(1, base, updates, ELEMENTS)
+    job = AggregateJob(1, base, parts, ELEMENTS)
     store = BlobStore(folder)
 
     def run() -> None:

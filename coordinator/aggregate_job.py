@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from coordinator.aggregation import Contribution, apply_delta, weighted_mean
+from coordinator.aggregation import Contribution, apply_delta, clip_scales, weighted_mean
 from fedtide.blobs import BlobStore
 from fedtide.failpoints import reach
 from fedtide.measures import Metrics
@@ -15,13 +15,24 @@ from fedtide.vectors import Vector, decode_vector, encode_vector
 Evaluate = Callable[[Vector], Metrics]
 
 
+class Part(NamedTuple):
+    """One update of a job."""
+
+    update: Update
+    staleness: int = 0
+    norm: float | None = None
+    """L2 norm of its delta; None in stores of earlier versions."""
+
+
 class AggregateJob(NamedTuple):
     """What to aggregate: ids and digests only, so that it can run in any thread or be repeated."""
 
     round_id: int
     base: BlobRef
-    updates: tuple[Update, ...]
+    parts: tuple[Part, ...]
+    """In order of device and task."""
     shared_count: int
+    norm_factor: float | None = None
 
 
 class Aggregated(NamedTuple):
@@ -42,13 +53,34 @@ class JobFailed(NamedTuple):
 JobResult = Aggregated | JobFailed
 
 
+class MissingUpdateError(Exception):
+    """An update is not on disk any more."""
+
+
 def contributions(job: AggregateJob, blobs: BlobStore) -> Iterator[Contribution]:
-    """The updates of a round, one in memory at a time, in order of device id."""
-    for update in job.updates:
+    """The updates of a round, one in memory at a time."""
+    scales = clip_scales([part.norm for part in job.parts], job.norm_factor)
+    for (update, staleness, _), scale in zip(job.parts, scales, strict=True):
         assert update.blob is not None
         content = blobs.read(update.blob.digest)
         delta = decode_vector(content, update.encoding, job.shared_count)
-        yield Contribution(update.examples, delta)
+        yield Contribution(update.examples, delta, staleness, scale)
+
+
+def next_model(job: AggregateJob, blobs: BlobStore) -> bytes:
+    """The model that these updates make of the base, encoded as f32. The same job, the same bits.
+
+    Raises:
+        ValueError, OverflowError: the aggregate is unusable.
+        MissingUpdateError: a stored update is gone.
+        FileNotFoundError: the base model is.
+    """
+    base = decode_vector(blobs.read(job.base.digest), "f32", job.shared_count)
+    try:
+        delta = weighted_mean(contributions(job, blobs), job.shared_count)
+    except FileNotFoundError as exc:
+        raise MissingUpdateError(f"a stored update is gone: {exc}") from exc
+    return encode_vector(apply_delta(base, delta), "f32")
 
 
 def run_aggregate_job(job: AggregateJob, blobs: BlobStore, evaluate: Evaluate | None) -> JobResult:
@@ -58,16 +90,16 @@ def run_aggregate_job(job: AggregateJob, blobs: BlobStore, evaluate: Evaluate | 
         StateError: the disk is full or failing.
         FileNotFoundError: the base model is gone; nothing can go on without it.
     """
-    base = decode_vector(blobs.read(job.base.digest), "f32", job.shared_count)
     try:
-        delta = weighted_mean(contributions(job, blobs), job.shared_count)
-        model = apply_delta(base, delta)
-        content = encode_vector(model, "f32")
+        content = next_model(job, blobs)
     except (ValueError, OverflowError) as exc:
         return JobFailed(job.round_id, f"the aggregate is unusable: {exc}")
-    except FileNotFoundError as exc:
-        return JobFailed(job.round_id, f"a stored update is gone: {exc}")
+    except MissingUpdateError as exc:
+        return JobFailed(job.round_id, str(exc))
     reach("coordinator: aggregate computed")
     ref = blobs.put(content)
     reach("coordinator: model written")
-    return Aggregated(job.round_id, ref, None if evaluate is None else evaluate(model))
+    if evaluate is None:
+        return Aggregated(job.round_id, ref, None)
+    model = decode_vector(content, "f32", job.shared_count)
+    return Aggregated(job.round_id, ref, evaluate(model))

@@ -2,14 +2,18 @@
 
     w <- w + sum_k (n_k / n) delta_k,   n = sum_k n_k
 
-which equals sum_k (n_k / n) w_k for a common start w. Deltas are read one at a time, in order of
-device id, and summed in float64: memory is O(model) whatever the number of updates, and the bits
-are the same whatever the order of arrival.
+which equals sum_k (n_k / n) w_k for a common start w. A delta that started from a model s versions
+before w has the weight n_k / sqrt(1 + s) (FedBuff, Nguyen et al. 2022, section 5); one whose norm
+stands out is scaled down (Sun et al. 2019). Deltas are read one at a time, in order of device and
+task, and summed in float64: memory is O(model) whatever the number of updates, and the bits are the
+same whatever the order of arrival.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
+from statistics import median
 from typing import NamedTuple
 
 import numpy as np
@@ -19,31 +23,59 @@ from fedtide.vectors import Vector
 
 BLOCK_VALUES = 16_384
 """128 KiB of float64: with the sum's own they fit the cache that each core has to itself."""
+NORMS_MIN = 3
+"""Fewer norms have no majority, so their median says nothing."""
 
 
 class Contribution(NamedTuple):
-    """One device's part: its weight n_k > 0 and its delta, float32[n]."""
+    """One device's part: its examples n_k > 0 and its delta, float32[n]."""
 
     examples: int
     delta: Vector
+    staleness: int = 0
+    """Versions between the model that it started from and the one it is added to."""
+    scale: float = 1.0
+    """Of the delta."""
+
+
+def norm_of(delta: Vector) -> float:
+    """The L2 norm of float32[n], in float64 and in pieces, so that nothing of its size is made."""
+    total = 0.0
+    for start in range(0, len(delta), 1 << 16):
+        piece = delta[start : start + (1 << 16)].astype(np.float64)
+        total += float(np.dot(piece, piece))
+    return math.sqrt(total)
+
+
+def clip_scales(norms: Sequence[float | None], norm_factor: float | None) -> list[float]:
+    """For each update what scales it to at most `norm_factor` times the median norm of all.
+
+    1.0 for each where a norm is not known, there are fewer than three, or there is no bound.
+    """
+    known = [norm for norm in norms if norm is not None]
+    if not norm_factor or len(known) < max(NORMS_MIN, len(norms)):
+        return [1.0] * len(norms)
+    bound = norm_factor * median(known)
+    return [1.0 if norm <= bound or bound == 0 else bound / norm for norm in known]
 
 
 def weighted_mean(contributions: Iterable[Contribution], elements_count: int) -> Vector:
-    """float32[elements_count]: the mean delta, weighted by examples.
+    """float32[elements_count]: the mean delta, weighted by examples and staleness.
 
     Raises:
         ValueError: no contribution, a weight below 1, or a delta of another length.
     """
     total = np.zeros(elements_count, dtype=np.float64)
-    examples = 0
-    for weight, delta in contributions:
-        if weight < 1 or delta.shape != (elements_count,):
-            raise ValueError(f"a contribution of {weight} examples and {delta.shape} values")
-        _add_scaled(total, delta, float(weight))
-        examples += weight
-    if examples == 0:
+    weights = 0.0
+    for examples, delta, staleness, scale in contributions:
+        if examples < 1 or delta.shape != (elements_count,):
+            raise ValueError(f"a contribution of {examples} examples and {delta.shape} values")
+        weight = examples / math.sqrt(1 + staleness)
+        _add_scaled(total, delta, weight * scale)
+        weights += weight
+    if weights == 0:
         raise ValueError("no contribution to average")
-    total /= examples
+    total /= weights
     return total.astype(np.float32)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
@@ -13,10 +13,22 @@ from fedtide.plan import Plan
 
 
 class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Synchronous rounds (McMahan et al. 2016; over-selection after Bonawitz et al. 2019, §3)."""
+    """Synchronous rounds (McMahan et al. 2016; over-selection after Bonawitz et al. 2019, §3).
+
+    Or buffered ones (FedBuff, Nguyen et al. 2022).
+    """
 
     count: Positive = 10
-    """Rounds that must succeed."""
+    """Rounds that must succeed: versions of the model to make."""
+    mode: Literal["synchronous", "buffered"] = "synchronous"
+    late: Literal["discard", "discount"] = "discard"
+    """Updates whose round has closed: discarded, or carried with weight 1/sqrt(1 + staleness)."""
+    staleness_max: Annotated[int, Meta(ge=0, le=1000)] = 10
+    """Versions that an update may be behind."""
+    buffer_size: Positive = 10
+    """K: updates that make the next version, in the buffered mode."""
+    concurrency: Positive = 20
+    """M: devices at work at once, in the buffered mode."""
     cohort_size: Positive | None = None
     """Updates wanted in a round. Give this or `cohort_fraction`."""
     cohort_fraction: Annotated[float, Meta(gt=0, le=1)] | None = None
@@ -30,7 +42,7 @@ class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     devices_wait_ms: Annotated[int, Meta(ge=1_000)] = 86_400_000
     """Stop, with a reason, when they are not there for this long."""
     collect_ms: Annotated[int, Meta(ge=100)] = 60_000
-    """From the invitation to the deadline."""
+    """From the invitation to the deadline; buffered: until a device loses its place."""
     back_off_ms: Annotated[int, Meta(ge=100)] = 5_000
     """Pause after an abandoned round; doubles with each in a row, up to a minute."""
     abandoned_max: Positive = 20
@@ -47,6 +59,26 @@ class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     batch_size: Positive = 256
 
 
+class VettingConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Which updates count, and who is left alone for a while."""
+
+    examples_max: Positive = 1_000_000
+    """Most examples of an update: its weight is bounded."""
+    norm_factor: Annotated[float, Meta(ge=0, le=1e6)] = 10.0
+    """Most times the median L2 norm that an update's may be; 0: any norm."""
+    strikes_max: Positive = 3
+    """Rejected updates in a row after which a device is quarantined."""
+    quarantine_ms: Annotated[int, Meta(ge=0, lt=2**53)] = 3_600_000
+    """How long it is not invited then; 0: never."""
+
+
+class HistoryConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of the past."""
+
+    rounds_kept: Positive = 100
+    """Rounds whose updates stay on disk, so that their models can be recomputed."""
+
+
 class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Content of `coordinator.toml`."""
 
@@ -57,16 +89,28 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     rounds: RoundsConfig = RoundsConfig()
     plan: Plan = Plan()
     evaluation: EvaluationConfig = EvaluationConfig()
+    vetting: VettingConfig = VettingConfig()
+    history: HistoryConfig = HistoryConfig()
     encoding: Encoding = "f32"
     """How devices encode their updates."""
     hello_ms: Annotated[int, Meta(ge=1_000)] = 30_000
     """How often a device says what it holds and what it owes."""
 
     def __post_init__(self) -> None:
-        """Exactly one of the two ways to size a cohort, and a quorum that it can reach."""
-        size = self.rounds.cohort_size
-        if (size is None) == (self.rounds.cohort_fraction is None):
+        """One way to size a cohort, and a quorum that can be reached."""
+        rounds, size = self.rounds, self.rounds.cohort_size
+        if rounds.mode == "buffered":
+            if size is not None or rounds.cohort_fraction is not None:
+                raise ValueError(
+                    "rounds.cohort_size and rounds.cohort_fraction are for synchronous rounds; "
+                    "buffered ones have rounds.buffer_size and rounds.concurrency"
+                )
+            if rounds.quorum > rounds.buffer_size:
+                raise ValueError(
+                    f"rounds.quorum {rounds.quorum} exceeds rounds.buffer_size {rounds.buffer_size}"
+                )
+            return
+        if (size is None) == (rounds.cohort_fraction is None):
             raise ValueError("give either rounds.cohort_size or rounds.cohort_fraction")
-        quorum = self.rounds.quorum
-        if size is not None and quorum > size:
-            raise ValueError(f"rounds.quorum {quorum} exceeds rounds.cohort_size {size}")
+        if size is not None and rounds.quorum > size:
+            raise ValueError(f"rounds.quorum {rounds.quorum} exceeds rounds.cohort_size {size}")

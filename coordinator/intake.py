@@ -1,21 +1,23 @@
 """The way of an update from its offer to its verdict.
 
-Checked before a byte is asked for: does it belong to the open round (`vetting.admit`), does its
-header fit (`vetting.misfit`). Then its blocks are collected, its content is checked
-(`vetting.defect`), and only content that counts is kept on disk.
+Checked before a byte is asked for: could it still count (`vetting.admit`), does its header fit
+(`vetting.misfit`), was its content accepted before. Then its blocks are collected, its content is
+checked (`vetting.examine`), and only content that counts is kept on disk.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 
+from coordinator.config import CoordinatorConfig
 from coordinator.ledger import Commands, Ledger
 from coordinator.store import Store
 from coordinator.uploads import Uploads
-from coordinator.vetting import admit, defect, misfit
+from coordinator.vetting import Verdict, admit, examine, misfit
 from coordinator.voice import Voice
 from fedtide.failpoints import reach
-from fedtide.messages import Chunk, Receipt, Update, Want
+from fedtide.messages import Chunk, Update, Want
 
 _log = logging.getLogger(__name__)
 
@@ -23,7 +25,15 @@ _log = logging.getLogger(__name__)
 class Intake:
     """See the module. Every method returns the commands that its commit led to."""
 
-    def __init__(self, shared_count: int, store: Store, ledger: Ledger, voice: Voice) -> None:
+    def __init__(
+        self,
+        config: CoordinatorConfig,
+        shared_count: int,
+        store: Store,
+        ledger: Ledger,
+        voice: Voice,
+    ) -> None:
+        self._config = config
         self._shared_count = shared_count
         self._store = store
         self._ledger = ledger
@@ -31,8 +41,40 @@ class Intake:
         self._uploads = Uploads(store.blobs)
 
     def begin_round(self, round_id: int) -> None:
-        """Forget what was on its way in an earlier round."""
-        self._uploads.begin_round(round_id)
+        """Forget what was on its way and cannot count any more."""
+        self._uploads.begin_round(round_id, self._welcome)
+
+    def _welcome(self, device_id: str, update: Update) -> bool:
+        return self._admit(device_id, update) is None
+
+    def _admit(self, device_id: str, update: Update) -> Verdict | None:
+        if update.run_id != self._ledger.run_id:
+            reason = "it belongs to another run of this federation"
+            return Verdict("discarded", "foreign", reason)
+        known = self._ledger.known(update, device_id)
+        return admit(update, device_id, self._ledger.state, self._config, known)
+
+    def _vet(self, device_id: str, update: Update) -> Verdict | None:
+        """The verdict that needs no content. None: it does need it."""
+        verdict = self._admit(device_id, update)
+        if verdict is not None:
+            return verdict
+        terms = self._ledger.terms(update.round_id)
+        model = self._ledger.model(terms.base_version).ref
+        verdict = misfit(update, terms, model.digest, self._shared_count, self._config.vetting)
+        if verdict is not None:
+            return verdict
+        if update.blob is None:
+            return Verdict("accepted", "in time")
+        replayed = self._store.replayed(update, device_id)
+        if replayed == "stolen":
+            reason = "the same content was accepted before, as learned from another model"
+            return Verdict("rejected", "replay", reason)
+        if replayed == "own":
+            return Verdict(
+                "discarded", "repeated", "the same content of this device counts already"
+            )
+        return None
 
     def offer(self, device_id: str, update: Update, at_ms: int) -> Commands:
         """A device has an update: say what is missing of it, or the verdict."""
@@ -40,15 +82,7 @@ class Intake:
         if known is not None:
             self._voice.say(device_id, known)  # what followed from it was committed with it
             return ()
-        verdict = admit(update, device_id, self._ledger.state, self._ledger.run_id)
-        if verdict is None:
-            model, terms = self._ledger.newest_model().ref, self._ledger.terms()
-            state, elements = self._ledger.state, self._shared_count
-            reason = misfit(update, state, model.digest, terms.encoding, elements)
-            if reason is not None:
-                verdict = Receipt(update.update_id, "rejected", reason)
-            elif update.blob is None:
-                verdict = Receipt(update.update_id, "accepted")
+        verdict = self._vet(device_id, update)
         if verdict is not None:
             return self._conclude(device_id, update, verdict, at_ms)
         if self._ask(device_id, update):
@@ -61,9 +95,10 @@ class Intake:
         reach("coordinator: chunk stored")
         if result is None or isinstance(result, str):
             return result or ()
-        late = admit(result, device_id, self._ledger.state, self._ledger.run_id)
-        if late is not None:
-            return self._conclude(device_id, result, late, at_ms)
+        verdict = self._vet(device_id, result)
+        if verdict is not None:
+            self._uploads.forget(device_id)
+            return self._conclude(device_id, result, verdict, at_ms)
         return self._complete(device_id, result, at_ms)
 
     def _ask(self, device_id: str, update: Update) -> bool:
@@ -80,25 +115,43 @@ class Intake:
         if content is None:  # damaged on the way: all of it again
             self._ask(device_id, update)
             return ()
-        reason = content if isinstance(content, str) else None
-        if isinstance(content, bytes):
-            reason = defect(content, update, self._shared_count)
-        if reason is None:
+        if isinstance(content, str):
+            verdict = Verdict("rejected", "digest", content)
+        else:
+            terms = self._ledger.terms(update.round_id)
+            verdict = examine(content, update, self._shared_count, terms)
+        if verdict.verdict == "accepted":
             self._uploads.keep(device_id)
             reach("coordinator: update kept")
-            verdict = Receipt(update.update_id, "accepted")
         else:
             self._uploads.reject(update)
-            verdict = Receipt(update.update_id, "rejected", reason)
         return self._conclude(device_id, update, verdict, at_ms)
 
-    def _conclude(self, device_id: str, update: Update, receipt: Receipt, at_ms: int) -> Commands:
-        """Commit a verdict, then tell the device; accepted updates enter the round."""
-        if receipt.verdict != "accepted":
-            what = f"{device_id}: update of round {update.round_id} {receipt.verdict}"
-            _log.warning("%s: %s", what, receipt.reason)
-        commands = self._ledger.conclude(update, device_id, receipt, at_ms)
+    def _conclude(self, device_id: str, update: Update, verdict: Verdict, at_ms: int) -> Commands:
+        """Commit a verdict, then tell the device; accepted updates enter their round."""
+        if verdict.verdict == "accepted":
+            verdict = self._with_weight(device_id, update, verdict)
+        else:
+            thing = "update" if update.kind == "train" else "evaluation"
+            what = f"{device_id}: {thing} of round {update.round_id} {verdict.verdict}"
+            _log.warning("%s: %s", what, verdict.reason)
+        self._store.count(f"{verdict.verdict}: {verdict.name}")
+        receipt, commands = self._ledger.conclude(update, device_id, verdict, at_ms)
         reach("coordinator: verdict committed")
         self._voice.say(device_id, receipt)
         reach("coordinator: receipt said")
         return commands
+
+    def _with_weight(self, device_id: str, update: Update, verdict: Verdict) -> Verdict:
+        """Say what an update counts for that is late, or behind."""
+        state = self._ledger.state
+        behind = state.model_version - self._ledger.terms(update.round_id).base_version
+        if state.phase == "collecting" and state.member(device_id, update.round_id) is not None:
+            if behind == 0:
+                return verdict
+            begin = f"{behind} models behind"
+        else:
+            behind += state.phase == "aggregating"
+            begin = f"late and {behind} models behind"
+        share = f"{1 / math.sqrt(1 + behind):.0%} of its examples"
+        return verdict._replace(name="late", reason=f"{begin}: it counts with {share}")

@@ -7,23 +7,30 @@ committed the machine has moved; when it fails nothing has happened.
 from __future__ import annotations
 
 import uuid
+from statistics import median
 
 import msgspec
 
-from coordinator.aggregate_job import Aggregated
+from coordinator.aggregate_job import Aggregated, AggregateJob
 from coordinator.config import CoordinatorConfig
+from coordinator.records import Terms
 from coordinator.round_machine import (
     AbandonRound,
     AggregateRound,
     Command,
+    DeviceLeft,
     Event,
+    InviteDevices,
+    Restarted,
     RoundAggregated,
     RoundState,
     UpdateAccepted,
     UpdateRejected,
     step,
 )
-from coordinator.store import Model, Store, Terms
+from coordinator.round_state import Member
+from coordinator.store import Model, Store
+from coordinator.vetting import Known, Verdict, next_standing
 from fedtide.bundle import Bundle
 from fedtide.measures import add_up
 from fedtide.messages import BlobRef, Receipt, Update
@@ -57,15 +64,42 @@ class Ledger:
         assert model is not None, "every version up to the state's is committed with it"
         return model
 
-    def terms(self) -> Terms:
-        """What the newest round asks of its cohort."""
-        return self._store.terms(self.state.round_id)
+    def model(self, version: int) -> Model:
+        """A global model that a task starts from."""
+        model = self._store.model(version)
+        assert model is not None, "tasks start from versions that are committed"
+        return model
 
-    def _new_terms(self, round_id: int) -> Terms:
+    def terms(self, round_id: int) -> Terms:
+        """What a round asks of its cohort."""
+        return self._store.terms(round_id)
+
+    def known(self, update: Update, device_id: str) -> Known:
+        """What was agreed with this device about an update's task."""
+        invited = self._store.invited(update.round_id, device_id)
+        terms = self._store.terms(update.round_id) if invited else None
+        return Known(terms, self._store.answered(update.round_id, device_id))
+
+    def job(self, shared_count: int) -> AggregateJob:
+        """What the round that is aggregating is to be made of."""
+        state = self.state
+        parts = tuple(self._store.part(m, state.model_version) for m in state.accepted())
+        base, factor = self.newest_model().ref, self.terms(state.round_id).norm_factor
+        return AggregateJob(state.round_id, base, parts, shared_count, factor)
+
+    def _new_terms(self, state: RoundState) -> Terms:
         """Each round shuffles the examples anew, from the configured seeds."""
         plan = self._config.plan
-        seed = (plan.seed + self._config.rounds.seed + round_id) % 2**53
-        return Terms(msgspec.structs.replace(plan, seed=seed), self._config.encoding)
+        seed = (plan.seed + self._config.rounds.seed + state.round_id) % 2**53
+        norms = self._store.norms()
+        return Terms(
+            plan=msgspec.structs.replace(plan, seed=seed),
+            encoding=self._config.encoding,
+            kind=state.kind,
+            base_version=state.model_version,
+            norm_reference=median(norms) if norms else None,
+            norm_factor=self._config.vetting.norm_factor,
+        )
 
     def apply(self, event: Event, at_ms: int) -> Commands:
         """One transition.
@@ -76,19 +110,35 @@ class Ledger:
         with self._store.transaction():
             return self._transition(event, at_ms)
 
-    def conclude(self, update: Update, device_id: str, receipt: Receipt, at_ms: int) -> Commands:
+    def conclude(
+        self, update: Update, device_id: str, verdict: Verdict, at_ms: int
+    ) -> tuple[Receipt, Commands]:
         """Commit the verdict on an update; an update of this run enters its round."""
-        event: Event | None = None
-        if update.run_id == self.run_id and receipt.verdict == "accepted":
-            event = UpdateAccepted(update.round_id, device_id, update.update_id)
-        elif update.run_id == self.run_id and receipt.verdict == "rejected":
-            event = UpdateRejected(update.round_id, device_id)
-        late = update.run_id == self.run_id and update.round_id < self.state.round_id
-        if event is None and not late:
-            return ()  # of no round that we know: not worth a row, whoever sends it
+        receipt = verdict.receipt(update)
+        ours = update.run_id == self.run_id
+        discarded = verdict.verdict == "discarded" and verdict.name != "repeated"
+        if not ours or (discarded and update.round_id >= self.state.round_id):
+            return receipt, ()  # of no round that we know: not worth a row, whoever sends it
         with self._store.transaction():
-            self._store.save_verdict(update, device_id, receipt, at_ms)
-            return () if event is None else self._transition(event, at_ms)
+            commands: Commands = ()
+            before = self._store.standing(device_id)
+            standing = next_standing(before, verdict, at_ms, self._config.vetting)
+            if standing != before:
+                self._store.set_standing(device_id, standing)
+            if standing.until_ms > max(before.until_ms, at_ms):
+                hours = (standing.until_ms - at_ms) / 3_600_000
+                told = f"{receipt.reason}; rejected too often: not invited for {hours:.2g} h"
+                receipt = msgspec.structs.replace(receipt, reason=told[:1000])
+                commands = self._transition(DeviceLeft(device_id), at_ms)
+            self._store.save_verdict(update, device_id, receipt, at_ms, verdict.norm)
+            if verdict.verdict == "accepted":
+                version = self.terms(update.round_id).base_version
+                event: Event = UpdateAccepted(update.round_id, device_id, update.update_id, version)
+                return receipt, (*commands, *self._transition(event, at_ms))
+            if not discarded:  # the round waits no more for this device
+                event = UpdateRejected(update.round_id, device_id)
+                return receipt, (*commands, *self._transition(event, at_ms))
+        return receipt, ()
 
     def add_model(self, result: Aggregated, at_ms: int) -> Commands:
         """Commit the next global model; a no-op if it is not the one that is waited for."""
@@ -112,14 +162,34 @@ class Ledger:
         for command in commands:
             if isinstance(command, AbandonRound):
                 self._store.close_round(command.round_id, at_ms, command)
-            elif isinstance(command, AggregateRound) and before.phase == "collecting":
-                self._record_held_out(command.round_id, before.model_version)
+        if (before.phase, before.round_id) != (after.phase, after.round_id):
+            self._part_with(before, after)
         if after.round_id != before.round_id:
-            self._store.open_round(after, self._new_terms(after.round_id), at_ms)
+            self._store.open_round(after, self._new_terms(after), at_ms)
+        for command in commands:
+            if isinstance(command, InviteDevices) and not isinstance(event, Restarted):
+                ours = (m.device_id for m in after.cohort if m.round_id == after.round_id)
+                self._store.save_cohort(after.round_id, ours)
+            elif isinstance(command, AggregateRound) and not isinstance(event, Restarted):
+                self._record_held_out(after)
         self.state = after
         return commands
 
-    def _record_held_out(self, round_id: int, version: int) -> None:
+    def _part_with(self, before: RoundState, after: RoundState) -> None:
+        """Updates that the machine knows no more: in a model, or abandoned with their round."""
+        kept = {_task(member) for member in after.ready()} | {_task(m) for m in after.carried}
+        for member in before.ready():
+            if _task(member) not in kept:
+                staleness = before.model_version - member.version
+                self._store.join(member, before.round_id, staleness)
+
+    def _record_held_out(self, state: RoundState) -> None:
         """Each update says how the model it started from does on its device's held-out data."""
-        total = add_up(u.held_out for u in self._store.updates(round_id) if u.held_out)
+        version = state.model_version
+        parts = (self._store.part(m, version) for m in state.accepted() if m.version == version)
+        total = add_up(part.update.held_out for part in parts if part.update.held_out)
         self._store.set_metrics(version, total, held_out=True)
+
+
+def _task(member: Member) -> tuple[str, int]:
+    return member.device_id, member.round_id

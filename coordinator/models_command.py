@@ -1,4 +1,4 @@
-"""`fedtide models list|export`: every version of the global model is kept, and can be deployed."""
+"""`fedtide models list|export|verify`: every version is kept, deployable, and can be recomputed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import argparse
 import time
 from pathlib import Path
 
+from coordinator.aggregate_job import MissingUpdateError
+from coordinator.recompute import recompute
 from coordinator.store import Model, Store
 from fedtide.bundle import open_stored_bundle
 from fedtide.errors import BundleError, ConfigError, StateError
@@ -21,7 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     listing = actions.add_parser("list", help="every version, its metrics and its round")
     exporting = actions.add_parser("export", help="write one version for deployment")
-    for action in (listing, exporting):
+    verifying = actions.add_parser(
+        "verify", help="recompute models, bit for bit, from the updates that were stored"
+    )
+    verifying.add_argument(
+        "--version", type=int, metavar="N", help="which model (default: all of them)"
+    )
+    for action in (listing, exporting, verifying):
         action.add_argument(
             "--state-dir", type=Path, required=True, metavar="DIR", help="of the coordinator"
         )
@@ -38,17 +46,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(parsed: argparse.Namespace) -> int:
-    """List or export."""
+    """List, export or verify."""
     store = Store(parsed.state_dir, read_only=True)
     try:
         models = store.models()
         if parsed.action == "list":
             _print_models(models, _measures(store))
+        elif parsed.action == "verify":
+            _verify(store, models if parsed.version is None else [_chosen(models, parsed.version)])
         else:
             _export(store, _chosen(models, parsed.version), parsed.out)
     finally:
         store.close()
     return 0
+
+
+def _verify(store: Store, models: list[Model]) -> None:
+    """One line for each version.
+
+    Raises:
+        StateError: at least one is not what its updates make.
+    """
+    wrong = []
+    for model in models:
+        try:
+            same = recompute(store, model) == model.ref.digest
+        except MissingUpdateError:
+            print(f"model {model.version}: its updates are not kept any more")
+            continue
+        except (FileNotFoundError, StateError) as exc:
+            print(f"model {model.version}: {exc}")
+            wrong.append(model.version)
+            continue
+        made_of = f"{len(store.parts(model.round_id))} updates" if model.version else "its digest"
+        print(f"model {model.version}: {'the same' if same else 'OTHER'} bits from {made_of}")
+        if not same:
+            wrong.append(model.version)
+    if wrong:
+        raise StateError(
+            f"not what was stored makes of them: model {', '.join(map(str, wrong))}",
+            hint="the disk or the database is damaged: restore the state folder from a backup",
+        )
 
 
 def _chosen(models: list[Model], version: int | None) -> Model:

@@ -8,161 +8,68 @@
 state says when it wants to be woken (`deadline_at_ms`) and why it waits (`reason`). An event that
 no longer applies changes nothing. Every command can be derived again from the state (`Restarted`
 does), so a crash between a commit and its commands loses nothing.
+
+Synchronous: a round has one cohort and one deadline. Buffered (FedBuff, Nguyen et al. 2022): a
+round is the buffer of the next model; devices are invited as they become free, each has a deadline
+of its own, and those at work when the buffer is full carry over into the next round. Either way an
+update whose round has closed may be carried into the open round, or the next one (`unwelcome`).
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
-from msgspec import Struct
 
 from coordinator.cohort import select_cohort, wanted_count
 from coordinator.config import RoundsConfig
-from fedtide.messages import Kind
-
-Phase = Literal["waiting", "collecting", "aggregating", "backing_off", "finished"]
-BACK_OFF_MS_MAX = 60_000
-
-
-class Member(Struct, frozen=True):
-    """One invited device and its answer."""
-
-    device_id: str
-    answer: Literal["none", "accepted", "rejected", "declined"] = "none"
-    update_id: str = ""
-
-
-class RoundState(Struct, frozen=True):
-    """Everything the machine knows; digests and names, never arrays."""
-
-    phase: Phase = "waiting"
-    round_id: int = 0
-    """The newest round that was opened; 0 before the first."""
-    kind: Kind = "train"
-    rounds_done: int = 0
-    """Training rounds that succeeded."""
-    judged: bool = False
-    """Whether the devices have been asked to evaluate the newest model."""
-    model_version: int = 0
-    """The newest global model; 0 is the initial one."""
-    wanted: int = 0
-    quorum: int = 0
-    """Of the open round, whatever the configuration says by now."""
-    cohort: tuple[Member, ...] = ()
-    deadline_at_ms: int | None = None
-    abandoned_in_a_row: int = 0
-    online: tuple[str, ...] = ()
-    """Devices that can be invited, sorted."""
-    reason: str = "no device has said hello yet"
-    """What is being waited for."""
-
-    def accepted(self) -> tuple[Member, ...]:
-        """Members whose update counts, in order of device id: the order of aggregation."""
-        return tuple(member for member in self.cohort if member.answer == "accepted")
-
-    def member(self, device_id: str) -> Member | None:
-        """The cohort's entry for a device."""
-        return next((m for m in self.cohort if m.device_id == device_id), None)
-
-
-class Restarted(Struct, frozen=True, tag=True):
-    """The coordinator has just started; nobody is known to be online."""
-
-
-class DeviceArrived(Struct, frozen=True, tag=True):
-    """A device said hello."""
-
-    device_id: str
-
-
-class DeviceLeft(Struct, frozen=True, tag=True):
-    """A device said goodbye, or its will did, or it has been silent for too long."""
-
-    device_id: str
-
-
-class UpdateAccepted(Struct, frozen=True, tag=True):
-    """An update of this round passed vetting and is on disk."""
-
-    round_id: int
-    device_id: str
-    update_id: str
-
-
-class UpdateRejected(Struct, frozen=True, tag=True):
-    """An update of this round failed vetting."""
-
-    round_id: int
-    device_id: str
-
-
-class TaskDeclined(Struct, frozen=True, tag=True):
-    """A device cannot do the task."""
-
-    round_id: int
-    device_id: str
-
-
-class TimeReached(Struct, frozen=True, tag=True):
-    """The clock has passed `deadline_at_ms`."""
-
-
-class RoundAggregated(Struct, frozen=True, tag=True):
-    """The aggregate of this round is on disk."""
-
-    round_id: int
-
-
-class AggregationFailed(Struct, frozen=True, tag=True):
-    """No usable model comes out of this round's updates."""
-
-    round_id: int
-    reason: str
-
-
-Event = (
-    Restarted
-    | DeviceArrived
-    | DeviceLeft
-    | UpdateAccepted
-    | UpdateRejected
-    | TaskDeclined
-    | TimeReached
-    | RoundAggregated
-    | AggregationFailed
+from coordinator.round_state import (
+    AbandonRound,
+    AggregateRound,
+    AggregationFailed,
+    Answer,
+    Command,
+    DeviceArrived,
+    DeviceLeft,
+    Event,
+    FinishFederation,
+    InviteDevices,
+    Member,
+    Phase,
+    Restarted,
+    RoundAggregated,
+    RoundState,
+    TaskDeclined,
+    TimeReached,
+    UpdateAccepted,
+    UpdateRejected,
+    unwelcome,
 )
 
+__all__ = [
+    "AbandonRound",
+    "AggregateRound",
+    "AggregationFailed",
+    "Command",
+    "DeviceArrived",
+    "DeviceLeft",
+    "Event",
+    "FinishFederation",
+    "InviteDevices",
+    "Member",
+    "Phase",
+    "Restarted",
+    "RoundAggregated",
+    "RoundState",
+    "Step",
+    "TaskDeclined",
+    "TimeReached",
+    "UpdateAccepted",
+    "UpdateRejected",
+    "step",
+]
 
-class InviteDevices(Struct, frozen=True):
-    """Send the round's task to these devices."""
-
-    device_ids: tuple[str, ...]
-
-
-class AggregateRound(Struct, frozen=True):
-    """Make the next global model (or, after an evaluation, its metrics) from these updates."""
-
-    round_id: int
-    kind: Kind
-    update_ids: tuple[str, ...]
-
-
-class AbandonRound(Struct, frozen=True):
-    """Record that the round came to nothing, and why."""
-
-    round_id: int
-    reason: str
-
-
-class FinishFederation(Struct, frozen=True):
-    """All rounds are done, or no more will be tried."""
-
-    reason: str
-    succeeded: bool
-
-
-Command = InviteDevices | AggregateRound | AbandonRound | FinishFederation
+BACK_OFF_MS_MAX = 60_000
 
 
 class Step(NamedTuple):
@@ -179,16 +86,16 @@ def step(state: RoundState, event: Event, at_ms: int, config: RoundsConfig) -> S
             return _resume(state, at_ms, config)
         case DeviceArrived(device_id):
             online = tuple(sorted({*state.online, device_id}))
-            return _look(_with(state, online=online), at_ms, config)
+            return _arrived(state, _with(state, online=online), at_ms, config)
         case DeviceLeft(device_id):
             online = tuple(name for name in state.online if name != device_id)
             return _look(_with(state, online=online), at_ms, config)
-        case UpdateAccepted(round_id, device_id, update_id):
-            return _answer(state, round_id, Member(device_id, "accepted", update_id), at_ms, config)
+        case UpdateAccepted():
+            return _accepted(state, event, at_ms, config)
         case UpdateRejected(round_id, device_id):
-            return _answer(state, round_id, Member(device_id, "rejected"), at_ms, config)
+            return _answer(state, round_id, device_id, "rejected", at_ms, config)
         case TaskDeclined(round_id, device_id):
-            return _answer(state, round_id, Member(device_id, "declined"), at_ms, config)
+            return _answer(state, round_id, device_id, "declined", at_ms, config)
         case TimeReached():
             return _time(state, at_ms, config)
         case RoundAggregated(round_id):
@@ -196,16 +103,22 @@ def step(state: RoundState, event: Event, at_ms: int, config: RoundsConfig) -> S
         case AggregationFailed(round_id, reason):
             if state.phase != "aggregating" or round_id != state.round_id:
                 return Step((), state)
-            return _abandon(state, reason, at_ms, config)
+            # Nothing usable comes out of these updates: they are not tried again.
+            return _abandon(state, reason, at_ms, config, carry=False)
 
 
 def _resume(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     state = _with(state, online=())
     if state.phase == "collecting":
         # A clock that was set back while we were down must not stretch the round.
-        deadline = min(state.deadline_at_ms or at_ms, at_ms + config.collect_ms)
-        pending = tuple(m.device_id for m in state.cohort if m.answer == "none")
-        return Step((InviteDevices(pending),), _with(state, deadline_at_ms=deadline))
+        latest = at_ms + config.collect_ms
+        cohort = tuple(
+            _with_member(m, deadline_at_ms=min(m.deadline_at_ms, latest)) for m in state.cohort
+        )
+        deadline = min(state.deadline_at_ms or at_ms, latest)
+        pending = tuple(m.device_id for m in state.at_work())
+        state = _with(state, deadline_at_ms=deadline, cohort=cohort)
+        return Step((InviteDevices(pending),) if pending else (), state)
     if state.phase == "aggregating":
         return Step((_aggregation(state),), state)
     if state.phase == "backing_off":
@@ -219,22 +132,34 @@ def _resume(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     return _look(_with(state, deadline_at_ms=None), at_ms, config)
 
 
+def _needed(state: RoundState, config: RoundsConfig) -> int:
+    """Devices that must be online before a round opens."""
+    if state.rounds_done >= config.count:
+        return 1  # for the devices' opinion of the final model, and nobody waits long
+    return max(config.devices_min, config.quorum)
+
+
+def _arrived(before: RoundState, state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
+    needed = _needed(state, config)
+    back = len(before.online) < needed <= len(state.online)
+    if state.phase == "backing_off" and back:
+        # The devices whose absence the pause was about are back.
+        state = _with(state, phase="waiting", deadline_at_ms=None)
+    return _look(state, at_ms, config)
+
+
 def _look(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
-    """Open a round if it is time to."""
+    """Open a round if it is time to; give free devices something to do."""
+    if state.phase == "collecting" and state.buffered:
+        return _fill(state, at_ms, config)
     if state.phase != "waiting":
         return Step((), state)
     done = state.rounds_done >= config.count
     if done and state.judged:
         return _finish(state, f"{config.count} rounds are done", succeeded=True)
-    if state.abandoned_in_a_row >= config.abandoned_max:
-        return _finish(
-            state,
-            f"{state.abandoned_in_a_row} rounds in a row were abandoned; last: {state.reason}",
-            succeeded=False,
-        )
-    # For the devices' opinion of the final model one is enough, and nobody waits long.
-    needed = 1 if done else max(config.devices_min, config.quorum)
-    if len(state.online) >= needed:
+    needed = _needed(state, config)
+    goes_on = config.mode == "buffered" and state.at_work() and not done
+    if goes_on or len(state.online) >= needed:
         return _open(state, at_ms, config)
     patience_ms = config.collect_ms if done else config.devices_wait_ms
     deadline_at_ms = state.deadline_at_ms or at_ms + patience_ms
@@ -246,8 +171,11 @@ def _open(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     round_id = state.round_id + 1
     # After the last training round, one more in which devices only judge the final model.
     evaluates = state.rounds_done >= config.count
-    wanted = len(state.online) if evaluates else wanted_count(config, len(state.online))
-    device_ids = select_cohort(state.online, wanted, config.over_selection, config.seed, round_id)
+    buffered = config.mode == "buffered" and not evaluates
+    if buffered:
+        wanted = config.buffer_size
+    else:
+        wanted = len(state.online) if evaluates else wanted_count(config, len(state.online))
     state = _with(
         state,
         phase="collecting",
@@ -255,25 +183,80 @@ def _open(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
         kind="evaluate" if evaluates else "train",
         wanted=wanted,
         quorum=1 if evaluates else config.quorum,
-        cohort=tuple(Member(device_id) for device_id in device_ids),
+        buffered=buffered,
+        idle=False,
         deadline_at_ms=at_ms + config.collect_ms,
     )
+    if buffered:
+        return _fill(_with(state, cohort=state.at_work()), at_ms, config)
+    device_ids = select_cohort(state.online, wanted, config.over_selection, config.seed, round_id)
+    cohort = tuple(Member(name, "none", "", round_id, state.model_version) for name in device_ids)
+    state = _with(state, cohort=cohort)
     return Step((InviteDevices(device_ids),), _with(state, reason=_collecting_reason(state)))
 
 
-def _answer(
-    state: RoundState, round_id: int, answer: Member, at_ms: int, config: RoundsConfig
-) -> Step:
-    known = state.member(answer.device_id)
-    applies = state.phase == "collecting" and round_id == state.round_id
-    if not applies or known is None or known.answer != "none":
+def _fill(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
+    """Buffered: close the round if the buffer is full, else invite whoever is free."""
+    if len(state.ready()) >= state.wanted and state.devices_ready() >= state.quorum:
+        return _close(state)
+    # A device has one task at a time, and each round's once.
+    asked = {
+        m.device_id for m in state.cohort if m.answer == "none" or m.round_id == state.round_id
+    }
+    free = [name for name in state.online if name not in asked]
+    places = max(0, config.concurrency - len(state.at_work()))
+    chosen = select_cohort(free, min(places, len(free)), 1.0, config.seed, state.round_id)
+    deadline_at_ms = at_ms + config.collect_ms
+    invited = tuple(
+        Member(name, "none", "", state.round_id, state.model_version, deadline_at_ms)
+        for name in chosen
+    )
+    state = _with(state, cohort=(*state.cohort, *invited))
+    working = state.at_work()
+    if working:
+        state = _with(state, idle=False, deadline_at_ms=min(m.deadline_at_ms for m in working))
+    elif not state.idle:
+        state = _with(state, idle=True, deadline_at_ms=deadline_at_ms)
+    state = _with(state, reason=_buffer_reason(state))
+    return Step((InviteDevices(chosen),) if chosen else (), state)
+
+
+def _accepted(state: RoundState, event: UpdateAccepted, at_ms: int, config: RoundsConfig) -> Step:
+    device_id, round_id = event.device_id, event.round_id
+    # A late evaluation never comes this far: vetting knows what its task was.
+    kind = state.kind if round_id == state.round_id else "train"
+    if unwelcome(state, config, device_id, round_id, event.version, kind):
         return Step((), state)
-    cohort = tuple(answer if m.device_id == answer.device_id else m for m in state.cohort)
-    state = _with(state, cohort=cohort)
+    member = state.member(device_id, round_id)
+    if member is not None and state.phase == "collecting":
+        return _answer(state, round_id, device_id, "accepted", at_ms, config, event.update_id)
+    late = Member(device_id, "accepted", event.update_id, round_id, event.version)
+    cohort = tuple(m for m in state.cohort if m is not member)
+    state = _with(state, cohort=cohort, carried=(*state.carried, late))
+    return _look(state, at_ms, config)
+
+
+def _answer(
+    state: RoundState,
+    round_id: int,
+    device_id: str,
+    answer: Answer,
+    at_ms: int,
+    config: RoundsConfig,
+    update_id: str = "",
+) -> Step:
+    known = state.member(device_id, round_id)
+    open_now = state.phase == "collecting" or (state.buffered and known is not None)
+    if not open_now or known is None or known.answer not in ("none", "silent"):
+        return Step((), state)
+    answered = _with_member(known, answer=answer, update_id=update_id)
+    state = _with(state, cohort=tuple(answered if m is known else m for m in state.cohort))
+    if state.buffered or state.phase != "collecting":
+        return _look(state, at_ms, config)
     state = _with(state, reason=_collecting_reason(state))
     if len(state.accepted()) >= state.wanted:
         return _close(state)
-    if all(member.answer != "none" for member in cohort):
+    if not state.at_work():
         return _close_or_abandon(state, "every device has answered", at_ms, config)
     return Step((), state)
 
@@ -281,8 +264,17 @@ def _answer(
 def _time(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     if state.deadline_at_ms is None or at_ms < state.deadline_at_ms:
         return Step((), state)
+    if state.phase == "collecting" and state.buffered and not state.idle:
+        cohort = tuple(
+            _with_member(m, answer="silent")
+            if m.answer == "none" and m.deadline_at_ms <= at_ms
+            else m
+            for m in state.cohort
+        )
+        return _fill(_with(state, cohort=cohort), at_ms, config)
     if state.phase == "collecting":
-        return _close_or_abandon(state, "the deadline has come", at_ms, config)
+        why = "no device became free" if state.idle else "the deadline has come"
+        return _close_or_abandon(state, why, at_ms, config)
     if state.phase == "backing_off":
         return _look(_with(state, phase="waiting", deadline_at_ms=None), at_ms, config)
     if state.phase == "waiting" and state.rounds_done >= config.count:
@@ -293,36 +285,52 @@ def _time(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
 
 
 def _close_or_abandon(state: RoundState, why: str, at_ms: int, config: RoundsConfig) -> Step:
-    accepted = len(state.accepted())
-    if accepted >= state.quorum:
+    ready = state.devices_ready()
+    if ready >= state.quorum:
         return _close(state)
-    reason = f"{why} with {accepted} of at least {state.quorum} updates"
-    return _abandon(state, reason, at_ms, config)
+    reason = f"{why} with {ready} of at least {state.quorum} {_things(state)}"
+    return _abandon(state, reason, at_ms, config, carry=True)
 
 
-def _abandon(state: RoundState, reason: str, at_ms: int, config: RoundsConfig) -> Step:
+def _abandon(
+    state: RoundState, reason: str, at_ms: int, config: RoundsConfig, *, carry: bool
+) -> Step:
     command = AbandonRound(state.round_id, reason)
-    state = _with(state, cohort=(), reason=reason, deadline_at_ms=None)
     if state.kind == "evaluate":  # nobody asks twice for the devices' opinion
-        commands, state = _look(_with(state, phase="waiting", judged=True), at_ms, config)
+        state = _with(state, phase="waiting", cohort=(), judged=True, deadline_at_ms=None)
+        commands, state = _look(state, at_ms, config)
         return Step((command, *commands), state)
+    keeps = carry and (config.late == "discount" or state.buffered)
     abandoned = state.abandoned_in_a_row + 1
+    state = _with(
+        state,
+        cohort=state.at_work() if state.buffered else (),
+        carried=(*state.carried, *state.accepted()) if keeps else state.carried,
+        idle=False,
+        deadline_at_ms=None,
+        abandoned_in_a_row=abandoned,
+    )
+    if abandoned >= config.abandoned_max:
+        told = f"{abandoned} rounds in a row were abandoned; last: {reason}"
+        finish, state = _finish(state, told, succeeded=False)
+        return Step((command, *finish), state)
     pause_ms = min(config.back_off_ms * 2 ** min(abandoned - 1, 16), BACK_OFF_MS_MAX)
     state = _with(
         state,
         phase="backing_off",
-        abandoned_in_a_row=abandoned,
         deadline_at_ms=at_ms + pause_ms,
+        reason=f"{reason}; the next round opens after {pause_ms / 1000:g} s",
     )
     return Step((command,), state)
 
 
 def _close(state: RoundState) -> Step:
-    count = len(state.accepted())
-    state = _with(
-        state, phase="aggregating", deadline_at_ms=None, reason=f"aggregating {count} updates"
-    )
-    return Step((_aggregation(state),), state)
+    # What was carried into this round belongs to it now; what is late from here on, to the next.
+    if state.kind == "train":
+        state = _with(state, cohort=(*state.cohort, *state.carried), carried=())
+    state = _with(state, phase="aggregating", deadline_at_ms=None)
+    things = f"{len(state.accepted())} {_things(state)}"
+    return Step((_aggregation(state),), _with(state, idle=False, reason=f"aggregating {things}"))
 
 
 def _aggregated(state: RoundState, round_id: int, at_ms: int, config: RoundsConfig) -> Step:
@@ -332,7 +340,7 @@ def _aggregated(state: RoundState, round_id: int, at_ms: int, config: RoundsConf
     state = _with(
         state,
         phase="waiting",
-        cohort=(),
+        cohort=state.at_work() if state.buffered else (),
         rounds_done=state.rounds_done + trained,
         judged=not trained,
         model_version=state.model_version + trained,
@@ -351,11 +359,29 @@ def _aggregation(state: RoundState) -> AggregateRound:
     return AggregateRound(state.round_id, state.kind, update_ids)
 
 
+def _things(state: RoundState) -> str:
+    return "updates" if state.kind == "train" else "evaluations"
+
+
+def _names(device_ids: list[str]) -> str:
+    return ", ".join(device_ids[:5]) + (" …" if len(device_ids) > 5 else "")
+
+
 def _collecting_reason(state: RoundState) -> str:
-    silent = [member.device_id for member in state.cohort if member.answer == "none"]
-    named = ", ".join(silent[:5]) + (" …" if len(silent) > 5 else "")
-    return f"{len(state.accepted())} of {state.wanted} updates are here; waiting for {named}"
+    silent = _names([member.device_id for member in state.at_work()])
+    here = f"{len(state.accepted())} of {state.wanted} {_things(state)} are here"
+    return f"{here}; waiting for {silent}"
+
+
+def _buffer_reason(state: RoundState) -> str:
+    working = _names([member.device_id for member in state.at_work()])
+    here = f"{len(state.ready())} of {state.wanted} updates are in the buffer"
+    return f"{here}; " + (f"at work: {working}" if working else "waiting for a free device")
 
 
 def _with(state: RoundState, **changes: object) -> RoundState:
     return msgspec.structs.replace(state, **changes)
+
+
+def _with_member(member: Member, **changes: object) -> Member:
+    return msgspec.structs.replace(member, **changes)

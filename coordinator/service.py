@@ -16,6 +16,7 @@ import msgspec
 
 from coordinator.aggregate_job import AggregateJob, JobFailed, JobResult
 from coordinator.config import CoordinatorConfig
+from coordinator.fleet import Fleet, twin_notice
 from coordinator.intake import Intake
 from coordinator.ledger import Ledger
 from coordinator.publishing import Publisher
@@ -29,6 +30,7 @@ from coordinator.round_machine import (
     Event,
     FinishFederation,
     InviteDevices,
+    Member,
     Restarted,
     RoundAggregated,
     RoundState,
@@ -36,6 +38,7 @@ from coordinator.round_machine import (
     TimeReached,
 )
 from coordinator.store import Store
+from coordinator.vetting import quarantine_notice
 from coordinator.voice import Voice
 from fedtide.bundle import Bundle
 from fedtide.errors import BundleError
@@ -63,8 +66,6 @@ _log = logging.getLogger(__name__)
 
 PROBLEMS_MAX, PROBLEMS_MS = 10, 60_000
 """One device is told of so many problems in this time."""
-SILENCES_MAX = 3
-"""A device that misses this many hellos counts as gone."""
 
 
 class Service:
@@ -88,12 +89,14 @@ class Service:
         self._voice = Voice(link, self._topics, session)
         self._ledger = Ledger(store, config)
         self._publisher = Publisher(store.blobs, link, self._topics)
-        self._intake = Intake(bundle.manifest.shared_count, store, self._ledger, self._voice)
-        self._heard_at_ms: dict[str, int] = {}
+        shared = bundle.manifest.shared_count
+        self._intake = Intake(config, shared, store, self._ledger, self._voice)
+        self._fleet = Fleet(session, config.hello_ms, DEVICES_MAX, store.devices_count())
         self._problems: Counter[str] = Counter()
         self._problems_since_ms = 0
         self._connected = False
         self._told = ""
+        self._published: RoundState | None = None
         self.finished: FinishFederation | None = None
         self._adopt_bundle()
 
@@ -107,13 +110,23 @@ class Service:
         if self._bundle_ref.digest != self._bundle.digest:
             raise BundleError("the bundle's manifest changed while it was being read")
         self._bundle_blobs = [self._bundle_ref, *(put(read(p)) for p in device_files(manifest))]
-        put(read(manifest.inference))  # for `fedtide models export`
+        inference = put(read(manifest.inference))  # for `fedtide models export`
+        self._lasting = {ref.digest for ref in (*self._bundle_blobs, inference)}
 
     def start(self, at_ms: int) -> None:
         """Go on where the last life of this store ended."""
-        self._publisher.offer([*self._bundle_blobs, self._ledger.newest_model().ref])
+        self._offer_blobs()
         self._apply(Restarted(), at_ms)
+        if self.finished is not None:
+            more = f"raise rounds.count above {self._config.rounds.count} to go on from here"
+            _log.info("this federation was finished before: %s", more)
         reach("coordinator: resumed")
+
+    def _offer_blobs(self) -> None:
+        """The bundle, the newest model, and those that devices at work may still be fetching."""
+        versions = {self._state.model_version, *(m.version for m in self._state.at_work())}
+        models = [self._ledger.model(version).ref for version in sorted(versions)]
+        self._publisher.offer([*self._bundle_blobs, *models])
 
     @property
     def _state(self) -> RoundState:
@@ -123,26 +136,16 @@ class Service:
 
     def next_deadline_at_ms(self) -> int | None:
         """When to call `time_reached`, whatever else happens."""
-        silent = min(self._heard_at_ms.values(), default=None)
-        deadlines = [
-            at_ms
-            for at_ms in (
-                self._state.deadline_at_ms,
-                None if silent is None else silent + SILENCES_MAX * self._config.hello_ms,
-            )
-            if at_ms is not None
-        ]
-        return min(deadlines, default=None)
+        deadlines = (self._state.deadline_at_ms, self._fleet.next_deadline_at_ms())
+        return min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
 
     def time_reached(self, at_ms: int) -> None:
         """Let time pass: deadlines of the round, and devices that fell silent."""
         if at_ms - self._problems_since_ms >= PROBLEMS_MS:
             self._problems_since_ms = at_ms
             self._problems.clear()
-        for device_id, heard in sorted(self._heard_at_ms.items()):
-            if at_ms - heard >= SILENCES_MAX * self._config.hello_ms:
-                del self._heard_at_ms[device_id]
-                self._apply(DeviceLeft(device_id), at_ms)
+        for device_id in self._fleet.silent(at_ms):
+            self._apply(DeviceLeft(device_id), at_ms)
         if self._state.deadline_at_ms is not None and at_ms >= self._state.deadline_at_ms:
             self._apply(TimeReached(), at_ms)
 
@@ -163,7 +166,8 @@ class Service:
                 self._link.subscribe([root.up("+"), root.presence("+")])
                 self._publisher.connected(packet_bytes_max)
                 # Withdrawn without a link, or before a crash: what is no longer on offer.
-                self._publisher.withdraw(model.ref for model in self._store.models()[-4:-1])
+                past = self._store.models()[-4 - self._config.rounds.staleness_max : -1]
+                self._publisher.withdraw(model.ref for model in past)
                 self._voice.beacon(online=True)
                 self._publish_status(at_ms)
             case Disconnected(reason):
@@ -190,12 +194,11 @@ class Service:
             self._refuse(device_id, envelope.regarding, f"malformed: {envelope.reason}")
             return
         if topic == self._topics.presence(device_id):
-            if isinstance(envelope.body, Presence) and not envelope.body.online:
-                self._heard_at_ms.pop(device_id, None)
+            gone = isinstance(envelope.body, Presence) and not envelope.body.online
+            if gone and self._fleet.left(device_id, at_ms):
                 self._apply(DeviceLeft(device_id), at_ms)
             return
-        if device_id in self._heard_at_ms:
-            self._heard_at_ms[device_id] = at_ms
+        self._fleet.heard(device_id, at_ms)
         match envelope.body:
             case Hello() as hello:
                 self._hello(device_id, hello, at_ms)
@@ -226,11 +229,15 @@ class Service:
     # ---- what devices say ----
 
     def _hello(self, device_id: str, hello: Hello, at_ms: int) -> None:
-        new = device_id not in self._heard_at_ms
-        if new and len(self._heard_at_ms) >= DEVICES_MAX:
+        arrival = self._fleet.hello(device_id, hello.installation, at_ms)
+        if arrival == "full":
             self._refuse(device_id, "", f"too many devices: {DEVICES_MAX} are online")
             return
-        self._heard_at_ms[device_id] = at_ms
+        if arrival == "twin":
+            notice = twin_notice(device_id, hello.installation)
+        else:
+            standing = self._store.standing(device_id)
+            notice = quarantine_notice(standing, at_ms, self._config.vetting)
         model = self._ledger.newest_model()
         self._voice.say(
             device_id,
@@ -239,18 +246,23 @@ class Service:
                 model=model.ref,
                 model_version=model.version,
                 chunk_blocks=self._publisher.chunk_blocks,
-                hello_ms=self._config.hello_ms,
+                hello_ms=self._fleet.hello_ms(device_id),
+                spread_ms=self._fleet.spread_ms(),
+                notice=notice,
             ),
         )
-        if new:
+        if arrival == "twin":
+            _log.warning("%s: %s", device_id, notice)
+            self._store.count("refused: two installations of one device")
+            return
+        if arrival == "new":
             with self._store.transaction():
                 self._store.heard(device_id, msgspec.json.encode(hello).decode(), at_ms)
             runtimes = "/".join(hello.runtimes)
             _log.info("%s is online: fedtide %s, %s", device_id, hello.version, runtimes)
-        member = self._state.member(device_id)
-        if self._state.phase == "collecting" and member and member.answer == "none":
+        if self._state.phase == "collecting" and self._state.task_of(device_id) is not None:
             self._invite((device_id,), at_ms)
-        if new:
+        if not notice and device_id not in self._state.online:
             self._apply(DeviceArrived(device_id), at_ms)
 
     def _decline(self, device_id: str, decline: Decline, at_ms: int) -> None:
@@ -280,8 +292,11 @@ class Service:
             return
         reach("coordinator: model committed")
         _log.info("model %d%s", model.version, _quality(model.metrics))
-        self._publisher.offer([*self._bundle_blobs, model.ref])
+        self._offer_blobs()
         reach("coordinator: model offered")
+        # No update is between its blob and its commit now: this is their thread.
+        kept = self._store.digests_kept(self._config.history.rounds_kept)
+        self._store.blobs.keep_finished(kept | self._lasting)
         self._perform(commands, at_ms)
 
     def _apply(self, event: Event, at_ms: int) -> None:
@@ -307,7 +322,7 @@ class Service:
                 case FinishFederation() as finish:
                     reach("coordinator: finished")
                     self.finished = finish
-        if self._connected:
+        if self._connected and self._state is not self._published:
             self._publish_status(at_ms)
 
     def _label(self, round_id: int) -> str:
@@ -328,32 +343,36 @@ class Service:
         if not train:
             self._apply(RoundAggregated(round_id), at_ms)
             return
-        self._start_job(
-            AggregateJob(
-                round_id,
-                self._ledger.newest_model().ref,
-                tuple(self._store.updates(round_id)),
-                self._bundle.manifest.shared_count,
-            )
-        )
+        self._start_job(self._ledger.job(self._bundle.manifest.shared_count))
 
     def _invite(self, device_ids: tuple[str, ...], at_ms: int) -> None:
-        state, model, terms = self._state, self._ledger.newest_model(), self._ledger.terms()
-        task = Task(
+        """Send each its task: of the open round, or of the one that it is still at work on."""
+        tasks: dict[int, Task] = {}
+        for device_id in device_ids:
+            member = self._state.task_of(device_id)
+            if member is None:
+                continue
+            if member.round_id not in tasks:
+                tasks[member.round_id] = self._task(member, at_ms)
+            self._voice.say(device_id, tasks[member.round_id])
+            reach("coordinator: task said")
+
+    def _task(self, member: Member, at_ms: int) -> Task:
+        state, terms = self._state, self._ledger.terms(member.round_id)
+        model = self._ledger.model(terms.base_version)
+        deadline_at_ms = member.deadline_at_ms or state.deadline_at_ms or at_ms
+        return Task(
             run_id=self._ledger.run_id,
-            round_id=state.round_id,
-            kind=state.kind,
+            round_id=member.round_id,
+            kind=terms.kind,
             bundle=self._bundle_ref,
             model=model.ref,
             model_version=model.version,
             chunk_blocks=self._publisher.chunk_blocks,
             plan=terms.plan,
             encoding=terms.encoding,
-            deadline_ms=max(0, (state.deadline_at_ms or at_ms) - at_ms),
+            deadline_ms=max(0, deadline_at_ms - at_ms),
         )
-        for device_id in device_ids:
-            self._voice.say(device_id, task)
-            reach("coordinator: task said")
 
     # ---- speaking ----
 
@@ -363,7 +382,8 @@ class Service:
 
     def _publish_status(self, at_ms: int) -> None:
         state, model = self._state, self._ledger.newest_model()
-        if state.phase == "waiting" and state.reason != self._told:
+        self._published = state
+        if state.phase in ("waiting", "backing_off") and state.reason != self._told:
             _log.info("waiting: %s", state.reason)
         self._told = state.reason
         self._voice.status(state, model, self._config.rounds.count, at_ms)

@@ -7,55 +7,21 @@ are fsynced before the transaction that names them.
 
 from __future__ import annotations
 
-import sqlite3
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import wraps
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Concatenate, NamedTuple, ParamSpec, TypeVar, cast
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from coordinator.round_machine import AbandonRound, Event, RoundState
+from coordinator.aggregate_job import Part
+from coordinator.aggregation import NORMS_MIN
+from coordinator.database import Database, reading
+from coordinator.records import Standing, Terms
+from coordinator.round_state import AbandonRound, Event, Member, RoundState
 from fedtide.blobs import BlobStore
-from fedtide.errors import StateError
-from fedtide.failpoints import reach
-from fedtide.files import make_folder
 from fedtide.measures import Metrics
-from fedtide.messages import BlobRef, Encoding, Receipt, Update
+from fedtide.messages import BlobRef, Receipt, Update
 from fedtide.plan import Plan
-
-SCHEMA_VERSION = 2
-_SCHEMA = """
-CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
-CREATE TABLE events (
-    sequence INTEGER PRIMARY KEY, at_ms INTEGER NOT NULL, event_json TEXT NOT NULL);
-CREATE TABLE rounds (
-    round_id INTEGER PRIMARY KEY, kind TEXT NOT NULL, opened_at_ms INTEGER NOT NULL,
-    closed_at_ms INTEGER, outcome TEXT NOT NULL DEFAULT 'open', reason TEXT NOT NULL DEFAULT '',
-    cohort_json TEXT NOT NULL, base_version INTEGER NOT NULL,
-    plan_json TEXT NOT NULL, encoding TEXT NOT NULL);
-CREATE TABLE updates (
-    update_id TEXT NOT NULL, round_id INTEGER NOT NULL, device_id TEXT NOT NULL,
-    verdict TEXT NOT NULL, reason TEXT NOT NULL, at_ms INTEGER NOT NULL,
-    examples INTEGER NOT NULL, training_ms INTEGER NOT NULL, payload_bytes INTEGER NOT NULL,
-    update_json TEXT NOT NULL, PRIMARY KEY (round_id, device_id));
-CREATE TABLE models (
-    version INTEGER PRIMARY KEY, digest TEXT NOT NULL, size_bytes INTEGER NOT NULL,
-    round_id INTEGER NOT NULL, made_at_ms INTEGER NOT NULL,
-    metrics_json TEXT, held_out_json TEXT);
-CREATE TABLE devices (
-    device_id TEXT PRIMARY KEY, heard_at_ms INTEGER NOT NULL, hello_json TEXT NOT NULL);
-CREATE TABLE counts (name TEXT PRIMARY KEY, value INTEGER NOT NULL);
-"""
-
-
-class Terms(NamedTuple):
-    """What a round asks of its cohort."""
-
-    plan: Plan
-    encoding: Encoding
 
 
 class Model(NamedTuple):
@@ -76,105 +42,14 @@ class Model(NamedTuple):
         return self.metrics or self.held_out or Metrics(0)
 
 
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _reading(method: Callable[Concatenate[Store, P], R]) -> Callable[Concatenate[Store, P], R]:
-    """What a failing disk made of a row, or of the file, is told as such: no traceback."""
-
-    @wraps(method)
-    def guarded(self: Store, *args: P.args, **kwargs: P.kwargs) -> R:
-        try:
-            return method(self, *args, **kwargs)
-        # A TypeError: a row or a value is not there.
-        except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError, TypeError) as exc:
-            raise StateError(
-                f"the coordinator's state in {str(self.folder)!r} cannot be read: {exc}",
-                hint=_hint(exc),
-            ) from exc
-
-    return cast(Callable[Concatenate["Store", P], R], guarded)
-
-
-class Store:
+class Store(Database):
     """See the module. Used by one thread. Whatever reads raises a StateError for a damaged row."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
-        self.folder = folder
-        path = folder / "coordinator.db"
-        if read_only and not path.exists():
-            raise StateError(
-                f"no coordinator state in {str(folder)!r}",
-                hint="give the state_dir of a coordinator.toml",
-            )
-        with _database_errors(folder):
-            if not read_only:
-                make_folder(folder)
-            uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
-            try:
-                self._prepare(folder, read_only=read_only)
-            except BaseException:
-                self._db.close()
-                raise
+        super().__init__(folder, read_only=read_only)
         self.blobs = BlobStore(folder, read_only=read_only)
-        self._counts: Counter[str] = Counter()
 
-    def _prepare(self, folder: Path, *, read_only: bool) -> None:
-        self._db.execute("PRAGMA busy_timeout = 5000")
-        if not read_only:
-            self._db.execute("PRAGMA journal_mode = WAL")
-            self._db.execute("PRAGMA synchronous = FULL")
-        version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        if version == 0 and not read_only:
-            self._db.executescript(
-                f"BEGIN; {_SCHEMA} PRAGMA user_version = {SCHEMA_VERSION}; COMMIT;"
-            )
-        elif version != SCHEMA_VERSION:
-            raise StateError(
-                f"the state in {str(folder)!r} has schema {version}, expected {SCHEMA_VERSION}",
-                hint="use the fedtide version that wrote it",
-            )
-
-    @contextmanager
-    def transaction(self) -> Iterator[None]:
-        """All or nothing.
-
-        Raises:
-            StateError: the disk is full or failing; nothing of the transaction happened.
-        """
-        with _database_errors(self.folder):
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield
-                self._write_counts()
-                reach("disk: commit")
-                self._db.execute("COMMIT")
-                self._counts.clear()
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise
-
-    def close(self) -> None:
-        """Close the database."""
-        if self._counts:
-            with self.transaction():
-                pass
-        self._db.close()
-
-    @_reading
-    def fact(self, name: str) -> str | None:
-        """A named value, such as the run's id."""
-        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
-        return None if row is None else str(row[0])
-
-    def set_fact(self, name: str, value: str) -> None:
-        """Set a named value."""
-        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
-
-    @_reading
+    @reading
     def load_state(self) -> RoundState:
         """The machine's state as of the last commit."""
         raw = self.fact("round_state")
@@ -188,37 +63,55 @@ class Store:
         )
         self.set_fact("round_state", msgspec.json.encode(state).decode())
 
-    @_reading
+    @reading
     def events(self) -> list[tuple[int, Event]]:
         """The whole log: (at_ms, event), oldest first."""
         rows = self._db.execute("SELECT at_ms, event_json FROM events ORDER BY sequence")
         return [(at_ms, msgspec.json.decode(raw, type=Event)) for at_ms, raw in rows]
 
     def open_round(self, state: RoundState, terms: Terms, at_ms: int) -> None:
-        """Record a round that has just opened, and what was asked of its cohort."""
-        cohort = msgspec.json.encode([member.device_id for member in state.cohort]).decode()
+        """Record a round that has just opened, and what is asked of its cohort."""
         plan = msgspec.json.encode(terms.plan).decode()
         self._db.execute(
-            "INSERT INTO rounds (round_id, kind, opened_at_ms, cohort_json, base_version,"
-            " plan_json, encoding) VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                state.round_id,
-                state.kind,
-                at_ms,
-                cohort,
-                state.model_version,
-                plan,
-                terms.encoding,
-            ),
+            "INSERT INTO rounds (round_id, opened_at_ms, cohort_json, plan_json, encoding, kind,"
+            " base_version, norm_reference, norm_factor) VALUES (?, ?, '[]', ?, ?, ?, ?, ?, ?)",
+            (state.round_id, at_ms, plan, *terms[1:]),
         )
 
-    @_reading
+    def save_cohort(self, round_id: int, device_ids: Iterable[str]) -> None:
+        """Record every device that has been given a task of this round."""
+        cohort = msgspec.json.encode(sorted(device_ids)).decode()
+        self._db.execute("UPDATE rounds SET cohort_json = ? WHERE round_id = ?", (cohort, round_id))
+
+    @reading
+    def invited(self, round_id: int, device_id: str) -> bool:
+        """Whether this device has been given a task of this round."""
+        row = self._db.execute(
+            "SELECT cohort_json FROM rounds WHERE round_id = ?", (round_id,)
+        ).fetchone()
+        return row is not None and device_id in msgspec.json.decode(row[0], type=list[str])
+
+    @reading
     def terms(self, round_id: int) -> Terms:
         """What was asked of a round's cohort, whatever the configuration says by now."""
-        plan, encoding = self._db.execute(
-            "SELECT plan_json, encoding FROM rounds WHERE round_id = ?", (round_id,)
+        plan, *others = self._db.execute(
+            "SELECT plan_json, encoding, kind, base_version, norm_reference, norm_factor"
+            " FROM rounds WHERE round_id = ?",
+            (round_id,),
         ).fetchone()
-        return Terms(msgspec.json.decode(plan, type=Plan), encoding)
+        return Terms(msgspec.json.decode(plan, type=Plan), *others)
+
+    @reading
+    def norms(self) -> list[float]:
+        """Of all finite updates of the newest closed round with enough of them; else none."""
+        rows = self._db.execute(
+            "SELECT norm FROM updates WHERE norm IS NOT NULL AND round_id = (SELECT round_id"
+            " FROM updates JOIN rounds USING (round_id) WHERE norm IS NOT NULL"
+            " AND outcome != 'open' GROUP BY round_id HAVING count(*) >= ?"
+            " ORDER BY round_id DESC LIMIT 1)",
+            (NORMS_MIN,),
+        )
+        return [norm for (norm,) in rows]
 
     def close_round(self, round_id: int, at_ms: int, abandoned: AbandonRound | None) -> None:
         """Record how a round ended."""
@@ -228,10 +121,19 @@ class Store:
             (at_ms, outcome, reason, round_id),
         )
 
-    def save_verdict(self, update: Update, device_id: str, receipt: Receipt, at_ms: int) -> None:
+    def save_verdict(
+        self,
+        update: Update,
+        device_id: str,
+        receipt: Receipt,
+        at_ms: int,
+        norm: float | None = None,
+    ) -> None:
         """Record an update and its verdict; the first one of a device in a round stands."""
         self._db.execute(
-            "INSERT OR IGNORE INTO updates VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT OR IGNORE INTO updates (update_id, round_id, device_id, verdict, reason, at_ms,"
+            " examples, training_ms, payload_bytes, update_json, digest, model, norm)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             (
                 update.update_id,
                 update.round_id,
@@ -243,10 +145,46 @@ class Store:
                 update.training_ms,
                 0 if update.blob is None else update.blob.size_bytes,
                 msgspec.json.encode(update).decode(),
+                None if update.blob is None else update.blob.digest,
+                update.model,
+                norm,
             ),
         )
 
-    @_reading
+    @reading
+    def answered(self, round_id: int, device_id: str) -> bool:
+        """Whether there is a verdict on this device's update in this round."""
+        row = self._db.execute(
+            "SELECT 1 FROM updates WHERE round_id = ? AND device_id = ?", (round_id, device_id)
+        ).fetchone()
+        return row is not None
+
+    @reading
+    def replayed(self, update: Update, device_id: str) -> Literal["stolen", "own", ""]:
+        """Whether this content was accepted before, and how it comes again.
+
+        Two models never lead to the same delta, unless nothing was learned from either (norm 0):
+        then it is `stolen`. From one model the same data make it again, so that two devices may
+        agree; but what a device has made before, and still counts, is its `own`.
+        """
+        rows = self._db.execute(
+            "SELECT model != ?, device_id = ? AND round_id != ? AND (joined IS NULL OR joined IN"
+            " (SELECT round_id FROM rounds WHERE outcome = 'done')) FROM updates"
+            " WHERE digest = ? AND verdict = 'accepted' AND norm > 0",
+            (update.model, device_id, update.round_id, update.blob and update.blob.digest),
+        ).fetchall()
+        if any(of_another_model for of_another_model, _ in rows):
+            return "stolen"
+        return "own" if any(own for _, own in rows) else ""
+
+    def join(self, member: Member, round_id: int, staleness: int) -> None:
+        """Record the round with which an accepted update ends: in its model, or abandoned."""
+        self._db.execute(
+            "UPDATE updates SET joined = ?, staleness = ? WHERE round_id = ? AND device_id = ?",
+            (round_id, staleness, member.round_id, member.device_id),
+        )
+
+    @reading
     def receipt(self, update_id: str, device_id: str) -> Receipt | None:
         """The verdict on an update of this device, if there is one."""
         row = self._db.execute(
@@ -255,7 +193,7 @@ class Store:
         ).fetchone()
         return None if row is None else Receipt(update_id, row[0], row[1])
 
-    @_reading
+    @reading
     def updates(self, round_id: int) -> list[Update]:
         """Accepted updates of a round, in order of device id: the order of aggregation."""
         rows = self._db.execute(
@@ -264,6 +202,56 @@ class Store:
             (round_id,),
         )
         return [msgspec.json.decode(raw, type=Update) for (raw,) in rows]
+
+    @reading
+    def part(self, member: Member, version: int) -> Part:
+        """An accepted update, as it counts in the model after `version`."""
+        raw, norm = self._db.execute(
+            "SELECT update_json, norm FROM updates WHERE round_id = ? AND device_id = ?",
+            (member.round_id, member.device_id),
+        ).fetchone()
+        return Part(msgspec.json.decode(raw, type=Update), version - member.version, norm)
+
+    @reading
+    def parts(self, round_id: int) -> list[Part]:
+        """The updates that a round's model was made of, in the order of aggregation."""
+        rows = self._db.execute(
+            "SELECT update_json, staleness, norm FROM updates"
+            " WHERE joined = ? AND verdict = 'accepted' ORDER BY device_id, round_id",
+            (round_id,),
+        )
+        return [
+            Part(msgspec.json.decode(raw, type=Update), staleness, norm)
+            for raw, staleness, norm in rows
+        ]
+
+    @reading
+    def digests_kept(self, rounds_kept: int) -> set[str]:
+        """Digests of all models, and of the updates that wait or joined one of the last rounds."""
+        rows = self._db.execute(
+            "SELECT digest FROM models UNION SELECT digest FROM updates"
+            " WHERE verdict = 'accepted' AND digest IS NOT NULL AND (joined IS NULL"
+            " OR joined > (SELECT max(round_id) FROM rounds WHERE outcome != 'open') - ?)",
+            (rounds_kept,),
+        )
+        return {digest for (digest,) in rows}
+
+    @reading
+    def standing(self, device_id: str) -> Standing:
+        """How this device has been doing."""
+        row = self._db.execute(
+            "SELECT strikes, until_ms, reason FROM standings WHERE device_id = ?", (device_id,)
+        ).fetchone()
+        return Standing() if row is None else Standing(*row)
+
+    def set_standing(self, device_id: str, standing: Standing) -> None:
+        """Record it; the best one needs no row."""
+        if standing == Standing():
+            self._db.execute("DELETE FROM standings WHERE device_id = ?", (device_id,))
+            return
+        self._db.execute(
+            "INSERT OR REPLACE INTO standings VALUES (?, ?, ?, ?)", (device_id, *standing)
+        )
 
     def add_model(self, version: int, ref: BlobRef, round_id: int, at_ms: int) -> None:
         """Record a new global model, whose blob is already on disk."""
@@ -284,13 +272,13 @@ class Store:
         )
         self._db.execute(change, (msgspec.json.encode(metrics).decode(), version))
 
-    @_reading
+    @reading
     def model(self, version: int) -> Model | None:
         """One model version."""
         row = self._db.execute("SELECT * FROM models WHERE version = ?", (version,)).fetchone()
         return None if row is None else _model(row)
 
-    @_reading
+    @reading
     def models(self) -> list[Model]:
         """All model versions, oldest first."""
         return [_model(row) for row in self._db.execute("SELECT * FROM models ORDER BY version")]
@@ -301,22 +289,10 @@ class Store:
             "INSERT OR REPLACE INTO devices VALUES (?, ?, ?)", (device_id, at_ms, hello_json)
         )
 
-    def count(self, name: str) -> None:
-        """Add one to a named counter; written with the next transaction, or at `close`."""
-        self._counts[name] += 1
-
-    def _write_counts(self) -> None:
-        self._db.executemany(
-            "INSERT INTO counts VALUES (?, ?)"
-            " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-            list(self._counts.items()),
-        )
-
-    @_reading
-    def counts(self) -> dict[str, int]:
-        """All counters, sorted by name."""
-        written = Counter(dict(self._db.execute("SELECT name, value FROM counts")))
-        return dict(sorted((written + self._counts).items()))
+    @reading
+    def devices_count(self) -> int:
+        """How many devices have ever said hello."""
+        return int(self._db.execute("SELECT count(*) FROM devices").fetchone()[0])
 
 
 _decode_metrics = msgspec.json.Decoder(Metrics).decode
@@ -327,20 +303,3 @@ def _model(row: tuple[object, ...]) -> Model:
     measured = (None if raw is None else _decode_metrics(str(raw)) for raw in jsons)
     ref = BlobRef(digest, size_bytes)  # type: ignore[arg-type]
     return Model(version, ref, round_id, made_at_ms, *measured)  # type: ignore[arg-type]
-
-
-def _hint(exc: Exception) -> str:
-    if not isinstance(exc, sqlite3.OperationalError | OSError):
-        return "the database is damaged: restore the state folder from a backup"
-    return "free space or repair the disk, then start again: the last commit is intact"
-
-
-@contextmanager
-def _database_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError, UnicodeDecodeError) as exc:
-        raise StateError(
-            f"the coordinator's state in {str(folder)!r} cannot be used: {exc}",
-            hint=_hint(exc),
-        ) from exc

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from fedtide.blobs import BlobStore, PartialBlob
 from fedtide.messages import BlobRef, Chunk, Range, Update
 
@@ -27,12 +29,24 @@ class Uploads:
         self._by_device: dict[str, _Upload] = {}
         self._round_id: int | None = None
 
-    def begin_round(self, round_id: int) -> None:
-        """Forget what was on its way in an earlier round; after a restart, go on with this one."""
-        if self._round_id not in (None, round_id):
-            self._by_device.clear()
-            self._blobs.discard_arriving()
-        self._round_id = round_id
+    def begin_round(self, round_id: int, welcome: Callable[[str, Update], bool]) -> None:
+        """Forget what was on its way and is not `welcome` any more.
+
+        After a restart, what had arrived stays for a round, until its device offers it again.
+        """
+        if round_id == self._round_id:
+            return
+        first, self._round_id = self._round_id is None, round_id
+        for device_id, upload in list(self._by_device.items()):
+            if not welcome(device_id, upload.update):
+                self._drop(device_id)
+        if not first:
+            self._blobs.discard_arriving(but={u.ref.digest for u in self._by_device.values()})
+
+    def forget(self, device_id: str) -> None:
+        """This device's update can count no more."""
+        if device_id in self._by_device:
+            self._drop(device_id)
 
     def expect(self, device_id: str, update: Update) -> list[Range]:
         """Start or resume; the blocks still missing (none: call `finish`).

@@ -12,7 +12,7 @@ import errno
 import io
 import os
 import zlib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -143,9 +143,10 @@ class BlobStore:
             self.path(digest).unlink(missing_ok=True)
             (self._partial / digest).unlink(missing_ok=True)
 
-    def discard_arriving(self, digest: str | None = None) -> None:
-        """Forget what has arrived of a blob (None: of every one) that is not finished."""
-        names = [path.name for path in self._partial.iterdir()] if digest is None else [digest]
+    def discard_arriving(self, digest: str | None = None, but: Container[str] = ()) -> None:
+        """Forget what has arrived of a blob (None: of every one, `but` those) not finished."""
+        here = (path.name for path in self._partial.iterdir())
+        names = [name for name in here if name not in but] if digest is None else [digest]
         for name in names:
             (self._partial / name).unlink(missing_ok=True)
 
@@ -154,6 +155,12 @@ class BlobStore:
         here = {path.name for path in self._partial.iterdir()}
         for digest in sorted((here | set(self.digests())) - digests):
             self.discard(digest)
+
+    def keep_finished(self, digests: Container[str]) -> None:
+        """Forget every finished blob that is not in `digests`; what is arriving stays."""
+        for digest in self.digests():
+            if digest not in digests:
+                self.path(digest).unlink(missing_ok=True)
 
     def open_partial(self, ref: BlobRef) -> PartialBlob:
         """The arriving blob, with whatever of it survived the last restart."""

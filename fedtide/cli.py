@@ -33,7 +33,7 @@ _COMMANDS = {
     ),
     "coordinator": _Command("coordinator.command", "run a federation's coordinator", "coordinator"),
     "client": _Command("edge_client.command", "run the client on this device", "client"),
-    "models": _Command("coordinator.models_command", "list and export models", "coordinator"),
+    "models": _Command("coordinator.models_command", "list, export, verify models", "coordinator"),
     "status": _Command("fedtide.status_command", "show fleet and round, live", "client"),
     "demo": _Command("demo.command", "a whole federation on this machine", "demo"),
 }

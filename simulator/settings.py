@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from coordinator.config import CoordinatorConfig, RoundsConfig
+from coordinator.config import CoordinatorConfig
 from fedtide.plan import Plan
 from simulator.link import Speed
 
@@ -95,7 +95,11 @@ def _draw_config(rng: random.Random, folder: Path, devices: int) -> CoordinatorC
         "buffer_size": rng.randint(1, devices),
         "concurrency": rng.randint(1, devices),
     }
-    rounds |= {k: v for k, v in later.items() if k in RoundsConfig.__struct_fields__}
+    rounds |= later
+    if later["mode"] == "buffered":
+        rounds = {k: v for k, v in rounds.items() if not k.startswith("cohort_")}
+        rounds["quorum"] = rng.randint(1, rng.randint(1, devices))
+        rounds["buffer_size"] = rng.randint(int(str(rounds["quorum"])), devices)
     return msgspec.convert(
         {
             "federation": "simulated",

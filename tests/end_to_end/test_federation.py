@@ -145,8 +145,8 @@ def assert_recomputable(local: LocalFederation) -> None:
     store = Store(local.state_dir, read_only=True)
     models = store.models()
     for base, model in itertools.pairwise(models):
-        updates = tuple(store.updates(model.round_id))
-        job = AggregateJob(model.round_id, base.ref, updates, base.ref.size_bytes // 4)
+        parts, factor = tuple(store.parts(model.round_id)), store.terms(model.round_id).norm_factor
+        job = AggregateJob(model.round_id, base.ref, parts, base.ref.size_bytes // 4, factor)
         delta = weighted_mean(contributions(job, store.blobs), job.shared_count)
         old = decode_vector(store.blobs.read(base.ref.digest), "f32", job.shared_count)
         content = encode_vector(apply_delta(old, delta), "f32")

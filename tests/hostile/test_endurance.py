@@ -73,10 +73,10 @@ def test_deltas_that_add_up_beyond_every_bound_abandon_their_round(tmp_path: Pat
     federation.settle()
     liar = Peer(federation, "mallory")
     liar.hello()
-    for _ in range(40):
+    for number in range(40):
         if federation.finished():
             break
-        content = constant(9.9e29)
+        content = constant(9.9e29 - number * 1e24)  # the same one again would be a replay
         liar.say(Offer(liar.update(content)), *liar.chunks(content))
         federation.now_ms += 200
         federation.service.time_reached(federation.now_ms)

@@ -13,6 +13,7 @@ import pytest
 
 from coordinator import aggregate_job, intake, vetting
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
+from coordinator.config import CoordinatorConfig
 from coordinator.round_machine import RoundState
 from coordinator.service import PROBLEMS_MAX, PROBLEMS_MS
 from coordinator.uploads import FETCHES_MAX
@@ -76,10 +77,11 @@ def assert_recomputable(federation: Federation, version: int) -> None:
     model = store.model(version)
     assert model is not None
     parts = []
-    for update in store.updates(model.round_id):
+    for update, staleness, _ in store.parts(model.round_id):
         assert update.blob is not None
         content = store.blobs.read(update.blob.digest)
-        parts.append(Contribution(update.examples, decode_vector(content, "f32", ELEMENTS)))
+        delta = decode_vector(content, "f32", ELEMENTS)
+        parts.append(Contribution(update.examples, delta, staleness))
     expected = apply_delta(federation.model(version - 1), weighted_mean(parts, ELEMENTS))
     np.testing.assert_array_equal(federation.model(version), expected)
 
@@ -472,9 +474,15 @@ def test_the_checker_finds_a_late_update_that_was_recorded_as_accepted(
     honest = vetting.admit
     lenient = iter([None])
 
-    def admit(update: Update, device_id: str, state: RoundState, run_id: str) -> Receipt | None:
+    def admit(
+        update: Update,
+        device_id: str,
+        state: RoundState,
+        config: CoordinatorConfig,
+        known: vetting.Known,
+    ) -> vetting.Verdict | None:
         late = state.phase == "aggregating" and device_id == "mallory"
-        return next(lenient) if late else honest(update, device_id, state, run_id)
+        return next(lenient) if late else honest(update, device_id, state, config, known)
 
     monkeypatch.setattr(intake, "admit", admit)
     with pytest.raises(AssertionError):

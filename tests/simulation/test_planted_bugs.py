@@ -15,6 +15,7 @@ from coordinator.ledger import Ledger
 from coordinator.round_machine import RoundState
 from coordinator.service import Service
 from coordinator.store import Store
+from coordinator.vetting import Verdict
 from edge_client import session_machine
 from edge_client.saved_session import SavedSession
 from edge_client.session import Session
@@ -42,9 +43,9 @@ def receipt_before_commit(patch: Patch) -> None:
     """The device hears the verdict, then it is committed."""
     honest = Ledger.conclude
 
-    def conclude(self: Ledger, update: Any, device_id: str, receipt: Receipt, *rest: Any) -> Any:
-        _voices[-1].say(device_id, receipt)
-        return honest(self, update, device_id, receipt, *rest)
+    def conclude(self: Ledger, update: Any, device_id: str, verdict: Verdict, *rest: Any) -> Any:
+        _voices[-1].say(device_id, verdict.receipt(update))
+        return honest(self, update, device_id, verdict, *rest)
 
     _voices: list[Any] = []
     init = Intake.__init__

@@ -79,8 +79,10 @@ def test_a_missing_or_invented_key_would_be_noticed() -> None:
 
 def test_the_examples_of_the_document_are_valid(tmp_path: Path) -> None:
     examples = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)
-    coordinator, client = examples
+    coordinator, buffered, client = examples
     assert load(tmp_path, coordinator, CoordinatorConfig).rounds.quorum == 10
+    whole = COORDINATOR.split("[rounds]", maxsplit=1)[0] + buffered
+    assert load(tmp_path, whole, CoordinatorConfig).rounds.mode == "buffered"
     assert load(tmp_path, client, ClientConfig).device == "kitchen-pi"
 
 
@@ -117,6 +119,10 @@ def test_defaults_and_relative_paths(tmp_path: Path) -> None:
         ),
         (("cohort_size = 3", "cohort_size = 3\nquorum = 4"), "rounds.quorum 4"),
         (("cohort_size = 3", "cohort_size = 3\ncollect_ms = 5"), "rounds.collect_ms"),
+        (("[rounds]", "[rounds]\nmode = 'buffered'"), "rounds.buffer_size and rounds.concurrency"),
+        (("cohort_size = 3", "mode = 'buffered'\nquorum = 11"), "rounds.quorum 11 exceeds"),
+        (("cohort_size = 3", "cohort_size = 3\nlate = 'never'"), "rounds.late"),
+        (("[rounds]", "[vetting]\nnorm_factor = -1\n[rounds]"), "vetting.norm_factor"),
         (("[rounds]", "[plan]\nlearning_rate = 0\n[rounds]"), "plan.learning_rate"),
         (("[rounds]", "[plan]\noptimizer = 'adam'\n[rounds]"), "plan.optimizer"),
         (("[rounds]", "[broker]\nport = 70000\n[rounds]"), "broker.port"),

@@ -29,25 +29,35 @@ from coordinator.round_machine import (
 CONFIG = RoundsConfig(
     count=2, cohort_size=2, quorum=1, devices_min=2, collect_ms=1_000, back_off_ms=300
 )
+
+
+def cohort(round_id: int = 1, version: int = 0, a: str = "", b: str = "") -> tuple[Member, ...]:
+    """Of a and b, with the updates that were accepted."""
+    return tuple(
+        Member(name, "accepted" if update else "none", update, round_id, version)
+        for name, update in (("a", a), ("b", b))
+    )
+
+
 COLLECTING = RoundState(
     phase="collecting",
     round_id=1,
     wanted=2,
     quorum=1,
-    cohort=(Member("a"), Member("b")),
+    cohort=cohort(),
     deadline_at_ms=6_000,
     online=("a", "b"),
     reason="0 of 2 updates are here; waiting for a, b",
 )
 HALF = msgspec.structs.replace(
     COLLECTING,
-    cohort=(Member("a", "accepted", "ua"), Member("b")),
+    cohort=cohort(a="ua"),
     reason="1 of 2 updates are here; waiting for b",
 )
 AGGREGATING = msgspec.structs.replace(
     COLLECTING,
     phase="aggregating",
-    cohort=(Member("a", "accepted", "ua"), Member("b", "accepted", "ub")),
+    cohort=cohort(a="ua", b="ub"),
     deadline_at_ms=None,
     reason="aggregating 2 updates",
 )
@@ -57,7 +67,7 @@ BACKING_OFF = msgspec.structs.replace(
     cohort=(),
     deadline_at_ms=6_300,
     abandoned_in_a_row=1,
-    reason="the deadline has come with 0 of at least 1 updates",
+    reason="the deadline has come with 0 of at least 1 updates; the next round opens after 0.3 s",
 )
 
 
@@ -107,7 +117,7 @@ def test_after_the_pause_there_is_another_round() -> None:
     commands, state = after(BACKING_OFF, TimeReached(), 6_300)
     assert commands == (InviteDevices(("a", "b")),)
     assert state == msgspec.structs.replace(
-        COLLECTING, round_id=2, deadline_at_ms=7_300, abandoned_in_a_row=1
+        COLLECTING, round_id=2, cohort=cohort(2), deadline_at_ms=7_300, abandoned_in_a_row=1
     )
 
 
@@ -124,7 +134,9 @@ def test_pauses_double_up_to_a_minute() -> None:
 def test_a_model_is_followed_by_the_next_round() -> None:
     commands, state = after(AGGREGATING, RoundAggregated(1))
     assert commands == (InviteDevices(("a", "b")),)
-    assert state == msgspec.structs.replace(COLLECTING, round_id=2, rounds_done=1, model_version=1)
+    assert state == msgspec.structs.replace(
+        COLLECTING, round_id=2, cohort=cohort(2, 1), rounds_done=1, model_version=1
+    )
 
 
 def test_the_last_model_is_judged_and_then_all_is_done() -> None:
@@ -152,16 +164,20 @@ def test_the_last_model_is_judged_and_then_all_is_done() -> None:
 
 
 def test_too_many_abandoned_rounds_end_it_with_a_reason() -> None:
-    state = msgspec.structs.replace(BACKING_OFF, abandoned_in_a_row=20)
-    commands, state = after(state, TimeReached(), 6_300)
-    assert commands == (
-        FinishFederation(
-            "20 rounds in a row were abandoned; last: "
-            "the deadline has come with 0 of at least 1 updates",
-            False,
-        ),
-    )
+    state = msgspec.structs.replace(COLLECTING, abandoned_in_a_row=19)
+    commands, state = after(state, TimeReached(), 6_000)
+    reason = "the deadline has come with 0 of at least 1 updates"
+    told = f"20 rounds in a row were abandoned; last: {reason}"
+    assert commands == (AbandonRound(1, reason), FinishFederation(told, False))
     assert state.phase == "finished"
+
+
+def test_the_pause_ends_when_enough_devices_are_back() -> None:
+    alone = msgspec.structs.replace(BACKING_OFF, online=("a",))
+    assert after(alone, DeviceArrived("a")) == ((), alone)
+    commands, state = after(alone, DeviceArrived("b"))
+    assert commands == (InviteDevices(("a", "b")),)
+    assert (state.phase, state.round_id) == ("collecting", 2)
 
 
 @pytest.mark.parametrize(
@@ -256,7 +272,7 @@ def test_the_final_model_does_not_wait_for_devices_that_are_gone() -> None:
 def test_more_rounds_configured_during_the_final_evaluation_are_run() -> None:
     judging = msgspec.structs.replace(COLLECTING, kind="evaluate", rounds_done=1, round_id=2)
     commands, state = after(judging, TimeReached(), 6_000)  # CONFIG asks for two
-    reason = "the deadline has come with 0 of at least 1 updates"
+    reason = "the deadline has come with 0 of at least 1 evaluations"
     assert commands == (AbandonRound(2, reason), InviteDevices(("a", "b")))
     assert (state.kind, state.round_id) == ("train", 3)
 
@@ -272,3 +288,124 @@ def test_a_quorum_that_is_changed_counts_from_the_next_round() -> None:
     strict = msgspec.structs.replace(CONFIG, quorum=2)
     commands, _ = step(HALF, TimeReached(), 6_000, strict)
     assert commands == (AggregateRound(1, "train", ("ua",)),)
+
+
+# ---- late updates ----
+
+DISCOUNT = msgspec.structs.replace(CONFIG, late="discount", staleness_max=1, count=5)
+NEXT = msgspec.structs.replace(
+    COLLECTING, round_id=2, cohort=cohort(2, 1), rounds_done=1, model_version=1
+)
+
+
+def late(state: RoundState, version: int = 0, device: str = "a") -> RoundState:
+    commands, new = step(state, UpdateAccepted(1, device, "late", version), 5_000, DISCOUNT)
+    assert commands == ()
+    return new
+
+
+def test_a_late_update_is_carried_into_the_open_round() -> None:
+    carried = Member("a", "accepted", "late", 1, 0)
+    state = late(NEXT)
+    assert state == msgspec.structs.replace(NEXT, carried=(carried,))
+    assert late(state) == state  # the same again
+    commands, state = step(state, UpdateAccepted(2, "b", "ub", 1), 5_000, DISCOUNT)
+    assert commands == ()  # it does not take the place of one that is wanted
+    commands, state = step(state, UpdateAccepted(2, "a", "ua", 1), 5_000, DISCOUNT)
+    assert commands == (AggregateRound(2, "train", ("late", "ua", "ub")),)
+    assert state.carried == ()
+
+
+def test_a_late_update_while_a_model_is_made_counts_in_the_next() -> None:
+    straggling = msgspec.structs.replace(AGGREGATING, cohort=cohort(a="ua"))
+    state = late(straggling, device="b")
+    assert [m.device_id for m in state.carried] == ["b"]
+    commands, state = step(state, RoundAggregated(1), 5_000, DISCOUNT)
+    assert commands == (InviteDevices(("a", "b")),)
+    assert [m.device_id for m in state.carried] == ["b"]
+
+
+@pytest.mark.parametrize(
+    ("state", "config"),
+    [
+        (NEXT, CONFIG),  # late = "discard"
+        (msgspec.structs.replace(NEXT, model_version=2), DISCOUNT),  # two behind
+        (msgspec.structs.replace(AGGREGATING, model_version=1, round_id=2), DISCOUNT),  # will be
+        (msgspec.structs.replace(NEXT, kind="evaluate", rounds_done=5), DISCOUNT),
+        (msgspec.structs.replace(NEXT, phase="finished", rounds_done=5), DISCOUNT),
+    ],
+)
+def test_what_is_too_late_changes_nothing(state: RoundState, config: RoundsConfig) -> None:
+    assert step(state, UpdateAccepted(1, "a", "late", 0), 5_000, config) == ((), state)
+
+
+def test_updates_of_an_abandoned_round_are_carried_and_meet_the_quorum() -> None:
+    strict = msgspec.structs.replace(HALF, quorum=2)
+    commands, state = step(strict, TimeReached(), 6_000, DISCOUNT)
+    assert isinstance(commands[0], AbandonRound)
+    assert [m.update_id for m in state.carried] == ["ua"]
+    config = msgspec.structs.replace(DISCOUNT, quorum=2)
+    _, state = step(state, TimeReached(), 6_300, config)
+    _, state = step(state, UpdateAccepted(2, "b", "ub", 0), 6_400, config)
+    commands, state = step(state, TimeReached(), 7_300, config)
+    assert commands == (AggregateRound(2, "train", ("ua", "ub")),)
+
+
+def test_updates_that_make_no_model_are_not_tried_again() -> None:
+    _, state = step(AGGREGATING, AggregationFailed(1, "unusable"), 5_000, DISCOUNT)
+    assert (state.phase, state.carried) == ("backing_off", ())
+
+
+# ---- the buffered mode ----
+
+BUFFERED = RoundsConfig(
+    count=2, mode="buffered", buffer_size=2, concurrency=2, collect_ms=1_000, devices_min=1
+)
+
+
+def play(state: RoundState, *events: Event, at_ms: int = 5_000) -> tuple[list[object], RoundState]:
+    commands: list[object] = []
+    for event in events:
+        more, state = step(state, event, at_ms, BUFFERED)
+        commands += more
+    return commands, state
+
+
+def test_devices_are_invited_as_they_become_free() -> None:
+    commands, state = play(RoundState(), *(DeviceArrived(name) for name in "abc"))
+    assert commands == [InviteDevices(("a",)), InviteDevices(("b",))]
+    assert state.reason == "0 of 2 updates are in the buffer; at work: a, b"
+    commands, state = play(state, UpdateAccepted(1, "a", "ua"))
+    assert commands == [InviteDevices(("c",))]
+    assert [m.device_id for m in state.at_work()] == ["b", "c"]
+
+
+def test_whoever_is_at_work_carries_over() -> None:
+    _, state = play(RoundState(), *(DeviceArrived(name) for name in "abc"))
+    commands, state = play(state, UpdateAccepted(1, "a", "ua"), UpdateAccepted(1, "b", "ub"))
+    assert commands[-1] == AggregateRound(1, "train", ("ua", "ub"))
+    commands, state = play(state, RoundAggregated(1))
+    carried_over, invited = state.at_work()
+    assert (carried_over.device_id, carried_over.round_id, invited.round_id) == ("c", 1, 2)
+    commands, state = play(state, UpdateAccepted(1, "c", "uc", 0))
+    assert [m.update_id for m in state.ready()] == ["uc"]
+
+
+def test_a_silent_device_loses_its_place_but_not_its_update() -> None:
+    _, state = play(RoundState(), *(DeviceArrived(name) for name in "abc"))
+    commands, state = play(state, TimeReached(), at_ms=6_000)
+    assert commands == [InviteDevices(("c",))]
+    assert [m.answer for m in state.cohort] == ["silent", "silent", "none"]
+    _, state = play(state, UpdateAccepted(1, "a", "ua"), at_ms=6_500)
+    assert [m.update_id for m in state.ready()] == ["ua"]
+
+
+def test_a_buffer_that_cannot_be_filled_closes_with_what_is_there() -> None:
+    _, state = play(RoundState(), DeviceArrived("a"))
+    commands, state = play(state, UpdateAccepted(1, "a", "ua"))
+    assert (commands, state.idle, state.deadline_at_ms) == ([], True, 6_000)
+    assert state.reason == "1 of 2 updates are in the buffer; waiting for a free device"
+    _, state = play(state, DeviceLeft("a"), DeviceArrived("a"), at_ms=5_900)
+    assert state.deadline_at_ms == 6_000  # coming and going does not stretch it
+    commands, state = play(state, TimeReached(), at_ms=6_000)
+    assert commands == [AggregateRound(1, "train", ("ua",))]

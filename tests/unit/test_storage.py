@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from coordinator.round_machine import DeviceArrived, RoundState
-from coordinator.store import SCHEMA_VERSION, Store
+from coordinator.aggregate_job import Part
+from coordinator.round_machine import DeviceArrived, Member, RoundState, UpdateAccepted
+from coordinator.schema import _TABLES, SCHEMA_VERSION
+from coordinator.store import Store
 from fedtide.blobs import BlobStore
 from fedtide.bundle import sha256_hex
 from fedtide.errors import StateError
@@ -19,6 +23,7 @@ from fedtide.files import locked, write_atomically
 from fedtide.generations import Generations
 from fedtide.measures import Measure, Metrics
 from fedtide.messages import BlobRef, Receipt, Update
+from fedtide.plan import Plan
 
 # ---- files ----
 
@@ -219,6 +224,46 @@ def test_a_foreign_schema_is_refused(store: Store, tmp_path: Path) -> None:
     for read_only in (False, True):
         with pytest.raises(StateError, match=f"schema {SCHEMA_VERSION + 1}, expected"):
             Store(tmp_path / "state", read_only=read_only)
+
+
+def test_a_store_of_version_2_is_brought_up_to_date(tmp_path: Path) -> None:
+    """A round that is done, one that is open: as the version before this one wrote them."""
+    folder = tmp_path / "old"
+    folder.mkdir()
+    database = sqlite3.connect(folder / "coordinator.db")
+    database.executescript(f"{_TABLES} PRAGMA user_version = 2;")
+    state = {
+        "phase": "collecting",
+        "round_id": 2,
+        "model_version": 1,
+        "wanted": 2,
+        "quorum": 1,
+        "cohort": [{"device_id": "a", "answer": "none", "update_id": ""}],
+        "deadline_at_ms": 99,
+    }
+    database.execute("INSERT INTO facts VALUES ('round_state', ?)", (json.dumps(state),))
+    event = '{"type": "UpdateAccepted", "round_id": 1, "device_id": "a", "update_id": "u1"}'
+    database.execute("INSERT INTO events VALUES (1, 5, ?)", (event,))
+    plan = msgspec.json.encode(Plan()).decode()
+    for round_id, outcome in ((1, "done"), (2, "open")):
+        row = (round_id, "train", 1, None, outcome, "", '["a"]', round_id - 1, plan, "f32")
+        database.execute(f"INSERT INTO rounds VALUES ({', '.join('?' * 10)})", row)
+    first = ("u1", 1, "a", "accepted", "", 5, 10, 7, 4, msgspec.json.encode(UPDATE).decode())
+    database.execute(f"INSERT INTO updates VALUES ({', '.join('?' * 10)})", first)
+    database.commit()
+    database.close()
+
+    with pytest.raises(StateError, match="start the coordinator once"):
+        Store(folder, read_only=True)
+    for _ in range(2):  # it is done once
+        store = Store(folder)
+        assert store.parts(1) == [Part(UPDATE, 0, None)]
+        assert store.load_state().cohort == (Member("a", "none", "", 2, 1),)
+        assert store.invited(2, "a")
+        assert store.answered(1, "a")
+        assert store.terms(1).norm_factor is None  # nothing was clipped then
+        assert store.events() == [(5, UpdateAccepted(1, "a", "u1"))]
+        store.close()
 
 
 def test_a_file_that_is_no_database(tmp_path: Path) -> None:

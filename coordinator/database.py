@@ -1,0 +1,153 @@
+"""The coordinator's database: opened, committed, and damage told as what it is.
+
+WAL with synchronous=FULL: what was committed survives a power cut.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from pathlib import Path
+from typing import Concatenate, ParamSpec, TypeVar, cast
+
+import msgspec
+
+from coordinator.schema import SCHEMA_VERSION, prepare
+from fedtide.errors import StateError
+from fedtide.failpoints import reach
+from fedtide.files import make_folder
+
+P = ParamSpec("P")
+R = TypeVar("R")
+D = TypeVar("D", bound="Database")
+
+
+def reading(method: Callable[Concatenate[D, P], R]) -> Callable[Concatenate[D, P], R]:
+    """What a failing disk made of a row, or of the file, is told as such: no traceback."""
+
+    @wraps(method)
+    def guarded(self: D, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        # A TypeError: a row or a value is not there.
+        except (sqlite3.Error, msgspec.DecodeError, UnicodeDecodeError, TypeError) as exc:
+            raise StateError(
+                f"the coordinator's state in {str(self.folder)!r} cannot be read: {exc}",
+                hint=_hint(exc),
+            ) from exc
+
+    return cast(Callable[Concatenate[D, P], R], guarded)
+
+
+class Database:
+    """Facts and counters, and transactions over whatever else is in it."""
+
+    def __init__(self, folder: Path, *, read_only: bool = False) -> None:
+        self.folder = folder
+        path = folder / "coordinator.db"
+        if read_only and not path.exists():
+            raise StateError(
+                f"no coordinator state in {str(folder)!r}",
+                hint="give the state_dir of a coordinator.toml",
+            )
+        with _database_errors(folder):
+            if not read_only:
+                make_folder(folder)
+            uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
+            try:
+                self._prepare(folder, read_only=read_only)
+            except BaseException:
+                self._db.close()
+                raise
+        self._counts: Counter[str] = Counter()
+
+    def _prepare(self, folder: Path, *, read_only: bool) -> None:
+        self._db.execute("PRAGMA busy_timeout = 5000")
+        if not read_only:
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = FULL")
+        if read_only:
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        else:
+            version = prepare(self._db)
+        if version != SCHEMA_VERSION:
+            older = "start the coordinator once, which brings it up to date"
+            raise StateError(
+                f"the state in {str(folder)!r} has schema {version}, expected {SCHEMA_VERSION}",
+                hint=older if version == 2 else "use the fedtide version that wrote it",
+            )
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing.
+
+        Raises:
+            StateError: the disk is full or failing; nothing of the transaction happened.
+        """
+        with _database_errors(self.folder):
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield
+                self._write_counts()
+                reach("disk: commit")
+                self._db.execute("COMMIT")
+                self._counts.clear()
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the database."""
+        if self._counts:
+            with self.transaction():
+                pass
+        self._db.close()
+
+    @reading
+    def fact(self, name: str) -> str | None:
+        """A named value, such as the run's id."""
+        row = self._db.execute("SELECT value FROM facts WHERE name = ?", (name,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def set_fact(self, name: str, value: str) -> None:
+        """Set a named value."""
+        self._db.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, value))
+
+    def count(self, name: str) -> None:
+        """Add one to a named counter; written with the next transaction, or at `close`."""
+        self._counts[name] += 1
+
+    def _write_counts(self) -> None:
+        self._db.executemany(
+            "INSERT INTO counts VALUES (?, ?)"
+            " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+            list(self._counts.items()),
+        )
+
+    @reading
+    def counts(self) -> dict[str, int]:
+        """All counters, sorted by name."""
+        written = Counter(dict(self._db.execute("SELECT name, value FROM counts")))
+        return dict(sorted((written + self._counts).items()))
+
+
+def _hint(exc: Exception) -> str:
+    if not isinstance(exc, sqlite3.OperationalError | OSError):
+        return "the database is damaged: restore the state folder from a backup"
+    return "free space or repair the disk, then start again: the last commit is intact"
+
+
+@contextmanager
+def _database_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (sqlite3.Error, OSError, UnicodeDecodeError) as exc:
+        raise StateError(
+            f"the coordinator's state in {str(folder)!r} cannot be used: {exc}",
+            hint=_hint(exc),
+        ) from exc
