@@ -406,4 +406,4 @@ def test_a_planted_bug_is_found(
     planted = plant(getattr(round_machine, name))  # type: ignore[operator]
     monkeypatch.setattr(round_machine, name, planted)
     with pytest.raises(AssertionError):
-        run(machine, 200, shrink=False)
+        run(machine, 1_000, shrink=False)
