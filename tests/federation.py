@@ -221,9 +221,9 @@ class Peer:
         )
         self.federation.settle()
 
-    def hello(self) -> None:
+    def hello(self, installation: str = "") -> None:
         """Be online."""
-        self.say(Hello("0", ("portable",), 10, ("f32",)))
+        self.say(Hello("0", ("portable",), 10, ("f32",), installation=installation))
 
     def last(self, kind: type[M]) -> M:
         """The newest message of this kind that the coordinator sent."""
