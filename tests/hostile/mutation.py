@@ -113,7 +113,7 @@ class Mutator:
                 case 0:
                     del value[index]
                 case 1:
-                    value += value[index:] * random.choice((1, 1, 100))
+                    value += value[index : index + 1] * random.choice((1, 1, 100))
                 case 2:
                     random.shuffle(value)
                 case _:
