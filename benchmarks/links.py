@@ -141,15 +141,17 @@ class Device:
             self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
         self.said: SimpleQueue[tuple[str, float]] = SimpleQueue()
         self.losses: list[str] = []
-        threading.Thread(target=self._read, daemon=True).start()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        for line in self.process.stdout:
-            word, at_s = line.split()
-            if word.startswith("lost"):
-                self.losses.append(word)
-            self.said.put((word, float(at_s)))
+        with self.process.stdout as lines:
+            for line in lines:
+                word, at_s = line.split()
+                if word.startswith("lost"):
+                    self.losses.append(word)
+                self.said.put((word, float(at_s)))
 
     def wait(self, word: str, until_s: float) -> float:
         """When it said that."""
@@ -161,6 +163,7 @@ class Device:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+        self._reader.join(timeout=5)
 
 
 def now_ms() -> int:

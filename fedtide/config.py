@@ -15,6 +15,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fedtide.errors import ConfigError
+from fedtide.limits import BLOCK_BYTES, CHUNK_HEADER_BYTES_MAX
 
 T = TypeVar("T")
 _IDENTIFIER_RULE = "a name of letters, digits, '.', '_' or '-', at most 64"
@@ -37,6 +38,8 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ca_file: Path | None = None
     """PEM file of the authority that signed the broker's certificate; turns TLS on."""
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 60
+    packet_bytes_max: Annotated[int, Meta(ge=BLOCK_BYTES + CHUNK_HEADER_BYTES_MAX)] | None = None
+    """Largest packet that the broker takes, where it does not say so itself (MQTT 3.1.1)."""
     reconnect_ms_max: Annotated[int, Meta(ge=500)] = 60_000
     """Longest pause between two attempts to connect."""
     give_up_ms: Annotated[int, Meta(ge=0)] = 60_000

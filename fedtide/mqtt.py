@@ -324,7 +324,8 @@ class MqttTransport:
             client.disconnect()
             return
         limit = getattr(properties, "MaximumPacketSize", None) if properties else None
-        self._packet_bytes_max = limit or MESSAGE_BYTES_MAX + _PACKET_OVERHEAD_BYTES
+        ours = self._config.packet_bytes_max or MESSAGE_BYTES_MAX + _PACKET_OVERHEAD_BYTES
+        self._packet_bytes_max = min(limit or ours, ours)
         self._connected_at_s = time.monotonic()
         self._spoke_5 = self._protocol == 5
         name = "MQTT 5" if self._protocol == 5 else "MQTT 3.1.1"

@@ -14,16 +14,18 @@ from unittest import mock
 
 import pytest
 
-from fedtide import mqtt
+from fedtide import mqtt, pulse
 from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError
 from fedtide.mqtt import MqttTransport
 from fedtide.transport import (
+    Arriving,
     Broken,
     Connected,
     Delivered,
     Disconnected,
     LinkEvent,
+    Received,
     Refused,
 )
 
@@ -276,6 +278,67 @@ def test_two_clients_of_one_name_do_not_cut_each_other_off_for_ever() -> None:
         pauses_ms.append(event.retry_ms)
     assert max(pauses_ms[:-1]) <= config.reconnect_ms_max
     assert pauses_ms[-1] >= mqtt.GIVE_WAY_S * 1000
+
+
+@pytest.fixture
+def short_pulse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A keep-alive of 1.2 s, and 0.8 s for an answer: too short for a configuration file."""
+    monkeypatch.setattr(pulse, "ANSWER_MS", 800)
+    monkeypatch.setattr(mqtt, "Pulse", lambda _keepalive_ms, at_ms: pulse.Pulse(1_200, at_ms))
+
+
+@pytest.mark.usefixtures("short_pulse")
+def test_a_broker_that_falls_silent_is_left_without_a_farewell() -> None:
+    """Half-open: pings are taken, nothing comes back. A farewell would keep the will unsaid."""
+    heard: list[int] = []
+
+    def hanging(wire: Wire) -> None:
+        wire.packet()
+        wire.sock.sendall(CONNACK)
+        while True:
+            heard.append(wire.packet()[0] >> 4)
+
+    with scripted_broker(hanging) as (config, failures):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        wait_for(events, Connected)
+        lost = wait_for(events, Disconnected)
+        link.stop()
+    assert isinstance(lost, Disconnected)
+    assert lost.reason.startswith("nothing has moved on the link for")
+    assert set(heard) == {12}, "pings, and no packet of type 14"
+    assert failures == []
+
+
+@pytest.mark.usefixtures("short_pulse")
+def test_a_message_longer_than_the_keepalive_keeps_the_link_and_is_told_of(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(mqtt, "ARRIVING_MS", 100)
+    never = threading.Event()
+    body = len(TOPIC).to_bytes(2, "big") + TOPIC.encode() + b"x" * 100
+    message = b"\x30" + bytes([len(body)]) + body
+
+    def slow(wire: Wire) -> None:
+        wire.packet()
+        wire.sock.sendall(CONNACK)
+        for at in range(0, len(message), 2):
+            wire.sock.sendall(message[at : at + 2])
+            never.wait(0.05)
+        wire.packet()
+
+    with scripted_broker(slow) as (config, _):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        seen: list[LinkEvent] = []
+        while not (seen and isinstance(seen[-1], Received)):
+            seen.append(events.get(timeout=WAIT_S))
+        link.stop()
+    assert isinstance(seen[0], Connected)
+    assert len(seen) > 5
+    assert {type(event) for event in seen[1:-1]} == {Arriving}
 
 
 def test_a_failure_of_the_link_itself_is_an_event(monkeypatch: pytest.MonkeyPatch) -> None:
