@@ -64,6 +64,7 @@ bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m benchmarks.round_overhead
 	$(EXPORT)/bin/python -m benchmarks.client_footprint
 	$(EXPORT)/bin/python -m benchmarks.model_fan_out
+	$(EXPORT)/bin/python -m benchmarks.links --save
 	$(EXPORT)/bin/python -m benchmarks.train_step
 
 # Five models, batch 10, one thread: the last line is model -> portable time / torch time.

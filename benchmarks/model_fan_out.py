@@ -25,12 +25,11 @@ from queue import SimpleQueue
 import numpy as np
 
 from benchmarks.measurement import save
-from coordinator.publishing import Publisher
+from coordinator.publishing import GRID_BLOCKS, Publisher
 from demo.brokers import COORDINATOR, HOST, Broker
 from demo.local import wait_for
 from edge_client.download import Download
 from fedtide.blobs import BlobStore, blocks_count, split
-from fedtide.limits import CHUNK_BLOCKS_MAX
 from fedtide.messages import BlobRef, Chunk, Envelope, decode
 from fedtide.mqtt import MqttTransport
 from fedtide.topics import Topics
@@ -105,7 +104,7 @@ def fedtide(broker: Broker, store: BlobStore, ref: BlobRef, folder: Path) -> flo
     for number in range(CLIENTS):
         link, inbox = connect(broker, "device", f"device-{number}")
         own = BlobStore(folder / str(number))
-        downloads.append((Download(ref, CHUNK_BLOCKS_MAX, own, link, topics), link, inbox))
+        downloads.append((Download(ref, GRID_BLOCKS, own, link, topics), link, inbox))
     started = time.monotonic()
     for download, _, _ in downloads:
         download.start(0)
@@ -149,10 +148,10 @@ def publish(
     """One publication; returns when the broker has all of it."""
     publisher = Publisher(store, link, topics)
     publisher.offer([ref])
-    for _ in split([(0, blocks_count(ref.size_bytes))]):
+    for _ in split([(0, blocks_count(ref.size_bytes))], GRID_BLOCKS):
         event = inbox.get(timeout=WAIT_S)
         assert isinstance(event, Delivered)
-        publisher.delivered(event.token)
+        publisher.delivered(event.token, event.waited_ms)
     return publisher
 
 
@@ -161,7 +160,7 @@ def subscribers(
     broker: Broker, ref: BlobRef, topics: Topics, folder: Path, extra: int
 ) -> Iterator[tuple[list[subprocess.Popen[bytes]], list[Path]]]:
     """100 processes that end when they have every chunk, and `extra` messages on `blob/ready`."""
-    chunks = len(split([(0, blocks_count(ref.size_bytes))]))
+    chunks = len(split([(0, blocks_count(ref.size_bytes))], GRID_BLOCKS))
     password = broker.password_file("device").read_text().strip()
     command = [
         "mosquitto_sub", "-h", HOST, "-p", str(broker.port), "-u", "device", "-P", password,

@@ -13,12 +13,10 @@ import logging
 import random
 import socket
 import ssl
-import struct
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -30,8 +28,8 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError
-from fedtide.limits import MESSAGE_BYTES_MAX
-from fedtide.paho_client import Client, guarded, taken_bytes
+from fedtide.limits import BLOCK_BYTES, MESSAGE_BYTES_MAX
+from fedtide.paho_client import Client, guarded, reset, taken_bytes
 from fedtide.pulse import ANSWER_MS, Pulse
 from fedtide.transport import (
     Arriving,
@@ -50,7 +48,8 @@ _log = logging.getLogger(__name__)
 WILL_DELAY_S = 3
 """A link that comes back within this time is not reported as lost (MQTT 5 only)."""
 STABLE_S = 10.0
-"""A link that lived this long, and twice as long as the last pause, resets the back-off. Two
+"""A link that lived this long, and twice as long as the last pause, or carried a block, resets the
+back-off. Two
 clients of one name, who cut each other off, thus do so ever more rarely."""
 TAKEOVERS_MAX, TAKEOVERS_WITHIN_S = 3, 60.0
 """So many links lost to another client of our name within this time: somebody must give way."""
@@ -176,6 +175,7 @@ class MqttTransport:
             now_s = time.monotonic()
             lived = self._connected_at_s is not None and (
                 now_s - self._connected_at_s > max(STABLE_S, 2 * delay_s)
+                or self._carried_bytes >= BLOCK_BYTES
             )
             was_up, self._connected_at_s = self._connected_at_s is not None, None
             if self._stopped.is_set():
@@ -203,6 +203,7 @@ class MqttTransport:
         client = self._new_client()
         with self._lock:
             self._published_at_ms.clear()
+            self._carried_bytes = 0
             self._confirmed_early.clear()
         try:
             arguments: dict[str, Any] = {}
@@ -263,18 +264,15 @@ class MqttTransport:
         sock: Any = client.socket()
         if sock is None:
             return False
-        self._pulse.taken(taken_bytes(sock), at_ms)
+        self._pulse.taken(taken := taken_bytes(sock), at_ms)
+        self._carried_bytes = max(self._carried_bytes, taken)
         reason = self._pulse.verdict(at_ms, unconfirmed=bool(self._published_at_ms))
         if reason is None:
             if self._connected_at_s is not None and self._pulse.ping_is_due(at_ms):
                 client.ping()
             return True
         self._reason = reason
-        # Not a farewell: the will shall be said. And what still lies in the kernel must not compete
-        # with the next connection for a slow line: a reset throws it away.
-        with suppress(OSError, AttributeError):
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        sock.close()
+        reset(sock)  # no farewell: the will shall be said
         return False
 
     def _new_client(self) -> Client:
@@ -355,6 +353,7 @@ class MqttTransport:
 
     def _on_message(self, client: Client, _data: object, message: paho.MQTTMessage) -> None:
         client.events += 1
+        self._carried_bytes += len(message.payload)
         self._deliver(Received(message.topic, bytes(message.payload), bool(message.retain)))
 
     def _on_publish(

@@ -6,6 +6,7 @@ import logging
 import socket
 import struct
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import paho.mqtt.client as paho
@@ -33,6 +34,14 @@ class Client(paho.Client):
     def ping(self) -> None:
         """Ask the broker for a sign of life."""
         self._send_pingreq()
+
+
+def reset(sock: Any) -> None:
+    """Close, and throw away what the kernel still holds: it would compete with the next connection
+    for a slow line."""
+    with suppress(OSError, AttributeError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    sock.close()
 
 
 def taken_bytes(sock: Any) -> int:

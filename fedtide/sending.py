@@ -127,11 +127,11 @@ class ChunkSender:
             self._window.sent(token, size * BLOCK_BYTES)
 
     def _next_blocks(self, first: int, count: int) -> int:
-        """Blocks in the next chunk: to the end of its cell, or half a window."""
+        """Blocks in the next chunk: to the end of its cell, or a quarter of a window."""
         if self._grid:
             return split([(first, count)], self.chunk_blocks)[0][1]
-        half = max(1, self._window.bytes // (2 * BLOCK_BYTES))
-        return min(count, half, self.chunk_blocks, self._limit.blocks)
+        quarter = max(1, self._window.bytes // (4 * BLOCK_BYTES))
+        return min(count, quarter, self.chunk_blocks, self._limit.blocks)
 
 
 class _SizeLimit:

@@ -2,15 +2,15 @@
 
 The only thing measured is the wait: from handing a chunk over (or asking for it) until it is
 confirmed (or here). The shortest wait of a connection is the way itself; what a later one takes
-longer is the queue in front of the line. The window grows while that queue is below half of
-`QUEUE_MS` (doubling until it first is not, then by an eighth), stays up to `QUEUE_MS`, and shrinks
-in proportion beyond it, once for all that was under way together. So, on a line of constant rate up
-to 12 Mbit/s and a round trip up to 0.9 s, once it has settled (tests/property/test_window.py):
+longer is the queue in front of the line. The window grows while that queue is below three quarters
+of `QUEUE_MS` (doubling until it first is not, then by an eighth), stays up to `QUEUE_MS`, and
+shrinks in proportion beyond it, once for all that was under way together. So, on a line of constant
+rate (to 12 Mbit/s) and round trip (to 0.9 s), once settled (tests/property/test_window.py):
 
 - a chunk finds at most `QUEUE_MS` (a quarter of the shortest keep-alive, 5 s) in front of it, or
   the floor, and one block more;
 - the line carries chunks nine tenths of the time or more;
-- a chunk, at most half a window, is no longer than that queue, or a single block.
+- a chunk, a quarter of the window, takes a quarter of about a second, or is a single block.
 
 After a delay-based tradition: TCP Vegas (Brakmo and Peterson 1995), LEDBAT (RFC 6817).
 """
@@ -25,7 +25,7 @@ FLOOR_BYTES = 2 * BLOCK_BYTES
 """One block on its way, and one behind it so that the line does not wait for a confirmation."""
 WINDOW_BYTES_MAX = 16 * CHUNK_BLOCKS_MAX * BLOCK_BYTES
 """1.8 MB: 25 Mbit/s over a satellite (600 ms)."""
-ENOUGH_BYTES = 3 * CHUNK_BLOCKS_MAX * BLOCK_BYTES
+ENOUGH_BYTES = 4 * CHUNK_BLOCKS_MAX * BLOCK_BYTES
 ENOUGH_BYTES_MS = 10_000
 """Beyond `ENOUGH_BYTES` a link that carries 10 MB/s is fast enough: brokers hold what is more."""
 _SHRINK_MIN = 0.25

@@ -47,9 +47,9 @@ class Line:
             self.window.confirmed(done, round(now_ms - sent_ms), more=True)
 
     def _next_size(self) -> int:
-        """As `ChunkSender`: half a window."""
-        half = self.window.bytes // (2 * BLOCK_BYTES)
-        return min(max(1, half), CHUNK_BLOCKS_MAX) * BLOCK_BYTES
+        """As `ChunkSender`: a quarter of a window."""
+        quarter = self.window.bytes // (4 * BLOCK_BYTES)
+        return min(max(1, quarter), CHUNK_BLOCKS_MAX) * BLOCK_BYTES
 
     def busy_share(self, from_ms: float) -> float:
         """Of the line's time since then, while `run` went on."""
@@ -75,13 +75,13 @@ rounds = st.floats(0, 900)
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.floats(10, 1_500), rounds)
+@given(st.floats(8, 1_500), rounds)
 def test_a_line_is_kept_busy_and_its_queue_short(rate: float, round_ms: float) -> None:
     check(Line(lambda _at: rate, round_ms))
 
 
 @settings(max_examples=30, deadline=None)
-@given(st.floats(0.8, 10), rounds)
+@given(st.floats(0.8, 8), rounds)
 def test_a_very_slow_line_carries_single_blocks_two_at_a_time(rate: float, round_ms: float) -> None:
     line = Line(lambda _at: rate, round_ms)
     line.run(10 * TIME_MS)

@@ -14,7 +14,7 @@ from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
 from fedtide.messages import BlobRef, Chunk, Range
 from fedtide.sending import ChunkSender, chunk_blocks_for
 
-BLOCKS = 40
+BLOCKS = 80
 
 
 class World:
