@@ -35,6 +35,9 @@ _COMMANDS = {
     "client": _Command("edge_client.command", "run the client on this device", "client"),
     "models": _Command("coordinator.models_command", "list, export, verify models", "coordinator"),
     "status": _Command("fedtide.status_command", "show fleet and round, live", "client"),
+    "doctor": _Command(
+        "fedtide.doctor_command", "find out what is wrong, and what to do", "client"
+    ),
     "demo": _Command("demo.command", "a whole federation on this machine", "demo"),
 }
 

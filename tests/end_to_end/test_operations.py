@@ -1,4 +1,4 @@
-"""`fedtide status` and `fedtide doctor` at a real Mosquitto, with our own access list and others."""
+"""`fedtide status` and `fedtide doctor` at a real Mosquitto, with access lists good and bad."""
 
 from __future__ import annotations
 

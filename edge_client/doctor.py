@@ -1,0 +1,241 @@
+"""`fedtide doctor client.toml`: this device, its data, its broker, and who answers there.
+
+It disturbs nobody: the state is read only, the link has a name of its own, and the coordinator is
+asked for a blob that it cannot have, which it answers and which makes no device known to it.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+
+from edge_client.config import ClientConfig
+from edge_client.durable import Durable
+from edge_client.saved_session import SavedSession
+from edge_client.trainers.opening import available_runtimes
+from fedtide.blobs import BlobStore
+from fedtide.broker_check import Probe, check_access, forbidden
+from fedtide.bundle import Bundle, open_stored_bundle
+from fedtide.checkup import Finding, examine, failed, ok, problem, warning
+from fedtide.config import load_config
+from fedtide.dataset import load_dataset
+from fedtide.errors import BundleError, FedtideError
+from fedtide.host_check import check_clock, check_folder, is_locked
+from fedtide.inquiry import Inquiry
+from fedtide.limits import MANIFEST_BYTES_MAX
+from fedtide.messages import Envelope, Problem, Want, decode, encode
+from fedtide.picture import Picture
+from fedtide.picture_text import duration
+from fedtide.topics import Topics
+
+LISTEN_S = 0.5
+UPDATE_OLD_S = 86_400
+MODEL_UNKNOWN_BYTES = 50_000_000
+"""Room that is asked for while no bundle is here to tell how much it takes."""
+
+
+def check(path: Path, seconds: float) -> Iterator[Finding]:
+    """Everything; takes at most `seconds`, and little more."""
+    try:
+        config = load_config(path, ClientConfig)
+    except FedtideError as exc:
+        yield failed(exc)
+        return
+    yield ok(f"{str(path)!r} is the configuration of device {config.device!r}")
+    until_s = time.monotonic() + 0.9 * seconds
+    groups = [
+        ("this device", lambda: _device(config)),
+        ("the data", lambda: _data(config)),
+        ("the broker", lambda: _broker(config, until_s)),
+    ]
+    yield from examine(groups, seconds)
+
+
+# ---- this device ----
+
+
+def _device(config: ClientConfig) -> Iterator[Finding]:
+    yield from check_clock(config.state_dir)
+    running = is_locked(config.state_dir)
+    yield ok("its client is running" if running else "its client is not running now")
+    bundle = _held_bundle(config.state_dir)
+    needed = MODEL_UNKNOWN_BYTES if bundle is None else 4 * bundle.manifest.shared_bytes
+    yield from check_folder(config.state_dir, needed, "a bundle, two models and an update")
+    yield from _runtime(config)
+    if config.state_dir.is_dir():
+        saved = SavedSession(config.state_dir, config.federation, config.device)
+        yield from _outbox(config, saved.load())
+
+
+def _runtime(config: ClientConfig) -> Iterator[Finding]:
+    runtimes, wanted = available_runtimes(), config.training.runtime
+    if not runtimes or (wanted != "auto" and wanted not in runtimes):
+        name = "onnxruntime" if wanted == "auto" else f"runtime {wanted!r}"
+        yield problem(f"{name} is not installed here", "pip install 'fedtide[client]'")
+        return
+    try:
+        import onnxruntime
+    except Exception as exc:  # noqa: BLE001 - a broken installation raises what it likes
+        yield problem(f"onnxruntime cannot be imported: {exc}", "install it again")
+        return
+    yield ok(f"onnxruntime {onnxruntime.__version__} for {', '.join(runtimes)}")
+
+
+def _outbox(config: ClientConfig, durable: Durable) -> Iterator[Finding]:
+    if durable.task is not None:
+        yield ok(f"it is at work on round {durable.task.round_id}")
+    if durable.declined_because:
+        yield warning(
+            f"it declined round {durable.answered_round}: {durable.declined_because}",
+            "its log says more; it is asked again in the next round",
+        )
+    if not durable.outbox:
+        yield ok("no update waits for a receipt")
+    for update in durable.outbox:
+        age_s = 0.0
+        if update.blob is not None:
+            path = config.state_dir / "blobs" / update.blob.digest
+            if not path.exists():
+                yield problem(f"the update of round {update.round_id} is gone from the disk", "")
+                continue
+            age_s = max(0.0, time.time() - path.stat().st_mtime)
+        said = (
+            f"the update of round {update.round_id} waits for a receipt "
+            f"since {duration(round(age_s * 1000))}"
+        )
+        if age_s > UPDATE_OLD_S:
+            yield warning(said, "it goes out when client, broker and coordinator are up: see below")
+        else:
+            yield ok(said)
+
+
+def _held_bundle(folder: Path) -> Bundle | None:
+    """The bundle whose files are on this device, if there is one."""
+    if not (folder / "blobs").is_dir():
+        return None
+    blobs = BlobStore(folder, read_only=True)
+    for digest in blobs.digests():
+        try:
+            if blobs.path(digest).stat().st_size <= MANIFEST_BYTES_MAX:
+                return open_stored_bundle(digest, blobs.read)
+        except (BundleError, OSError):
+            continue  # another file of the bundle, or one that is just being removed
+    return None
+
+
+def _data(config: ClientConfig) -> Iterator[Finding]:
+    path, bundle = config.data.path, _held_bundle(config.state_dir)
+    if not path.exists():
+        yield problem(f"there is no data file {str(path)!r}", "correct [data] path")
+    elif bundle is not None:
+        data = load_dataset(path, bundle.manifest, config.data.held_out_fraction)
+        held_out = 0 if data.held_out is None else len(data.held_out.x)
+        yield ok(
+            f"{len(data.training.x):,} examples to train on and {held_out:,} held out, "
+            f"which fit bundle {bundle.manifest.name!r}"
+        )
+    else:
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                names = sorted(archive.files)
+        except Exception as exc:  # noqa: BLE001 - those of numpy and zipfile share no base class
+            yield problem(
+                f"data file {str(path)!r} cannot be read: {exc}",
+                "numpy.savez(path, x=inputs, y=labels) writes what is expected",
+            )
+            return
+        missing = [name for name in ("x", "y") if name not in names]
+        if missing:
+            yield problem(f"{str(path)!r} has no array {missing[0]!r}, only: {', '.join(names)}")
+        else:
+            yield ok("the data file opens; whether it fits is known when a bundle is here")
+
+
+# ---- the broker ----
+
+
+def _broker(config: ClientConfig, until_s: float) -> Iterator[Finding]:
+    for finding in check_access(config.broker):
+        yield finding
+        if finding.level == "problem":
+            return
+    picture = Picture(config.federation)
+    with Inquiry(config.broker, "doctor") as inquiry:
+        probe = Probe(inquiry, picture, until_s)
+        for finding in probe.enter():
+            yield finding
+            if finding.level == "problem":
+                return
+        probe.hear(LISTEN_S)
+        yield from _coordinator(config, probe, picture)
+        topics = Topics(config.federation)
+        # Empty and not retained: it says nothing to anybody, and removes nothing.
+        presence = probe.trip(topics.presence(config.device), b"")
+        if presence.refused:
+            topic = topics.presence(config.device)
+            yield forbidden(config.broker.username, "publish on", topic, presence.refused)
+        # Of no upload, and so ignored by the coordinator.
+        stray = probe.chunk()
+        large = probe.trip(topics.up(config.device), stray)
+        if large.confirmed:
+            yield ok(f"the broker takes a message of {len(stray):,} bytes")
+        elif large.lost:
+            yield problem(
+                f"a message of {len(stray):,} bytes ends the connection: {large.lost}",
+                "raise the broker's packet limit (Mosquitto: max_packet_size)",
+            )
+        elif not large.refused:
+            yield warning(
+                f"a message of {len(stray):,} bytes is not confirmed in time: the link is slow",
+                "nothing, if this is known: transfers adapt and go on where they were",
+            )
+
+
+def _coordinator(config: ClientConfig, probe: Probe, picture: Picture) -> Iterator[Finding]:
+    """Whether anybody of this federation is there, and answers this device."""
+    topics, user = Topics(config.federation), config.broker.username
+    question = encode(Want(secrets.token_hex(32), ((0, 1),)), probe.device_id)
+    trip = probe.trip(topics.up(config.device), question, at=topics.down(config.device))
+    snapshot = picture.snapshot(time.monotonic_ns() // 1_000_000)
+    others = ", ".join(snapshot.others)
+    if trip.refused:
+        yield forbidden(user, "publish on", topics.up(config.device), trip.refused)
+    elif trip.arrived is not None and _answers(trip.arrived, probe.device_id):
+        yield ok("the coordinator answers this device")
+    elif snapshot.coordinator == "online":
+        yield problem(
+            "the coordinator is online but does not answer this device",
+            f"let user {user!r} write {topics.up(config.device)} and read "
+            f"{topics.down(config.device)} in the broker's access list; its name must be the "
+            "device's. Else look at the coordinator: fedtide doctor coordinator.toml",
+        )
+    elif snapshot.coordinator == "offline":
+        yield problem(
+            f"the coordinator of {config.federation!r} is gone; updates wait for it",
+            "start it; the client goes on by itself",
+        )
+    elif others:
+        near = get_close_matches(config.federation, snapshot.others, 1)
+        guess = f"; did you mean {near[0]!r}?" if near else ""
+        yield problem(
+            f"no coordinator of a federation {config.federation!r} has ever been at this broker, "
+            f"but of: {others}",
+            f"correct `federation`{guess}",
+        )
+    else:
+        yield problem(
+            f"no coordinator of {config.federation!r} is known to this broker",
+            "start it, correct `federation`, or let this user read "
+            f"{topics.beacon} in the broker's access list",
+        )
+
+
+def _answers(payload: bytes, message_id: str) -> bool:
+    envelope = decode(payload)
+    body = envelope.body if isinstance(envelope, Envelope) else None
+    return isinstance(body, Problem) and body.regarding == message_id
