@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from coordinator.config import RoundsConfig
-from coordinator.round_machine import RoundState
+from coordinator.round_state import RoundState
 from fedtide.checkup import Finding, ok, problem, warning
 from fedtide.picture_text import duration
 
@@ -143,11 +143,12 @@ def _collecting(facts: Facts) -> Iterator[Finding]:
     state, rounds = facts.state, facts.rounds
     at_work = sum(member.answer == "none" for member in state.cohort)
     accepted = sum(member.answer == "accepted" for member in state.cohort)
-    carried = len(getattr(state, "carried", ()))
-    here = accepted + carried
+    here = accepted + len(state.carried)
     told = f"round {state.round_id}: {here} of {state.wanted} updates, {at_work} devices at work"
     left = "" if facts.deadline_ms is None else f", {duration(facts.deadline_ms)} left"
-    if here + at_work < state.quorum:
+    if state.buffered:  # places are given to others again and again
+        yield ok(f"{told}, in the buffered mode")
+    elif here + at_work < state.quorum:
         yield problem(
             f"{told}: the quorum of {state.quorum} is out of reach, the round will be abandoned",
             "the findings on the devices say why they are out",
@@ -160,7 +161,7 @@ def _collecting(facts: Facts) -> Iterator[Finding]:
         )
     else:
         yield ok(f"{told}{left}")
-    if rounds.cohort_size is not None and state.wanted < rounds.cohort_size:
+    if rounds.cohort_size is not None and not state.buffered and state.wanted < rounds.cohort_size:
         yield warning(
             f"rounds.cohort_size is {rounds.cohort_size}, but the round opened with fewer devices "
             f"online: it asks for {state.wanted} updates",
@@ -229,6 +230,8 @@ def _device(device: DeviceFacts, facts: Facts) -> Iterator[Finding]:
         yield warning(f"{name} declines: {reason}", f"on {name}: fedtide doctor client.toml")
     elif device.answer == "rejected":
         yield warning(f"{name}: its update was rejected: {device.answer_reason}", "")
+    elif device.answer == "silent":
+        yield warning(f"{name} took too long and has lost its place; its update may still come")
     elif device.answer == "none":
         yield from _awaited(device, facts, doing)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from coordinator.config import CoordinatorConfig
 from coordinator.diagnosis import DeviceFacts, Facts, diagnose
 from coordinator.inquest import Known, damage, read_store, upload_quiet_ms
-from coordinator.round_machine import RoundState
+from coordinator.round_state import RoundState
 from fedtide.broker_check import Probe, Trip, check_access, forbidden
 from fedtide.bundle import open_bundle_dir, sha256_hex
 from fedtide.checkup import Finding, examine, failed, ok, problem, warning
@@ -78,7 +78,9 @@ class _Case:
                     f"plan.optimizer is {config.plan.optimizer!r}, which the bundle does not offer",
                     f"one of {', '.join(bundle.manifest.optimizers)}",
                 )
-        size = config.rounds.cohort_size or config.rounds.quorum
+        rounds = config.rounds
+        size = rounds.buffer_size if rounds.mode == "buffered" else rounds.cohort_size
+        size = size or rounds.quorum
         each = model_bytes // (2 if config.encoding == "f16" else 1)
         needed = ROUNDS_OF_ROOM * (model_bytes + size * each)
         what = f"{ROUNDS_OF_ROOM} rounds of {size} updates"

@@ -71,6 +71,11 @@ class Fleet:
         if here is not None and not self._has_twin(here, at_ms):
             here.heard_at_ms = at_ms
 
+    def heard_at_ms(self, device_id: str) -> int | None:
+        """When it was heard; None: it is not here."""
+        here = self._here.get(device_id)
+        return None if here is None else here.heard_at_ms
+
     def left(self, device_id: str, at_ms: int) -> bool:
         """It says that it goes. False: so does perhaps only another that uses its name."""
         here = self._here.get(device_id)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from coordinator.round_machine import RoundState
+from coordinator.round_state import RoundState
 from coordinator.store import Store
 from fedtide.errors import StateError
 
@@ -122,8 +122,6 @@ def _declines(db: sqlite3.Connection) -> dict[str, str]:
 
 
 def _standings(db: sqlite3.Connection) -> dict[str, tuple[int, str]]:
-    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'standings'").fetchone():
-        return {}  # of an earlier version
     now_ms = time.time_ns() // 1_000_000
     rows = db.execute(
         "SELECT device_id, until_ms, reason FROM standings WHERE until_ms > ? LIMIT ?",

@@ -169,6 +169,8 @@ class TaskDeclined(Struct, frozen=True, tag=True):
 
     round_id: int
     device_id: str
+    reason: str = ""
+    """For people who read the log of events."""
 
 
 class TimeReached(Struct, frozen=True, tag=True):

@@ -270,7 +270,7 @@ class Service:
         label = self._label(decline.round_id) if ours else "a round of another run"
         _log.warning("%s declines %s: %s", device_id, label, decline.reason)
         if ours:
-            self._apply(TaskDeclined(decline.round_id, device_id), at_ms)
+            self._apply(TaskDeclined(decline.round_id, device_id, decline.reason[:300]), at_ms)
 
     def _chunk(self, device_id: str, message_id: str, chunk: Chunk, at_ms: int) -> None:
         result = self._intake.chunk(device_id, chunk, at_ms)
@@ -386,7 +386,9 @@ class Service:
         if state.phase in ("waiting", "backing_off") and state.reason != self._told:
             _log.info("waiting: %s", state.reason)
         self._told = state.reason
-        self._voice.status(state, model, self._config.rounds.count, at_ms)
+        count, heard_at_ms = self._config.rounds.count, self._fleet.heard_at_ms
+        quarantined = self._store.quarantined(at_ms)
+        self._voice.status(state, model, count, at_ms, quarantined, heard_at_ms)
 
 
 def _quality(metrics: Metrics | None) -> str:

@@ -244,6 +244,14 @@ class Store(Database):
         ).fetchone()
         return Standing() if row is None else Standing(*row)
 
+    @reading
+    def quarantined(self, at_ms: int) -> list[str]:
+        """Devices that are not invited now."""
+        rows = self._db.execute(
+            "SELECT device_id FROM standings WHERE until_ms > ? ORDER BY device_id", (at_ms,)
+        )
+        return [device_id for (device_id,) in rows]
+
     def set_standing(self, device_id: str, standing: Standing) -> None:
         """Record it; the best one needs no row."""
         if standing == Standing():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from itertools import count
 
 import msgspec
@@ -14,6 +14,8 @@ from fedtide.messages import Beacon, Status, ToDevice, encode
 from fedtide.topics import Topics
 from fedtide.transport import Transport
 
+HeardAt = Callable[[str], int | None]
+"""When a device was heard, if it is here."""
 _LISTS = ("cohort", "accepted", "declined", "rejected", "quarantined", "heard_ms")
 
 
@@ -41,12 +43,11 @@ class Voice:
         model: Model,
         rounds_count: int,
         at_ms: int,
-        *,
-        quarantined: Sequence[str] = (),
-        heard_at_ms: Mapping[str, int] | None = None,
+        quarantined: Sequence[str],
+        heard_at_ms: HeardAt,
     ) -> None:
         """To people: the round, and how good the newest model is."""
-        status = status_of(state, model, rounds_count, at_ms, quarantined, heard_at_ms or {})
+        status = status_of(state, model, rounds_count, at_ms, quarantined, heard_at_ms)
         self._link.publish(self._topics.status, self._encode(status), retain=True)
 
     def _encode(self, message: ToDevice | Status) -> bytes:
@@ -59,7 +60,7 @@ def status_of(
     rounds_count: int,
     at_ms: int,
     quarantined: Sequence[str],
-    heard_at_ms: Mapping[str, int],
+    heard_at_ms: HeardAt,
 ) -> Status:
     """What people are told; of a fleet of any size it takes at most `STATUS_BYTES_MAX` bytes."""
     answers = {
@@ -67,9 +68,7 @@ def status_of(
         for answer in ("accepted", "declined", "rejected")
     }
     cohort = _names(state.cohort)
-    heard = tuple(
-        max(0, at_ms - heard_at_ms[name]) if name in heard_at_ms else None for name in cohort
-    )
+    heard = [heard_at_ms(name) for name in cohort]
     left_ms = 0 if state.deadline_at_ms is None else max(0, state.deadline_at_ms - at_ms)
     status = Status(
         phase=state.phase,
@@ -83,6 +82,7 @@ def status_of(
         loss=model.judged.loss,
         accuracy=model.judged.accuracy,
         kind=state.kind,
+        mode="buffered" if state.buffered else "synchronous",
         rounds_done=state.rounds_done,
         wanted=state.wanted,
         quorum=state.quorum,
@@ -95,7 +95,7 @@ def status_of(
         declined_count=len(answers["declined"]),
         rejected_count=len(answers["rejected"]),
         quarantined_count=len(quarantined),
-        heard_ms=heard if heard_at_ms else (),
+        heard_ms=tuple(None if at is None else max(0, at_ms - at) for at in heard),
     )
     return _fitted(status)
 

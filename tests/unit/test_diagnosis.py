@@ -8,7 +8,7 @@ import pytest
 
 from coordinator.config import RoundsConfig
 from coordinator.diagnosis import NAMED_MAX, DeviceFacts, Facts, diagnose
-from coordinator.round_machine import Member, RoundState
+from coordinator.round_state import Member, RoundState
 from fedtide.checkup import Finding, Level
 
 ROUNDS = RoundsConfig(count=10, cohort_size=2, quorum=2, devices_min=2, collect_ms=60_000)
