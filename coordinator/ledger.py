@@ -163,7 +163,7 @@ class Ledger:
             if isinstance(command, AbandonRound):
                 self._store.close_round(command.round_id, at_ms, command)
         if (before.phase, before.round_id) != (after.phase, after.round_id):
-            self._part_with(before, after)
+            self._part_with(before, event, after)
         if after.round_id != before.round_id:
             self._store.open_round(after, self._new_terms(after), at_ms)
         for command in commands:
@@ -175,10 +175,14 @@ class Ledger:
         self.state = after
         return commands
 
-    def _part_with(self, before: RoundState, after: RoundState) -> None:
+    def _part_with(self, before: RoundState, event: Event, after: RoundState) -> None:
         """Updates that the machine knows no more: in a model, or abandoned with their round."""
-        kept = {_task(member) for member in after.ready()} | {_task(m) for m in after.carried}
-        for member in before.ready():
+        ready = list(before.ready())
+        if isinstance(event, UpdateAccepted):  # the last answer of a round may be its end
+            name, update_id = event.device_id, event.update_id
+            ready.append(Member(name, "accepted", update_id, event.round_id, event.version))
+        kept = {_task(member) for member in (*after.ready(), *after.carried)}
+        for member in ready:
             if _task(member) not in kept:
                 staleness = before.model_version - member.version
                 self._store.join(member, before.round_id, staleness)

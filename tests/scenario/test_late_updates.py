@@ -14,8 +14,9 @@ from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.recompute import job_of, recompute
 from coordinator.store import Store
 from fedtide import cli
+from fedtide.messages import Decline, Task
 from fedtide.vectors import decode_vector
-from tests.federation import ELEMENTS, Federation
+from tests.federation import ELEMENTS, Federation, Peer
 
 
 def assert_all_is_accounted_for(federation: Federation) -> None:
@@ -127,6 +128,22 @@ def test_updates_of_an_abandoned_round_are_recorded_with_it(tmp_path: Path) -> N
     federation.run(lambda: federation.store.load_state().phase == "backing_off")
     assert len(federation.store.parts(1)) == 2
     assert_all_is_accounted_for(federation)
+
+
+@pytest.mark.parametrize("late", ["discard", "discount"])
+def test_the_answer_that_ends_a_round_is_accounted_for_too(tmp_path: Path, late: str) -> None:
+    """It is accepted and abandoned, or carried, in one step; its content counts once at most."""
+    federation = Federation(tmp_path, devices_min=3, quorum=3, count=1, late=late)
+    federation.add("b", "c")
+    federation.settle()
+    liar = Peer(federation, "a")
+    liar.hello()
+    federation.settle()
+    liar.say(Decline(liar.last(Task).run_id, 1, "no"))
+    federation.run(lambda: federation.store.load_state().phase == "backing_off")
+    assert len(federation.store.updates(1)) == 2
+    assert_all_is_accounted_for(federation)
+    assert len(federation.store.load_state().carried) == (2 if late == "discount" else 0)
 
 
 def test_an_update_that_is_too_old_is_discarded(tmp_path: Path) -> None:
