@@ -203,3 +203,25 @@ def test_an_update_of_the_whole_vector_is_refused(tmp_path: Path) -> None:
     receipt = peer.last(Receipt)
     assert receipt.verdict == "rejected"
     assert receipt.reason == f"it has {4 * ELEMENTS + 400:,} bytes, expected {4 * ELEMENTS:,}"
+
+
+def test_a_finished_federation_that_is_started_again_says_how_to_go_on(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    federation.add("a", "b", "c")
+    federation.run(federation.finished)
+    federation.kill_coordinator()
+    caplog.set_level(logging.INFO)
+    federation.boot_coordinator()
+    hint = "this federation was finished before: raise rounds.count above 2 to go on from here"
+    assert hint in caplog.messages
+
+
+def test_a_pause_says_how_long_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    federation = Federation(tmp_path, devices_min=2, cohort_size=2, quorum=2, abandoned_max=2)
+    federation.add("a", "b")
+    federation.devices["b"].runner.held = True
+    federation.run(lambda: federation.store.load_state().phase == "backing_off")
+    reason = "the deadline has come with 1 of at least 2 updates"
+    assert f"waiting: {reason}; the next round opens after 5 s" in caplog.messages
