@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from typing import Any
@@ -20,22 +21,31 @@ def record(request: pytest.FixtureRequest) -> Record:
     """Keep what this test counted and measured."""
 
     def keep(figures: dict[str, Any]) -> None:
-        _RECORDS[request.node.name.removeprefix("test_")] = {"runs": 1, **figures}
+        command = f"pytest {request.node.path.relative_to(request.config.rootpath)}"
+        _RECORDS[request.node.name.removeprefix("test_")] = {
+            "runs": 1,
+            "command": command,
+            "load": os.getloadavg()[0],
+            **figures,
+        }
 
     return keep
 
 
 def pytest_sessionfinish() -> None:
-    """One file for all of it."""
+    """One file for all of it; tests that did not run this time keep their last record."""
     if not os.environ.get("FEDTIDE_SAVE_FAULTS") or not _RECORDS:
         return
-    from benchmarks.measurement import save
+    from benchmarks.measurement import RESULTS, save
 
+    path = RESULTS / "faults.json"
+    earlier = json.loads(path.read_text())["samples"] if path.exists() else {}
+    records = {**earlier, **_RECORDS}
     figures: dict[str, Any] = {
-        name: sum(record.get(name, 0) for record in _RECORDS.values()) for name in _SUMS
+        name: sum(record.get(name, 0) for record in records.values()) for name in _SUMS
     }
     delays: dict[str, list[float]] = {}
-    for record in _RECORDS.values():
+    for record in records.values():
         for name, values in record.get("delays_s", {}).items():
             delays.setdefault(name, []).extend(values)
     figures["delays_s"] = {
@@ -47,4 +57,4 @@ def pytest_sessionfinish() -> None:
         for name, values in delays.items()
         if values
     }
-    save("faults", figures, _RECORDS)
+    save("faults", figures, dict(sorted(records.items())))

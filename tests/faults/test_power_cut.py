@@ -21,6 +21,7 @@ from fedtide.files import write_atomically
 from fedtide.generations import Generations
 from fedtide.messages import BlobRef, Envelope, Offer, Receipt, Task, decode
 from fedtide.plan import Plan
+from tests.faults.conftest import Record
 from tests.faults.power_cut import Deaf, Disk, sweep
 from tests.federation import Federation, fake_bundle
 
@@ -113,10 +114,14 @@ def recorded(tmp_path: Path, history: History, deaf: Deaf = "") -> Disk:
 
 
 @pytest.mark.parametrize("name", HISTORIES)
-def test_what_was_promised_survives_a_power_cut_at_any_moment(name: str, tmp_path: Path) -> None:
+def test_what_was_promised_survives_a_power_cut_at_any_moment(
+    name: str, tmp_path: Path, record: Record
+) -> None:
     history, check = HISTORIES[name]
     disk = recorded(tmp_path, history)
-    assert sweep(disk, tmp_path / "after", check, mixes=8) > 15
+    tried = sweep(disk, tmp_path / "after", check, mixes=8)
+    assert tried > 15
+    record({"cuts_replayed": tried})
 
 
 @pytest.mark.parametrize("name", HISTORIES)
@@ -151,9 +156,11 @@ def local_states_check(folder: Path, promises: list[Any]) -> None:
         assert found in range(done, round_id)
 
 
-def test_a_rounds_local_state_survives(tmp_path: Path) -> None:
+def test_a_rounds_local_state_survives(tmp_path: Path, record: Record) -> None:
     disk = recorded(tmp_path, local_states_history)
-    assert sweep(disk, tmp_path / "after", local_states_check) > 20
+    tried = sweep(disk, tmp_path / "after", local_states_check)
+    assert tried > 20
+    record({"cuts_replayed": tried})
 
 
 class Witness:
@@ -205,9 +212,11 @@ def federation_recorded(tmp_path: Path, deaf: Deaf = "") -> Disk:
     return disk
 
 
-def test_an_update_that_was_offered_or_accepted_survives(tmp_path: Path) -> None:
+def test_an_update_that_was_offered_or_accepted_survives(tmp_path: Path, record: Record) -> None:
     disk = federation_recorded(tmp_path)
-    assert sweep(disk, tmp_path / "after", federation_check) > 100
+    tried = sweep(disk, tmp_path / "after", federation_check)
+    assert tried > 100
+    record({"cuts_replayed": tried})
 
 
 @pytest.mark.parametrize("deaf", ["file", "folder"])
