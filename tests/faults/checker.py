@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 Findings = Iterator[str]
+NORMS_MIN = 3
+"""Updates of a round for a median of their norms to mean anything."""
 
 
 class Books:
@@ -32,6 +36,8 @@ class Books:
             self.updates = [dict(row) for row in database.execute("SELECT * FROM updates")]
             self.rounds = {row["round_id"]: dict(row) for row in _rows(database, "rounds")}
             self.models = {row["version"]: dict(row) for row in _rows(database, "models")}
+            facts = {row["name"]: row["value"] for row in _rows(database, "facts")}
+        self.state: str = facts.get("round_state", "")
         for update in self.updates:
             update["update"] = json.loads(update["update_json"])
 
@@ -54,12 +60,11 @@ def check_store(folder: Path) -> list[str]:
     return [*_double_counts(books), *_lost_blobs(books), *_rounds(books), *_models(books)]
 
 
-def _counted(books: Books) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each accepted training update, and the round in whose model it counted."""
+def _counted(books: Books) -> Iterator[tuple[int | None, dict[str, Any]]]:
+    """Each accepted training update, and the round that it joined; None: it waits for one."""
     for row in books.updates:
         if row["verdict"] == "accepted" and row["update"].get("blob"):
-            counted = row.get("counted_in")
-            yield (row["round_id"] if counted is None else counted), row
+            yield row.get("joined", row["round_id"]), row
 
 
 def _double_counts(books: Books) -> Findings:
@@ -87,9 +92,10 @@ def _rounds(books: Books) -> Findings:
             yield f"round {round_id} is abandoned without a reason"
         if row["outcome"] == "done" and row["kind"] == "train" and round_id not in made:
             yield f"round {round_id} is done and has no model"
-    for round_id, row in _counted(books):
-        if round_id not in books.rounds:
-            yield f"the update of {row['device_id']} was accepted in no round"
+    for joined, row in _counted(books):
+        nowhere = joined is None and row["update_id"] not in books.state
+        if nowhere or (joined is not None and joined not in books.rounds):
+            yield f"the update of {row['device_id']} was accepted and is in no round"
 
 
 def _models(books: Books) -> Findings:
@@ -110,25 +116,33 @@ def _models(books: Books) -> Findings:
             continue
         if not rows:
             yield f"model {version} was made of nothing"
-        elif _recomputed(books, base, rows) != content:
+        elif _recomputed(books, base, rows, books.rounds[model["round_id"]]) != content:
             yield f"model {version} is not what its {len(rows)} updates make"
 
 
-def _recomputed(books: Books, base: bytes, rows: list[dict[str, Any]]) -> bytes | None:
-    """w + sum_k (n_k / n) delta_k in float64, in order of device."""
+def _recomputed(
+    books: Books, base: bytes, rows: list[dict[str, Any]], terms: dict[str, Any]
+) -> bytes | None:
+    """w + sum_k (n_k / n) delta_k in float64, in order of device; n_k / sqrt(1 + staleness) for
+    late ones, and none longer than so many times the median."""
     old: NDArray[np.float32] = np.frombuffer(base, "<f4")
-    total = np.zeros(len(old))
-    weight = 0.0
+    deltas, weights = [], []
     for row in sorted(rows, key=lambda row: (row["device_id"], row["round_id"])):
-        blob = row["update"]["blob"]
-        content = books.content(blob["digest"])
+        content = books.content(row["update"]["blob"]["digest"])
         if content is None:
             return None
         kind = "<f2" if row["update"]["encoding"] == "f16" else "<f4"
-        total += np.frombuffer(content, kind).astype(np.float32) * np.float64(row["examples"])
-        weight += row["examples"]
-    delta = (total / weight).astype(np.float32)
-    return (old.astype(np.float64) + delta).astype("<f4").tobytes()
+        deltas.append(np.frombuffer(content, kind).astype(np.float32).astype(np.float64))
+        weights.append(row["examples"] / math.sqrt(1 + (row.get("staleness") or 0)))
+    norms = [math.sqrt(float(np.dot(delta, delta))) for delta in deltas]
+    factor = terms.get("norm_factor")
+    bound = factor * median(norms) if factor and len(norms) >= NORMS_MIN else math.inf
+    total = np.zeros(len(old))
+    for delta, weight, norm in zip(deltas, weights, norms, strict=True):
+        total += delta * (weight * (1.0 if norm <= bound or bound == 0 else bound / norm))
+    mean = (total / sum(weights)).astype(np.float32)
+    model: bytes = (old.astype(np.float64) + mean).astype("<f4").tobytes()
+    return model
 
 
 def check_receipts(folder: Path, heard: Iterable[tuple[str, str, str]]) -> list[str]:

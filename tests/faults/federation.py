@@ -164,7 +164,7 @@ class FaultFederation:
                 make_data(folder / f"{device}.npz", number),
                 DEVICE_PYTHON,
                 port=(ports or {}).get(device, 0),
-                **(device_tables or {}),
+                **{"training": {"lost_ms_max": 1}, **(device_tables or {})},
             )
         self._stack = ExitStack()
 

@@ -6,7 +6,6 @@ from fedtide.failpoints import STEPS
 
 NEEDS_A_STORY = {
     "client: decline",  # a device that cannot do its task
-    "client: progress saved",  # a training of minutes
     "coordinator: round abandoned",  # a round without updates
     "coordinator: finished",  # the end
 }

@@ -5,13 +5,15 @@ from __future__ import annotations
 import errno
 import os
 import subprocess
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
-from demo.processes import Child
+from demo.brokers import COORDINATOR
 from fedtide.failpoints import VARIABLE
 from tests.faults.conftest import Record
 from tests.faults.federation import FaultFederation
@@ -23,38 +25,71 @@ WRITES = (("disk: write", "ENOSPC"), ("disk: sync", "EIO"), ("disk: rename", "EN
 COMMITS = (("disk: commit", "ENOSPC"),)
 ROOM_KB = (0, 4, 12, 24, 48, 80, 120, 180)
 """Free space, from nothing to nearly a round's worth."""
+WAITING = ("the disk is full", "trying again", "fetching goes on in")
+"""What a device says that waits for room."""
 
 
-def ended_well(child: Child, told: str, seen: int) -> None:
-    """It ended with the code of a state error, said what and what to do, and no traceback."""
-    assert child.exit_code() == STATE_ERROR, child.log_tail()
-    said = child.log_path.read_text()[seen:]
-    assert "fedtide: error:" in said, said
-    assert told in said, said
-    assert "Traceback" not in said, said
+Outcome = Literal["ended", "waits", "made"]
 
 
-def ended_or_made(federation: FaultFederation, child: Child, models: int, what: str) -> bool:
-    """Wait until it has ended or so many more models are made; whether it has ended."""
-    goal = federation.status().model_version + models
-    federation.wait_until(
-        lambda: child.exit_code() is not None or federation.status().model_version >= goal, what
-    )
-    return child.exit_code() is not None and federation.status().model_version < goal
+class Patient:
+    """The process whose disk fails, and what became of it."""
+
+    def __init__(self, federation: FaultFederation, name: str) -> None:
+        self._federation = federation
+        self.child = federation.coordinator if name == COORDINATOR else federation.devices[name]
+        self._seen = 0
+        self.counts: Counter[str] = Counter()
+
+    def said(self) -> str:
+        """By this life."""
+        return self.child.log_path.read_text(errors="replace")[self._seen :]
+
+    def start(self, **environment: str) -> None:
+        """A new life."""
+        self.child.stop()
+        self._seen = self.child.log_path.stat().st_size
+        self.child.start(**environment)
+
+    def outcome(self, what: str, models: int = 2) -> Outcome:
+        """It ends with a message, or waits for room and says so, or makes so many models more."""
+        goal = self._federation.status().model_version + models
+        told = self._seen + len(self.said())
+        found: list[Outcome] = []
+
+        def over() -> bool:
+            if self._federation.status().model_version >= goal:
+                found.append("made")
+            elif self.child.exit_code() is not None:
+                found.append("ended")
+            elif any(word in self.said()[told - self._seen :] for word in WAITING):
+                found.append("waits")
+            return bool(found)
+
+        self._federation.wait_until(over, f"{self.child.name} {what}")
+        if found[0] == "ended":
+            assert self.child.exit_code() == STATE_ERROR, self.said()
+            assert "fedtide: error:" in self.said()
+            self.child.kill()
+        assert "Traceback" not in self.said(), self.said()
+        self.counts[found[0]] += 1
+        return found[0]
 
 
-def sweep_step(federation: FaultFederation, child: Child, step: str, error: str) -> int:
-    """Fail at the first, second ... time until two rounds pass without it; how often it failed."""
-    times = 0
+def sweep_step(federation: FaultFederation, name: str, step: str, error: str) -> Counter[str]:
+    """Fail at the first, second ... time until rounds pass without it; what came of each."""
+    patient = Patient(federation, name)
+    times = 1
     while True:
-        child.stop()
-        seen = child.log_path.stat().st_size if child.log_path.exists() else 0
-        child.start(**{VARIABLE: f"{step}={error}@{times + 1}"})
-        if not ended_or_made(federation, child, 2, f"{child.name} at {step} {times + 1}"):
-            child.stop()
-            child.start()
-            return times
-        ended_well(child, os.strerror(getattr(errno, error)), seen)
+        patient.start(**{VARIABLE: f"{step}={error}@{times}"})
+        outcome = patient.outcome(f"at {step} {times}")
+        if outcome == "waits":
+            federation.rounds_more(1)
+        elif outcome == "made" and "failpoint" not in patient.said():
+            patient.start()
+            return patient.counts
+        if outcome == "ended":
+            assert os.strerror(getattr(errno, error)) in patient.said()
         times += 1
 
 
@@ -63,10 +98,10 @@ def run(folder: Path, record: Record, name: str, steps: tuple[tuple[str, str], .
     with FaultFederation(folder, devices=("alpha",), rounds={"collect_ms": 60_000}) as federation:
         federation.local.start()
         federation.rounds_more(1)
-        child = federation.coordinator if name == "coordinator" else federation.devices[name]
-        failures = {step: sweep_step(federation, child, step, error) for step, error in steps}
-        assert all(failures.values()), failures
-        record({**federation.finish(), "faults": sum(failures.values()), "failures": failures})
+        counts = {step: sweep_step(federation, name, step, error) for step, error in steps}
+        faults = sum(count for step in counts.values() for count in step.values()) - len(counts)
+        assert all(step["ended"] + step["waits"] for step in counts.values()), counts
+        record({**federation.finish(), "faults": faults, "outcomes": counts})
 
 
 def test_a_device_whose_disk_fails_at_any_write(tmp_path: Path, record: Record) -> None:
@@ -106,26 +141,19 @@ def leave_free(filler: Path, room_kb: int) -> None:
 def test_a_disk_that_is_really_full(tmp_path: Path, record: Record, name: str) -> None:
     """Filled in the middle of rounds up to a little room; SQLite's commits included."""
     disk = tmp_path / "run" / name
-    with small_disk(disk, 8_000):
-        full = 0
-        with FaultFederation(tmp_path, devices=("alpha",)) as federation:
-            federation.local.start()
+    with small_disk(disk, 8_000), FaultFederation(tmp_path, devices=("alpha",)) as federation:
+        federation.local.start()
+        federation.rounds_more(1)
+        patient = Patient(federation, name)
+        for room_kb in ROOM_KB:
+            leave_free(disk / "filler", room_kb)
+            if patient.outcome(f"with {room_kb} KB", models=5) == "ended":
+                patient.start()  # the same again, or it fits after all
+                patient.outcome(f"again with {room_kb} KB")
+            (disk / "filler").unlink()
+            if patient.child.process_id is None:
+                patient.start()
             federation.rounds_more(1)
-            child = federation.coordinator if name == "coordinator" else federation.devices[name]
-            for room_kb in ROOM_KB:
-                seen = child.log_path.stat().st_size
-                leave_free(disk / "filler", room_kb)
-                for models in (5, 2):  # when it has ended: the same again, or it fits after all
-                    if not ended_or_made(federation, child, models, f"{name}, {room_kb} KB"):
-                        break
-                    full += 1
-                    ended_well(child, "", seen)
-                    child.kill()
-                    seen = child.log_path.stat().st_size
-                    child.start()
-                (disk / "filler").unlink()
-                child.stop()
-                child.start()
-                federation.rounds_more(1)
-            assert full
-            record({**federation.finish(), "faults": full})
+        assert patient.counts["ended"] + patient.counts["waits"]
+        outcomes = dict(patient.counts)
+        record({**federation.finish(), "faults": len(ROOM_KB), "outcomes": outcomes})
