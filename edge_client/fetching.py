@@ -57,12 +57,15 @@ class Fetching:
         """
         if not self._wanted:
             return False
+        self._go_on(at_ms, again=again)
+        return self.finished()
+
+    def _go_on(self, at_ms: int, *, again: bool) -> None:
         with self._room(at_ms):
             if self._current is None or self._current.ref not in self._wanted:
                 self._current = self._open(self._wanted[0])
             if again or not self._current.started:
                 self._current.start(at_ms)
-        return self._finished()
 
     def arriving(self, at_ms: int) -> None:
         """Bytes are coming in."""
@@ -87,7 +90,7 @@ class Fetching:
             if download.done or download.arrived_blocks() > before:
                 self.news += 1
                 self._full_times = 0
-        return self._finished()
+        return self.finished()
 
     def deadline_at_ms(self) -> int | None:
         """When to call `time_reached`; None: nothing is being fetched."""
@@ -98,13 +101,14 @@ class Fetching:
         return None if self._current is None else self._current.deadline_at_ms()
 
     def time_reached(self, at_ms: int) -> Want | None:
-        """The deadline has passed: ask again; what to ask of the coordinator.
+        """The deadline has passed: ask again; what to ask of the coordinator. With room on the
+        disk again, a blob may be `finished` at once.
 
         Raises:
             StateError: the disk is failing.
         """
         if self._full_at_ms is not None:
-            self.start(at_ms, again=True)
+            self._go_on(at_ms, again=True)
             return None
         if self._current is None:
             return None
@@ -121,7 +125,8 @@ class Fetching:
     def _open(self, ref: BlobRef) -> Download:
         return Download(ref, self._grid, self._store, self._link, self._topics)
 
-    def _finished(self) -> bool:
+    def finished(self) -> bool:
+        """Whether a blob has been finished since this was asked last."""
         if self._current is None or not self._current.done:
             return False
         self._wanted = [ref for ref in self._wanted if ref != self._current.ref]

@@ -148,6 +148,8 @@ class Session:
             want = self._fetching.time_reached(at_ms)
             if want is not None:
                 self._publish(want)
+            if self._fetching.finished():
+                self._pursue(at_ms)
         deadline = next_deadline_at_ms(self._state)
         if deadline is not None and deadline <= at_ms:
             self._apply(TimeReached(), at_ms)

@@ -35,6 +35,12 @@ def flip(path: Path, _earlier: Path) -> None:
     path.write_bytes(content)
 
 
+def zero_both(path: Path, earlier: Path) -> None:
+    """Both generations of it."""
+    for index in "01":
+        zero(path.with_suffix(f".{index}"), earlier)
+
+
 def swap(path: Path, earlier: Path) -> None:
     """The same file as it was some rounds ago; one that did not exist is removed."""
     if earlier.exists():
@@ -88,7 +94,8 @@ class Patient:
         shutil.copytree(self.folder, self._backup)
         damage(path, self._earlier / path.relative_to(self.folder))
         name = path.relative_to(self.folder)
-        what = f"{damage.__name__} {name.parent / name.name[:12]}"
+        shown = name.name[:12] if name.parent.name == "blobs" else name.name
+        what = f"{damage.__name__} {name.parent / shown}"
         seen = self.child.log_path.stat().st_size
         version = self.federation.status().model_version
         heard = len(self.federation.observer.heard)
@@ -147,6 +154,9 @@ def test_every_file_of_a_device_damaged(tmp_path: Path, record: Record) -> None:
     with FaultFederation(tmp_path, devices=("alpha",)) as federation:
         federation.local.start()
         patient = Patient(federation, federation.devices["alpha"], "client: update stored")
+        patient.kill()
+        patient.try_with(patient.folder / "session.0", zero_both)
+        assert "damaged" in patient.outcomes["zero_both session.0"]
         outcomes = examine(patient)
         record({**federation.finish(), **outcomes})
 
