@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -14,6 +15,13 @@ _SUMS = ("runs", "kills", "faults", "models", "accepted", "abandoned", "lost", "
          "tracebacks", "cuts_replayed")  # fmt: skip
 
 Record = Callable[[dict[str, Any]], None]
+
+
+@pytest.fixture(autouse=True)
+def _collected() -> Iterator[None]:
+    """Databases are closed by the thread that opened them, not by whichever frees them later."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ A coordinator, three devices on stock onnxruntime, a real Mosquitto, an observer
 from __future__ import annotations
 
 import fcntl
-import gc
 import os
 import signal
 import sqlite3
@@ -186,7 +185,6 @@ class FaultFederation:
         return self.local.state_dir
 
     def __enter__(self) -> Self:
-        gc.collect()  # databases of earlier tests must not be closed by the observer's thread
         if self.broker.process_id is None:
             self.broker.start()
         self._stack.callback(self.broker.stop)
