@@ -130,7 +130,7 @@ class Device(Process):
         content = b""
         blob = None
         if task.kind == "train":
-            delta = learn(self.name, model, len(model) // 4)
+            delta = learn(f"{self.name}/{task.plan.seed}", model, len(model) // 4)
             content = encode_vector(np.asarray(delta), task.encoding)
             blob = self.world.ref_of(content)
         update = Update(

@@ -39,8 +39,8 @@ class StoreChecks:
         self.rounds: dict[int, Row] = {}
         self.settled: dict[tuple[str, int], str] = {}
         """(device, round of its task) to where its accepted update went."""
-        self.contents: dict[str, tuple[str, int]] = {}
-        """Digest of a counted update to whose it was."""
+        self.contents: dict[str, tuple[tuple[str, int], str]] = {}
+        """Digest of a counted update to whose it was, and the model that it started from."""
         self.said: dict[tuple[str, str], Row] = {}
         """(device, update id) to its row, for each update that was said to be accepted."""
 
@@ -127,15 +127,17 @@ class StoreChecks:
             if row is None or device_id not in msgspec.json.decode(row[0]):
                 self._unsafe("only invited", f"{key} counts in round {round_id}, cohort {row}")
             if outcome == "done" and update["blob"] is not None:
-                self._content_once(update["blob"]["digest"], key)
+                self._content_once(update, key)
         quorum = 1 if kind == "evaluate" else self._quorum
         names = {device_id for device_id, *_ in parts}
         if outcome == "done" and len(names) < quorum:
             self._unsafe("quorum", f"round {round_id} closed with {sorted(names)} of {quorum}")
 
-    def _content_once(self, digest: str, key: tuple[str, int]) -> None:
-        before = self.contents.setdefault(digest, key)
-        if before != key:
+    def _content_once(self, update: dict[str, Any], key: tuple[str, int]) -> None:
+        """Two devices may learn the same from the same model; nobody learns it from two models."""
+        digest, model = update["blob"]["digest"], update["model"]
+        before, other = self.contents.setdefault(digest, (key, model))
+        if other != model:
             self._unsafe("content counted twice", f"{digest[:12]} of {before} counts for {key}")
 
     def _parts(

@@ -40,7 +40,7 @@ def test_a_bug_between_two_commits_is_caught(monkeypatch: pytest.MonkeyPatch) ->
         return self.apply(RoundAggregated(result.round_id), at_ms)
 
     monkeypatch.setattr(Ledger, "add_model", add_model)
-    points = list(crash_points(SEED, buffered=False, twice=False))[50:]  # the first are of its start
+    points = list(crash_points(SEED, buffered=False, twice=False))[50:]
     failures = (crash_at(point).failure for point in points)
     found = next(failure for failure in failures if failure is not None)
     assert found.kind == "liveness", found
