@@ -144,12 +144,8 @@ class StoreChecks:
         self, database: sqlite3.Connection, round_id: int
     ) -> list[tuple[str, int, dict[str, Any], int]]:
         """(device, round of its task, update, staleness) of what joined a round."""
-        old = "joined" not in {r[1] for r in database.execute("PRAGMA table_info(updates)")}
         rows = database.execute(
-            "SELECT device_id, round_id, update_json, 0 FROM updates"
-            " WHERE round_id = ? AND verdict = 'accepted' ORDER BY device_id, round_id"
-            if old
-            else "SELECT device_id, round_id, update_json, staleness FROM updates"
+            "SELECT device_id, round_id, update_json, staleness FROM updates"
             " WHERE joined = ? AND verdict = 'accepted' ORDER BY device_id, round_id",
             (round_id,),
         ).fetchall()
@@ -173,11 +169,8 @@ class StoreChecks:
                 self._unsafe("recomputed", f"model {version} of round {round_id} from {names}")
 
     def _recomputed(self, database: sqlite3.Connection, base: bytes, round_id: int) -> bytes | None:
-        old = "norm_factor" not in {r[1] for r in database.execute("PRAGMA table_info(rounds)")}
         base_version, factor = database.execute(
-            "SELECT base_version, NULL FROM rounds WHERE round_id = ?"
-            if old
-            else "SELECT base_version, norm_factor FROM rounds WHERE round_id = ?",
+            "SELECT base_version, norm_factor FROM rounds WHERE round_id = ?",
             (round_id,),
         ).fetchone()
         versions = {digest: version for version, digest, _ in self.models}

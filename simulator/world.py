@@ -189,7 +189,7 @@ class World:
         self.agenda.after(
             back_ms, self._demand_everybody, self.agenda.now_ms, self.coordinator.life
         )
-        for _ in range(2):  # one that had given up, or was about to, is started again once
+        for _ in range(5):  # one that gives up before everybody can be back is started again
             if self._finishes_within(self._bound_ms()):
                 return
         if self.failure is None:
