@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import msgspec
 import pytest
 
 from coordinator import aggregate_job, round_machine
@@ -12,7 +13,7 @@ from coordinator.aggregate_job import JobFailed
 from coordinator.aggregation import Contribution
 from coordinator.intake import Intake
 from coordinator.ledger import Ledger
-from coordinator.round_machine import RoundState
+from coordinator.round_machine import Member, RoundState
 from coordinator.service import Service
 from coordinator.store import Store
 from coordinator.vetting import Verdict
@@ -60,12 +61,16 @@ def receipt_before_commit(patch: Patch) -> None:
 
 def uninvited(patch: Patch) -> None:
     """Whoever says hello during a round gets its task."""
-    honest = RoundState.task_of
+    honest = Service._hello
 
-    def task_of(self: RoundState, device_id: str) -> Any:
-        return honest(self, device_id) or next(iter(self.at_work()), None)
+    def hello(self: Service, device_id: str, message: Any, at_ms: int) -> None:
+        honest(self, device_id, message, at_ms)
+        state = self._state
+        if state.phase == "collecting":
+            member = Member(device_id, "none", "", state.round_id, state.model_version)
+            self._voice.say(device_id, self._task(member, at_ms))
 
-    patch.setattr(RoundState, "task_of", task_of)
+    patch.setattr(Service, "_hello", hello)
 
 
 def no_quorum(patch: Patch) -> None:
@@ -139,6 +144,31 @@ def busy_loop(patch: Patch) -> None:
     patch.setattr(Wait, "later", lambda self, now_ms, first_ms: Wait(now_ms, self.tries + 1))
 
 
+def carried_lost(patch: Patch) -> None:
+    """Late updates that are accepted are forgotten when the next round opens."""
+    honest = round_machine._open
+
+    def opened(state: RoundState, *rest: Any) -> Any:
+        return honest(msgspec.structs.replace(state, carried=()), *rest)
+
+    patch.setattr(round_machine, "_open", opened)
+
+
+def norms_unbounded(patch: Patch) -> None:
+    """Nothing is scaled down to the norm that the others have."""
+    patch.setattr(aggregate_job, "clip_scales", lambda norms, factor: [1.0] * len(norms))
+
+
+def late_at_full_weight(patch: Patch) -> None:
+    """Staleness is no discount."""
+    honest = aggregate_job.contributions
+
+    def fresh(*arguments: Any) -> Iterator[Contribution]:
+        return (part._replace(staleness=0) for part in honest(*arguments))
+
+    patch.setattr(aggregate_job, "contributions", fresh)
+
+
 Kinds = frozenset[str] | None
 PLANTED: list[tuple[Callable[[Patch], None], str, str, int, Kinds]] = [
     (double_count, "safety", "recomputed", 5, None),
@@ -150,6 +180,9 @@ PLANTED: list[tuple[Callable[[Patch], None], str, str, int, Kinds]] = [
     (verdict_forgotten, "safety", "receipts agree", 30, frozenset({"hostile_update", "duplicate"})),
     (hello_once, "liveness", "not back", 20, frozenset({"drop"})),
     (no_failure_path, "liveness", "not finished", 30, frozenset({"rot"})),
+    (carried_lost, "safety", "accepted lost", 200, frozenset({"straggler", "decline"})),
+    (norms_unbounded, "safety", "recomputed", 200, frozenset({"hostile_update"})),
+    (late_at_full_weight, "safety", "recomputed", 200, frozenset({"straggler", "decline"})),
     (traceback, "crash", "ValueError", 20, None),
     (busy_loop, "liveness", "busy loop", 5, None),
 ]
