@@ -66,6 +66,12 @@ bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m benchmarks.model_fan_out
 	$(EXPORT)/bin/python -m benchmarks.links --save
 	$(EXPORT)/bin/python -m benchmarks.train_step
+	$(EXPORT)/bin/python -m benchmarks.aggregation
+	$(EXPORT)/bin/python -m benchmarks.coordinator_memory
+
+# Twenty devices, kill -9 of everything now and then, for so many minutes: results/soak.json.
+soak: $(EXPORT)/.ready mosquitto
+	$(EXPORT)/bin/python -m benchmarks.soak --minutes $(MINUTES)
 
 # Five models, batch 10, one thread: the last line is model -> portable time / torch time.
 bench-train-step: $(EXPORT)/.ready $(DEVICE)/.ready

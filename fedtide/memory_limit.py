@@ -39,13 +39,13 @@ def limit_memory(bytes_max: int | None = None) -> int | None:
 
 
 def return_large_blocks() -> None:
-    """Let every block of a megabyte or more go back to the system when it is freed.
+    """Let every block of 64 KiB or more, a chunk's too, go back to the system when it is freed.
 
     glibc does so by default only until the first is freed, and then keeps room for others like it,
     with holes: a process that handles one update after the other grows with their number.
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 1 << 16)
 
 
 def available_bytes() -> int:
