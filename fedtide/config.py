@@ -76,7 +76,7 @@ def load_config(path: Path, kind: type[T]) -> T:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
         raise ConfigError(f"cannot read {str(path)!r}: {exc.strerror}") from exc
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as exc:
+    except (ValueError, RecursionError) as exc:  # TOMLDecodeError is not all it raises
         raise ConfigError(f"{str(path)!r} is not TOML: {exc}") from exc
 
     def decode(wanted: type, value: Any) -> Any:

@@ -104,3 +104,8 @@ def test_an_array_whose_header_lies_is_refused_before_there_is_room(
 
 def test_an_array_that_is_none_is_refused(tmp_path: Path) -> None:
     assert "cannot be read" in DECODERS["array"](tmp_path).read(b"x")
+
+
+@pytest.mark.parametrize("text", [b"x = " + b"9" * 5_000, b"x = " + b"[" * 5_000, b"x = '\xff'"])
+def test_what_the_toml_reader_cannot_bear_is_a_message(text: bytes, tmp_path: Path) -> None:
+    assert "is not TOML" in DECODERS["configuration"](tmp_path).read(text)
