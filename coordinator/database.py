@@ -53,6 +53,12 @@ class Database:
                 f"no coordinator state in {str(folder)!r}",
                 hint="give the state_dir of a coordinator.toml",
             )
+        if not path.exists() and any((folder / "blobs").glob("*")):
+            # It is made before anything else is: a new one would silently begin a new federation.
+            raise StateError(
+                f"{str(path)!r} is gone, and the models beside it are still there",
+                hint="restore it from a backup, or remove the state folder to start afresh",
+            )
         with _database_errors(folder):
             if not read_only:
                 make_folder(folder)

@@ -272,6 +272,16 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         Store(tmp_path)
 
 
+def test_models_without_their_database_are_not_begun_anew(store: Store, tmp_path: Path) -> None:
+    """A coordinator that was given half of its folder must not publish the initial model again."""
+    store.blobs.put(b"a model")
+    store.close()
+    for path in store.folder.glob("coordinator.db*"):
+        path.unlink()
+    with pytest.raises(StateError, match="is gone"):
+        Store(store.folder)
+
+
 def test_reading_only(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="no coordinator state"):
         Store(tmp_path / "absent", read_only=True)
