@@ -86,7 +86,8 @@ def _coordinator(facts: Facts) -> Iterator[Finding]:
     elif not facts.running and facts.beacon == "online":
         yield warning(
             "a coordinator of this federation is online, but none holds this state folder",
-            "it runs elsewhere, or with another state_dir; two for one federation must not be",
+            "it runs elsewhere, or with another state_dir (two for one federation must not be), "
+            "or has died a moment ago: ask again",
         )
     elif not facts.running and started:
         yield problem("the coordinator is not running: no round can go on", start)

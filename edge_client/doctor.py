@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
-import numpy as np
-
 from edge_client.config import ClientConfig
 from edge_client.durable import Durable
 from edge_client.saved_session import SavedSession
@@ -23,7 +21,7 @@ from fedtide.broker_check import Probe, check_access, forbidden
 from fedtide.bundle import Bundle, open_stored_bundle
 from fedtide.checkup import Finding, examine, failed, ok, problem, warning
 from fedtide.config import load_config
-from fedtide.dataset import load_dataset
+from fedtide.dataset import load_dataset, read_arrays
 from fedtide.errors import BundleError, FedtideError
 from fedtide.host_check import check_clock, check_folder, is_locked
 from fedtide.inquiry import Inquiry
@@ -140,18 +138,12 @@ def _data(config: ClientConfig) -> Iterator[Finding]:
             f"which fit bundle {bundle.manifest.name!r}"
         )
     else:
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                names = sorted(archive.files)
-        except Exception as exc:  # noqa: BLE001 - those of numpy and zipfile share no base class
-            yield problem(
-                f"data file {str(path)!r} cannot be read: {exc}",
-                "numpy.savez(path, x=inputs, y=labels) writes what is expected",
-            )
-            return
+        names = sorted(read_arrays(path))
         missing = [name for name in ("x", "y") if name not in names]
         if missing:
-            yield problem(f"{str(path)!r} has no array {missing[0]!r}, only: {', '.join(names)}")
+            yield problem(
+                f"{str(path)!r} has no array {missing[0]!r}, only: {', '.join(names)}", ""
+            )
         else:
             yield ok("the data file opens; whether it fits is known when a bundle is here")
 

@@ -100,7 +100,11 @@ class Probe:
         self.connected = Connected("", 0)
 
     def enter(self) -> Iterator[Finding]:
-        """Connect, and judge what the broker says of itself."""
+        """Connect, and judge what the broker says of itself.
+
+        Raises:
+            BrokerError: its packet limit cannot carry the protocol.
+        """
         try:
             self.connected = self._inquiry.connect(min(CONNECT_S, self._left_s()))
         except FedtideError as exc:
@@ -113,12 +117,11 @@ class Probe:
         self._inquiry.listen(self._picture.filters())
         protocol, limit = self.connected.protocol, self.connected.packet_bytes_max
         yield ok(f"let in over {protocol}")
-        blocks = chunk_blocks_for(limit)
-        todo = "raise the broker's packet limit (Mosquitto: max_packet_size) to 131,072 or more"
-        if blocks < 1:
-            yield problem(f"its packet limit of {limit:,} bytes cannot carry the protocol", todo)
-        elif blocks < CHUNK_BLOCKS_MAX:
-            yield warning(f"its packet limit of {limit:,} bytes makes transfers slower", todo)
+        if chunk_blocks_for(limit) < CHUNK_BLOCKS_MAX:  # raises where not one block fits
+            yield warning(
+                f"its packet limit of {limit:,} bytes makes transfers slower",
+                "raise it (Mosquitto: max_packet_size) to 131,072 or more",
+            )
 
     @property
     def mqtt_5(self) -> bool:
@@ -155,7 +158,9 @@ class Probe:
                     trip = trip._replace(confirmed=refused is None, refused=refused or "")
                     if refused:
                         break
-                    until_s = min(until_s, time.monotonic() + ARRIVAL_S)
+                    # An answer takes longer: somebody has to give it.
+                    wait_s = ARRIVAL_S if at is None else TRIP_S
+                    until_s = time.monotonic() + min(wait_s, self._left_s())
                 case Received(name, content, retained) if name == (at or topic):
                     trip = trip._replace(arrived=content, retained=retained)
                 case Disconnected(reason) | Refused(reason):
@@ -207,7 +212,7 @@ class Probe:
 
     def chunk(self, blocks: int | None = None) -> bytes:
         """A chunk that belongs to no upload; the largest message that this broker is given."""
-        blocks = blocks or max(1, chunk_blocks_for(self.connected.packet_bytes_max))
+        blocks = blocks or chunk_blocks_for(self.connected.packet_bytes_max)
         content = secrets.token_bytes(BLOCK_BYTES) * blocks
         chunk = Chunk(sha256_hex(content), len(content), 0, zlib.crc32(content), content)
         return encode(chunk, self.device_id)

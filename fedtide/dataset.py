@@ -45,7 +45,7 @@ def load_dataset(path: Path, manifest: Manifest, held_out_fraction: float = 0.0)
     Raises:
         DataError: the file is missing, unreadable, empty, or does not fit the manifest.
     """
-    arrays = _read(path)
+    arrays = read_arrays(path)
     training = _examples(arrays, "x", "y", path, manifest)
     if "x_held_out" in arrays or "y_held_out" in arrays:
         held_out = _examples(arrays, "x_held_out", "y_held_out", path, manifest)
@@ -60,7 +60,12 @@ def load_dataset(path: Path, manifest: Manifest, held_out_fraction: float = 0.0)
     )
 
 
-def _read(path: Path) -> dict[str, AnyArray]:
+def read_arrays(path: Path) -> dict[str, AnyArray]:
+    """Every array of an .npz, by name.
+
+    Raises:
+        DataError: the file is missing or unreadable.
+    """
     try:
         with path.open("rb") as file:
             if file.read(4) not in _ARCHIVE or not zipfile.is_zipfile(file):

@@ -65,7 +65,7 @@ class Inquiry:
                 case Broken(why):
                     raise BrokerError(why)
                 case Disconnected(why):
-                    reason = why
+                    reason = why.split("; trying", maxsplit=1)[0]
                 case _:
                     pass
         raise BrokerError(reason, hint="start the broker, or correct [broker]")
