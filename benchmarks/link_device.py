@@ -13,8 +13,9 @@ from queue import Empty, SimpleQueue
 
 import numpy as np
 
-from edge_client.session import Session, will_of
+from edge_client.session import Session
 from edge_client.session_events import TaskDone
+from edge_client.speaking import will_of
 from edge_client.worker import update_id
 from fedtide.bundle import Bundle
 from fedtide.config import BrokerConfig
@@ -31,6 +32,7 @@ class Runner:
     """Makes an update of the model's size at once."""
 
     runtimes: tuple[str, ...] = ("portable",)
+    steps_count = 0
     examples_count = 10
 
     def __init__(self) -> None:

@@ -21,8 +21,9 @@ from typing import Any
 import msgspec
 
 from edge_client.runner import monotonic_ms
-from edge_client.session import Session, will_of
+from edge_client.session import Session
 from edge_client.session_events import TaskDone
+from edge_client.speaking import will_of
 from edge_client.worker import update_id
 from fedtide.bundle import Bundle
 from fedtide.config import BrokerConfig
@@ -43,6 +44,7 @@ class Pause:
     """An `edge_client.session.TaskRunner` that waits, and then learns by a formula."""
 
     runtimes: tuple[str, ...] = ("portable",)
+    steps_count = 0
     examples_count = 10
 
     def __init__(self, train_ms: tuple[int, int]) -> None:

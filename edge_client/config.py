@@ -40,3 +40,5 @@ class ClientConfig(Struct, frozen=True, forbid_unknown_fields=True):
     data: DataConfig
     broker: BrokerConfig = BrokerConfig(give_up_ms=0)
     training: TrainingConfig = TrainingConfig()
+    outbox_bytes_max: Positive = 1_000_000_000
+    """Of updates that wait for a receipt; beyond it the oldest is given up, never the newest."""

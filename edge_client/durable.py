@@ -16,6 +16,8 @@ class Durable(Struct, frozen=True, forbid_unknown_fields=True):
     federation: str = ""
     device: str = ""
     """Whose state this is."""
+    installation: str = ""
+    """Random, made once: tells two devices of one name apart."""
     task: Task | None = None
     restarts: int = 0
     """How often the client started anew since this task last made progress."""

@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from edge_client.download import Download
+from edge_client.room import Room
+from edge_client.waits import Wait
 from fedtide.blobs import BlobStore
 from fedtide.errors import StateError
 from fedtide.failpoints import reach
@@ -20,9 +22,6 @@ from fedtide.topics import Topics
 from fedtide.transport import Transport
 
 _log = logging.getLogger(__name__)
-
-ROOM_MS, ROOM_MS_MAX = 5_000, 300_000
-"""First and longest pause before a full disk is tried again."""
 
 
 class Fetching:
@@ -35,8 +34,7 @@ class Fetching:
         self._wanted: list[BlobRef] = []
         self._grid = CHUNK_BLOCKS_MAX
         self._current: Download | None = None
-        self._full_at_ms: int | None = None
-        self._full_times = 0
+        self._room = Room()
         self.news = 0
         """Chunks that brought something new, in this life of the client."""
 
@@ -61,7 +59,7 @@ class Fetching:
         return self.finished()
 
     def _go_on(self, at_ms: int, *, again: bool) -> None:
-        with self._room(at_ms):
+        with self._delayed_by_a_full_disk(at_ms):
             if self._current is None or self._current.ref not in self._wanted:
                 self._current = self._open(self._wanted[0])
             if again or not self._current.started:
@@ -82,22 +80,22 @@ class Fetching:
         if download is None or download.ref.digest != chunk.digest:
             return False
         before = download.arrived_blocks()
-        with self._room(at_ms):
+        with self._delayed_by_a_full_disk(at_ms):
             reason = download.chunk(chunk, at_ms)
             reach("client: blob fetched" if download.done else "client: chunk stored")
             if reason is not None:
                 _log.warning("%s", reason)
             if download.done or download.arrived_blocks() > before:
                 self.news += 1
-                self._full_times = 0
+                self._room.found()
         return self.finished()
 
     def deadline_at_ms(self) -> int | None:
         """When to call `time_reached`; None: nothing is being fetched."""
         if not self._wanted:
             return None
-        if self._full_at_ms is not None:
-            return self._full_at_ms
+        if self._room.retry_at_ms is not None:
+            return self._room.retry_at_ms
         return None if self._current is None else self._current.deadline_at_ms()
 
     def time_reached(self, at_ms: int) -> Want | None:
@@ -107,7 +105,8 @@ class Fetching:
         Raises:
             StateError: the disk is failing.
         """
-        if self._full_at_ms is not None:
+        if self._room.retry_at_ms is not None:
+            self._room.retry_at_ms = None
             self._go_on(at_ms, again=True)
             return None
         if self._current is None:
@@ -116,11 +115,14 @@ class Fetching:
         _log.info("%s", self._current.progress())
         return want
 
-    def reason(self) -> str:
-        """Why it does not go on, or how far it is."""
-        if self._full_at_ms is not None:
-            return "the disk is full: fetching waits for room"
-        return "" if self._current is None else self._current.progress()
+    def wait(self) -> Wait | None:
+        """What it waits for; None: nothing is to be fetched."""
+        if not self._wanted:
+            return None
+        if self._room.retry_at_ms is not None:
+            return Wait("the disk is full: fetching waits for room", at_once=True)
+        text = "fetching" if self._current is None else self._current.progress()
+        return Wait(text, self.news)
 
     def _open(self, ref: BlobRef) -> Download:
         return Download(ref, self._grid, self._store, self._link, self._topics)
@@ -134,18 +136,10 @@ class Fetching:
         return True
 
     @contextmanager
-    def _room(self, at_ms: int) -> Iterator[None]:
-        """Whatever is done in here, a full disk only delays it."""
+    def _delayed_by_a_full_disk(self, at_ms: int) -> Iterator[None]:
         try:
             yield
         except StateError as exc:
-            if not exc.no_room:
-                raise
-            pause_ms = min(ROOM_MS << self._full_times, ROOM_MS_MAX)
-            self._full_times = min(self._full_times + 1, 8)
-            self._full_at_ms = at_ms + pause_ms
-            _log.warning("%s; fetching goes on in %d s", exc.args[0], pause_ms // 1000)
+            self._room.missing(exc, at_ms)
             if self._current is not None:
                 self._current.abandon()
-        else:
-            self._full_at_ms = None

@@ -6,14 +6,14 @@ every size is checked here against what such a thing may measure.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from fedtide import limits
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle, open_stored_bundle
 from fedtide.errors import BundleError
 from fedtide.manifest import Manifest, Runtimes, device_files
-from fedtide.messages import BlobRef
+from fedtide.messages import BlobRef, Update
 
 
 def needed_blobs(
@@ -62,6 +62,20 @@ def is_intact(blobs: BlobStore, ref: BlobRef) -> bool:
     except FileNotFoundError:
         return False
     return True
+
+
+def discard_unneeded(
+    blobs: BlobStore, model: BlobRef, bundle: Bundle, outbox: Iterable[Update]
+) -> None:
+    """Bounded disk: keep this bundle, this model and the outbox.
+
+    Raises:
+        StateError: the disk is failing.
+    """
+    kept = {bundle.digest, model.digest}
+    kept |= {entry.sha256 for entry in bundle.manifest.files.values()}
+    kept |= {update.blob.digest for update in outbox if update.blob is not None}
+    blobs.keep_only(kept)
 
 
 def held_bundle(blobs: BlobStore, ref: BlobRef) -> Bundle:

@@ -3,7 +3,9 @@
 
 Two files take turns, and a round never overwrites what it began with. So a round that is trained
 again, after a crash or because its update was lost, begins with the same state as the first time.
-They are of one bundle; another bundle's are removed.
+They are of one bundle; another bundle's are removed. In another run of the same bundle a device
+keeps what it learned for itself; the optimizer's state belongs to the old run's models, and begins
+afresh.
 
     file = SHA-256 of the rest (32 bytes) | MessagePack of `_Entry`
 """
@@ -74,7 +76,8 @@ class LocalStates:
         vectors = tuple(map(_vector, entry.vectors))
         size = manifest.trained.stop - manifest.trained.start
         fits = [len(vector) for vector in vectors] == [size] * state_vectors_count(plan)
-        if plan.optimizer_state == "kept" and entry.optimizer == plan.optimizer and fits:
+        same = entry.run_id == task.run_id and entry.optimizer == plan.optimizer
+        if plan.optimizer_state == "kept" and same and fits:
             optimizer = OptimizerState(entry.steps, vectors)
         return LocalState(values if kept else None, optimizer)
 

@@ -9,13 +9,15 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from edge_client.config import ClientConfig
-from edge_client.session import Session, will_of
+from edge_client.room import Room
+from edge_client.session import Session
 from edge_client.session_events import (
     Event,
 )
+from edge_client.speaking import will_of
 from edge_client.worker import Worker
 from fedtide.blobs import BlobStore
-from fedtide.errors import DataError, StateError
+from fedtide.errors import DataError, FedtideError, StateError
 from fedtide.files import locked
 from fedtide.mqtt import MqttTransport
 from fedtide.patience import Patience, await_delivery
@@ -47,7 +49,8 @@ def run_client(config: ClientConfig) -> None:
         DataError: there is no data file.
         ConfigError: a file that the configuration names cannot be used.
         BrokerError: the broker refuses us, or never answered within `broker.give_up_ms`.
-        StateError: the state folder is in use, full, failing or damaged.
+        StateError: the state folder is in use, failing, or another device's.
+        FedtideError: training hangs.
     """
     if not config.data.path.exists():
         raise DataError(
@@ -65,18 +68,45 @@ def run_client(config: ClientConfig) -> None:
             will_of(topics, config.device),
         )
         worker = Worker(config, BlobStore(config.state_dir), inbox.put)
-        session = Session(config.device, topics, config.state_dir, link, worker)
+        session = Session(
+            config.device,
+            topics,
+            config.state_dir,
+            link,
+            worker,
+            outbox_bytes_max=config.outbox_bytes_max,
+        )
         reason = "ended by an error; the device's own log says why"
         try:
-            session.start(monotonic_ms())
-            link.start()
-            _serve(config, session, inbox)
+            if _start(session, inbox):
+                link.start()
+                _serve(config, session, inbox)
             reason = "stopped"
         finally:
             # Whatever ended us: a clean disconnect keeps our will unsaid, so it is said here.
             await_delivery(inbox, session.goodbye(reason), _GOODBYE_S)
             worker.stop()
             link.stop()
+
+
+def _start(session: Session, inbox: SimpleQueue[Item]) -> bool:
+    """Begin, as soon as the disk has room for that; False: we were asked to stop first.
+
+    Raises:
+        StateError: the disk is failing, or the state is another device's.
+    """
+    room = Room()
+    while True:
+        now_ms = monotonic_ms()
+        try:
+            session.start(now_ms)
+        except StateError as exc:
+            room.missing(exc, now_ms)
+        else:
+            return True
+        with suppress(Empty):
+            inbox.get(timeout=((room.retry_at_ms or now_ms) - now_ms) / 1000)
+            return False  # nothing but a signal can come before the link is there
 
 
 def _serve(config: ClientConfig, session: Session, inbox: SimpleQueue[Item]) -> None:
@@ -89,7 +119,8 @@ def _serve(config: ClientConfig, session: Session, inbox: SimpleQueue[Item]) -> 
             item = inbox.get(timeout=wait_s)
             match item:
                 case _Stop():
-                    _log.info("stopping")
+                    waiting = "; ".join(session.waits.texts())
+                    _log.info("stopping%s", f"; {waiting}" if waiting else "")
                     return
                 case StateError():
                     raise item
@@ -100,3 +131,9 @@ def _serve(config: ClientConfig, session: Session, inbox: SimpleQueue[Item]) -> 
                     session.task_event(item, monotonic_ms())
         patience.time_reached(monotonic_ms())
         session.time_reached(monotonic_ms())
+        if session.waits.hang():
+            raise FedtideError(
+                "training has made no step for an hour",
+                hint="start again: training goes on from its last saved epoch, and a task that "
+                "hangs again and again is declined",
+            )

@@ -2,36 +2,59 @@
 
 from __future__ import annotations
 
+import logging
+import secrets
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 
 from edge_client.durable import Durable
-from fedtide.errors import StateError
+from fedtide.errors import DamagedError, StateError
 from fedtide.generations import Generations
 
+_log = logging.getLogger(__name__)
+
 STATE_NAME = "session"
+
+
+def new_installation() -> str:
+    """A random name for what is installed in one state folder."""
+    return secrets.token_hex(8)
 
 
 class SavedSession:
     """See the module."""
 
-    def __init__(self, folder: Path, federation: str, device_id: str) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        federation: str,
+        device_id: str,
+        new_installation: Callable[[], str] = new_installation,
+    ) -> None:
         self._folder = folder
         self._generations = Generations(folder / STATE_NAME)
         self._owner = (federation, device_id)
+        self._new_installation = new_installation
 
     def load(self) -> Durable:
-        """What was saved last, or a new beginning.
+        """What was saved last, or a new beginning: also if both copies are damaged, since all that
+        is lost then are updates without a receipt, and a round that is done again counts once.
 
         Raises:
-            StateError: it is damaged, of another version, or of another device: its updates would
-                be counted once more under this one's name.
+            StateError: it is of another version, or of another device: its updates would be
+                counted once more under this one's name.
         """
-        raw = self._generations.load()
         federation, device_id = self._owner
+        try:
+            raw = self._generations.load()
+        except DamagedError as exc:
+            _log.error("%s; starting afresh, updates without a receipt are lost", exc.args[0])
+            raw = None
         if raw is None:
-            return Durable(federation=federation, device=device_id)
+            name = self._new_installation()
+            return Durable(federation=federation, device=device_id, installation=name)
         try:
             durable = msgspec.json.decode(raw, type=Durable)
         except (msgspec.DecodeError, UnicodeDecodeError) as exc:
@@ -45,7 +68,10 @@ class SavedSession:
                 f"federation {durable.federation!r}, not to {device_id!r} of {federation!r}",
                 hint="give each device a state_dir of its own; a folder must not be copied",
             )
-        return msgspec.structs.replace(durable, federation=federation, device=device_id)
+        installation = durable.installation or self._new_installation()
+        return msgspec.structs.replace(
+            durable, federation=federation, device=device_id, installation=installation
+        )
 
     def save(self, durable: Durable) -> None:
         """On disk when this returns.

@@ -8,46 +8,34 @@ time. The machine's durable state is written before any command of the same step
 from __future__ import annotations
 
 import logging
-from itertools import count
+from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
+from edge_client import session_events as events
+from edge_client.durable import Durable
 from edge_client.fetching import Fetching
-from edge_client.holdings import held_bundle, is_intact, needed_blobs
+from edge_client.holdings import discard_unneeded, held_bundle, is_intact, needed_blobs
 from edge_client.progress import SavedProgress
-from edge_client.saved_session import SavedSession
-from edge_client.session_events import (
-    BlocksArrived,
-    Command,
-    DropTask,
-    Event,
-    ForgetUpdate,
-    Heard,
-    Linked,
-    Note,
-    Prefetch,
-    PrepareTask,
-    Say,
-    SayHello,
-    SendBlocks,
-    StartTask,
-    TaskDone,
-    TaskFailed,
-    TaskPrepared,
-    TimeReached,
-    Unlinked,
-)
+from edge_client.room import Room
+from edge_client.saved_session import SavedSession, new_installation
+from edge_client.session_events import Command, Event, Heard
 from edge_client.session_machine import (
+    OUTBOX_BYTES_MAX,
+    TEXT_CHARS_MAX,
     State,
     next_deadline_at_ms,
     presence,
     resume,
     step,
 )
+from edge_client.speaking import Speaking
 from edge_client.task_runner import TaskRunner
+from edge_client.waits import Waits, waits_of
 from fedtide import __version__
 from fedtide.blobs import BlobStore
-from fedtide.bundle import Bundle
-from fedtide.errors import BundleError, FedtideError
+from fedtide.errors import BundleError, FedtideError, StateError
 from fedtide.failpoints import reach
 from fedtide.limits import CHUNK_BLOCKS_MAX
 from fedtide.messages import (
@@ -55,18 +43,15 @@ from fedtide.messages import (
     BlobRef,
     Chunk,
     Envelope,
-    FromDevice,
     Hello,
     Offer,
-    Presence,
-    Problem,
+    Range,
     Receipt,
     Task,
+    ToDevice,
     Update,
     Want,
-    Welcome,
     decode,
-    encode,
 )
 from fedtide.sending import ChunkSender, chunk_blocks_for
 from fedtide.topics import Topics
@@ -78,105 +63,131 @@ from fedtide.transport import (
     LinkEvent,
     Received,
     Transport,
-    Will,
 )
 from fedtide.vectors import ENCODINGS
 
 _log = logging.getLogger(__name__)
-
-ANNOUNCE_MS_MIN = 200
-"""Presence changes faster than this are told as one: nobody could read them."""
-
-
-def will_of(topics: Topics, device_id: str) -> Will:
-    """What the broker says when this device vanishes."""
-    return Will(topics.presence(device_id), encode(Presence(False, "offline"), "will"))
 
 
 class Session:
     """See the module."""
 
     def __init__(
-        self, device_id: str, topics: Topics, folder: Path, link: Transport, runner: TaskRunner
+        self,
+        device_id: str,
+        topics: Topics,
+        folder: Path,
+        link: Transport,
+        runner: TaskRunner,
+        *,
+        outbox_bytes_max: int = OUTBOX_BYTES_MAX,
+        new_installation: Callable[[], str] = new_installation,
     ) -> None:
         self._device_id = device_id
         self._topics = topics
         self._link = link
         self._runner = runner
-        self._saved = SavedSession(folder, topics.federation, device_id)
+        self._outbox_bytes_max = outbox_bytes_max
+        self._saved = SavedSession(folder, topics.federation, device_id, new_installation)
         self._progress = SavedProgress(folder)
         self.blobs = BlobStore(folder)
-        self._message_ids = count(1)
-        self._sender = ChunkSender(self._publish)
+        self._speaking = Speaking(link, topics, device_id)
+        self._sender = ChunkSender(self._speaking.publish)
         self._fetching = Fetching(self.blobs, link, topics)
+        self.waits = Waits()
         self._chunk_grid = CHUNK_BLOCKS_MAX
         self._prefetched: tuple[BlobRef, ...] = ()
         self._checked: BlobRef | None = None
-        self._presence: Presence | None = None
-        self._announced_at_ms = 0
-        self._announce_due = False
+        self._unsaved: list[Event] = []
+        self._room = Room()
         self._state = State()
-
-    # ---- start and time ----
 
     def start(self, at_ms: int) -> None:
         """Go on where the last life of this device ended.
 
         Raises:
-            StateError: the saved state is damaged, or another device's.
+            StateError: the disk is full or failing; the saved state is of another version or
+                another device's.
         """
-        commands, self._state = resume(self._saved.load())
+        commands, self._state = resume(self._saved.load(), self._outbox_bytes_max)
         self._saved.save(self._state.durable)
         reach("client: resumed")
         if self._state.durable.task is None:
             self._progress.remove()
+        for update in self._state.durable.outbox:
+            if update.blob is not None and not is_intact(self.blobs, update.blob):
+                self._apply(events.UpdateLost(update.update_id), at_ms)
         self._perform(commands, at_ms)
+        self._observe(at_ms)
 
     def next_deadline_at_ms(self) -> int | None:
         """When to call `time_reached`, whatever else happens."""
-        deadlines = [next_deadline_at_ms(self._state)]
+        deadlines = [
+            next_deadline_at_ms(self._state),
+            self.waits.deadline_at_ms(),
+            self._speaking.deadline_at_ms(),
+        ]
         if self._state.connected:
             deadlines.append(self._fetching.deadline_at_ms())
-        if self._announce_due:
-            deadlines.append(self._announced_at_ms + ANNOUNCE_MS_MIN)
+        if self._unsaved:
+            deadlines.append(self._room.retry_at_ms or 0)
         return min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
 
     def time_reached(self, at_ms: int) -> None:
-        """Let time pass."""
+        """Let time pass.
+
+        Raises:
+            StateError: the disk is failing.
+        """
         fetch_at_ms = self._fetching.deadline_at_ms()
         if self._state.connected and fetch_at_ms is not None and fetch_at_ms <= at_ms:
             want = self._fetching.time_reached(at_ms)
             if want is not None:
-                self._publish(want)
+                self._speaking.publish(want)
             if self._fetching.finished():
                 self._pursue(at_ms)
+        room_at_ms = self._room.retry_at_ms
+        if self._unsaved and (room_at_ms is None or room_at_ms <= at_ms):
+            unsaved, self._unsaved = self._unsaved, []
+            for event in unsaved:
+                self._apply(event, at_ms)
         deadline = next_deadline_at_ms(self._state)
         if deadline is not None and deadline <= at_ms:
-            self._apply(TimeReached(), at_ms)
-        elif self._announce_due:
-            self._announce(at_ms)
+            self._apply(events.TimeReached(), at_ms)
+        self._observe(at_ms)
 
-    # ---- link ----
+    def _observe(self, at_ms: int) -> None:
+        """Tell the log what has been waited for too long, and all what this device does."""
+        fetching = self._fetching.wait()
+        steps = self._runner.steps_count
+        waits = waits_of(self._state, fetching, steps, unsaved=bool(self._unsaved))
+        self.waits.observe(waits, at_ms)
+        for text in self.waits.overdue(at_ms):
+            _log.warning("%s", text)
+        now = presence(self._state, sending=self._sender.busy())
+        told = self.waits.told()
+        if told:
+            now = msgspec.structs.replace(now, reason="; ".join(told)[:TEXT_CHARS_MAX])
+        self._speaking.announce(now, at_ms, connected=self._state.connected)
 
     def link_event(self, event: LinkEvent, at_ms: int) -> None:
         """Something happened on the link.
 
         Raises:
             BrokerError: the broker's packet limit cannot carry the protocol.
-            StateError: the disk is full or failing.
+            StateError: the disk is failing.
         """
         match event:
             case Connected(protocol, packet_bytes_max):
                 _log.info("connected over %s", protocol)
                 self._sender.chunk_blocks = chunk_blocks_for(packet_bytes_max)
                 self._link.subscribe([self._topics.down(self._device_id), self._topics.beacon])
-                self._presence = None
-                self._announced_at_ms = at_ms - ANNOUNCE_MS_MIN
-                self._apply(Linked(), at_ms)
+                self._speaking.link_up(at_ms)
+                self._apply(events.Linked(), at_ms)
                 self._start_fetching(at_ms, again=True)
-            case Disconnected(reason):
+            case Disconnected(reason, retry_ms):
                 self._sender.link_lost()
-                self._apply(Unlinked(reason), at_ms)
+                self._apply(events.Unlinked(reason, retry_ms), at_ms)
             case Delivered(token, refused, waited_ms):
                 if refused is not None:
                     _log.warning("the broker refuses a message: %s", refused)
@@ -184,7 +195,7 @@ class Session:
                 if sent is not None:
                     # As if the coordinator missed nothing: the wait for its receipt begins now.
                     self._apply(Heard(Want(sent, ())), at_ms)
-                self._announce(at_ms)
+                self._observe(at_ms)
             case Arriving():
                 self._fetching.arriving(at_ms)
             case Received(topic, payload):
@@ -204,20 +215,18 @@ class Session:
         body = envelope.body
         if isinstance(body, Chunk):
             self._chunk(body, at_ms)
-        elif isinstance(body, Welcome | Task | Want | Receipt | Problem | Beacon):
+        elif isinstance(body, ToDevice):
             if isinstance(body, Receipt):
                 reach("client: receipt heard")
             if isinstance(body, Beacon) and not body.online:
                 self._sender.pause()
             self._apply(Heard(body), at_ms)
 
-    # ---- fetching ----
-
     def _chunk(self, chunk: Chunk, at_ms: int) -> None:
         before = self._fetching.news
         finished = self._fetching.chunk(chunk, at_ms)
         if self._fetching.news > before and self._state.durable.restarts:
-            self._apply(BlocksArrived(), at_ms)
+            self._apply(events.BlocksArrived(), at_ms)
         if finished:
             self._pursue(at_ms)
 
@@ -242,58 +251,84 @@ class Session:
         else:
             self._start_fetching(at_ms)
 
-    # ---- the machine ----
-
     def _apply(self, event: Event, at_ms: int) -> None:
         before = self._state.durable
-        commands, self._state = step(self._state, event, at_ms)
-        if self._state.durable != before:
-            self._saved.save(self._state.durable)
-            if isinstance(event, TaskDone):
-                reach("client: update stored")
-            if before.task is not None and self._state.durable.task != before.task:
-                self._progress.remove()
+        commands, after = step(self._state, event, at_ms)
+        if after.durable != before and not self._save(after.durable, event, at_ms):
+            return
+        self._state = after
+        if after.durable != before and isinstance(event, events.TaskDone):
+            reach("client: update stored")
+        if before.task is not None and after.durable.task != before.task:
+            self._progress.remove()
         self._perform(commands, at_ms)
-        self._announce(at_ms)
+        self._observe(at_ms)
+
+    def _save(self, durable: Durable, event: Event, at_ms: int) -> bool:
+        """Whether it is on disk. If there is no room, what we heard was not heard, and will be said
+        again; what happened on this device is kept until it can be saved.
+
+        Raises:
+            StateError: the disk is failing.
+        """
+        try:
+            self._saved.save(durable)
+        except StateError as exc:
+            self._room.missing(exc, at_ms)
+            if not isinstance(event, Heard):
+                self._unsaved.append(event)
+            return False
+        self._room.found()
+        return True
 
     def _perform(self, commands: tuple[Command, ...], at_ms: int) -> None:
         for command in commands:
             match command:
-                case SayHello():
+                case events.SayHello():
                     reach("client: hello")
-                    self._publish(self._hello())
-                case Say(Offer(Update(blob=BlobRef(digest)))) if self._sender.busy(digest):
+                    self._speaking.publish(self._hello())
+                case events.Say(Offer(Update(blob=BlobRef(digest)))) if self._sender.busy(digest):
                     pass  # the answer would be a Want for what is on its way
-                case Say(message):
+                case events.Say(message):
                     reach("client: offer" if isinstance(message, Offer) else "client: decline")
-                    self._publish(message)
-                case Prefetch(welcome):
+                    self._speaking.publish(message)
+                case events.Prefetch(welcome):
                     self._chunk_grid = welcome.chunk_blocks
                     self._prefetch(welcome.bundle, welcome.model, at_ms)
-                case PrepareTask(task):
+                case events.PrepareTask(task):
                     reach("client: task accepted")
                     self._prepare(task, at_ms)
-                case StartTask(task):
+                case events.StartTask(task):
                     self._start_task(task, at_ms)
-                case DropTask(round_id):
+                case events.DropTask(round_id):
                     _log.info("round %d is overtaken by a newer one", round_id)
                     self._runner.drop()
-                case SendBlocks(update, missing):
-                    if update.blob is not None:
-                        path = self.blobs.path(update.blob.digest)
-                        self._sender.send(update.blob, path, missing)
-                case ForgetUpdate(update, receipt):
+                case events.SendBlocks(update, missing):
+                    self._send(update, missing, at_ms)
+                case events.ForgetUpdate(update, receipt):
                     self._forget(update.blob, update.round_id, receipt)
-                case Note(text):
+                case events.Note(text):
                     _log.info("%s", text)
+
+    def _send(self, update: Update, missing: tuple[Range, ...], at_ms: int) -> None:
+        if update.blob is None:
+            return
+        if self.blobs.has(update.blob.digest):
+            self._sender.send(update.blob, self.blobs.path(update.blob.digest), missing)
+        else:
+            self._apply(events.UpdateLost(update.update_id), at_ms)
 
     def _prefetch(self, bundle: BlobRef, model: BlobRef, at_ms: int) -> None:
         self._prefetched = (bundle, model)
         try:
             needed = needed_blobs(self.blobs, bundle, model, self._runner.runtimes)
-            if bundle not in needed and bundle != self._checked:
-                self._checked = bundle
-                self._runner.check(held_bundle(self.blobs, bundle))
+            if bundle not in needed:
+                held = held_bundle(self.blobs, bundle)
+                if self._state.phase == "idle":
+                    discard_unneeded(self.blobs, model, held, self._state.durable.outbox)
+                if bundle != self._checked:
+                    self._checked = bundle
+                    self._runner.check(held)
         except BundleError as exc:
             _log.warning("the bundle cannot be used: %s", exc)
             return
@@ -307,7 +342,7 @@ class Session:
         try:
             needed = needed_blobs(self.blobs, task.bundle, task.model, self._runner.runtimes)
         except BundleError as exc:
-            self._apply(TaskFailed(task.run_id, task.round_id, str(exc)), at_ms)
+            self._apply(events.TaskFailed(task.run_id, task.round_id, str(exc)), at_ms)
             return
         missing = [ref for ref in needed if not self.blobs.has(ref.digest)]
         if not missing:
@@ -316,7 +351,7 @@ class Session:
             self._fetch(missing, task.chunk_blocks, at_ms)
         else:
             reach("client: task prepared")
-            self._apply(TaskPrepared(task.run_id, task.round_id), at_ms)
+            self._apply(events.TaskPrepared(task.run_id, task.round_id), at_ms)
 
     def _start_task(self, task: Task, at_ms: int) -> None:
         try:
@@ -325,18 +360,11 @@ class Session:
         except (FedtideError, FileNotFoundError):
             _log.exception("round %d: what was fetched is gone", task.round_id)
             reason = "what was fetched is gone from the disk"
-            self._apply(TaskFailed(task.run_id, task.round_id, reason), at_ms)
+            self._apply(events.TaskFailed(task.run_id, task.round_id, reason), at_ms)
             return
-        self._discard_unneeded(task, bundle)
+        discard_unneeded(self.blobs, task.model, bundle, self._state.durable.outbox)
         _log.info("round %d: %s from model %d", task.round_id, task.kind, task.model_version)
         self._runner.start(task, bundle, model)
-
-    def _discard_unneeded(self, task: Task, bundle: Bundle) -> None:
-        """Bounded disk: keep this bundle, this model and the outbox."""
-        kept = {task.bundle.digest, task.model.digest}
-        kept |= {entry.sha256 for entry in bundle.manifest.files.values()}
-        kept |= {u.blob.digest for u in self._state.durable.outbox if u.blob is not None}
-        self.blobs.keep_only(kept)
 
     def _forget(self, blob: BlobRef | None, round_id: int, receipt: Receipt | None) -> None:
         reach("client: receipt stored")
@@ -352,8 +380,6 @@ class Session:
             self.blobs.discard(blob.digest)
             reach("client: update removed")
 
-    # ---- speaking ----
-
     def _hello(self) -> Hello:
         return Hello(
             version=__version__,
@@ -362,24 +388,9 @@ class Session:
             encodings=tuple(ENCODINGS),
             holds=tuple(ref.digest for ref in self._prefetched if self.blobs.has(ref.digest)),
             owes=tuple(update.update_id for update in self._state.durable.outbox),
+            installation=self._state.durable.installation,
         )
-
-    def _publish(self, message: FromDevice) -> int | None:
-        if isinstance(message, Chunk):
-            reach("client: chunk sent")
-        payload = encode(message, f"{next(self._message_ids)}")
-        return self._link.publish(self._topics.up(self._device_id), payload)
-
-    def _announce(self, at_ms: int) -> None:
-        """Publish what this device is doing, if it changed, and not too often."""
-        now = presence(self._state, sending=self._sender.busy())
-        self._announce_due = self._state.connected and now != self._presence
-        if self._announce_due and at_ms >= self._announced_at_ms + ANNOUNCE_MS_MIN:
-            self._presence, self._announced_at_ms, self._announce_due = now, at_ms, False
-            payload = encode(now, f"{next(self._message_ids)}")
-            self._link.publish(self._topics.presence(self._device_id), payload, retain=True)
 
     def goodbye(self, reason: str = "stopped") -> int | None:
         """Say that this device goes away; the token of its delivery, None: there is no link."""
-        payload = encode(Presence(False, "offline", reason=reason), "bye")
-        return self._link.publish(self._topics.presence(self._device_id), payload, retain=True)
+        return self._speaking.goodbye(reason)

@@ -15,6 +15,8 @@ class Unlinked(Struct, frozen=True):
     """The link is down."""
 
     reason: str
+    retry_ms: int = 0
+    """Until it is tried again."""
 
 
 class Heard(Struct, frozen=True):
@@ -56,12 +58,20 @@ class TaskDone(Struct, frozen=True):
     update: Update
 
 
+class UpdateLost(Struct, frozen=True):
+    """The content of an update in the outbox is gone or damaged on this device's disk."""
+
+    update_id: str
+
+
 class TaskFailed(Struct, frozen=True):
     """The task cannot be done on this device. `reason` leaves it: nothing of the data in it."""
 
     run_id: str
     round_id: int
     reason: str
+    logged: bool = False
+    """This device's log has said more already."""
 
 
 class TimeReached(Struct, frozen=True):
@@ -78,6 +88,7 @@ Event = (
     | TaskHeld
     | TaskDone
     | TaskFailed
+    | UpdateLost
     | TimeReached
 )
 

@@ -10,6 +10,7 @@ receipt and on nothing else.
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal, NamedTuple
 
 import msgspec
@@ -38,6 +39,7 @@ from edge_client.session_events import (
     TaskPrepared,
     TimeReached,
     Unlinked,
+    UpdateLost,
 )
 from fedtide.messages import (
     Beacon,
@@ -57,6 +59,8 @@ RESTARTS_MAX = 3
 """A task that brings the client down more often is declined: the loop must end."""
 OUTBOX_MAX = 16
 """Updates that wait for a receipt; beyond it the oldest is given up."""
+OUTBOX_BYTES_MAX = 1_000_000_000
+"""Of the updates that wait for a receipt, but for the newest, which always has its place."""
 TEXT_CHARS_MAX = 1_000
 """Of a text on the wire; a longer one would be malformed."""
 HELLO_RETRY_MS = 3_000
@@ -90,6 +94,12 @@ class State(Struct, frozen=True):
     hello_ms: int = HELLO_MS
     offers: dict[str, Wait] = {}
     """Updates of the outbox by id, and when to offer them again."""
+    outbox_bytes_max: int = OUTBOX_BYTES_MAX
+    link_reason: str = "not connected yet"
+    """Why there is no link, if there is none."""
+    spread_ms: int = 0
+    notice: str = ""
+    """As the last Welcome said: how a fleet spreads its hellos; why this device is not invited."""
 
 
 class Step(NamedTuple):
@@ -117,6 +127,7 @@ def presence(state: State, *, sending: bool) -> Presence:
     reason = state.reason
     if phase == "idle" and not reason:
         reason = "waiting for a task" if state.welcomed else "waiting for the coordinator"
+        reason = state.notice or reason
     return Presence(True, phase, round_id, reason)
 
 
@@ -126,9 +137,12 @@ def step(state: State, event: Event, at_ms: int) -> Step:
         case Linked():
             offers = {update.update_id: Wait(at_ms) for update in state.durable.outbox}
             state = _with(state, connected=True, welcomed=False, offers=offers)
-            return _say_hello(_with(state, hello=Wait(at_ms)), at_ms)
-        case Unlinked(reason):
-            return Step((Note(reason),), _with(state, connected=False, welcomed=False, hello=None))
+            return _greet(state, at_ms)
+        case Unlinked(reason, retry_ms):
+            known = not state.connected and reason == state.link_reason
+            note = Note(f"{reason}; trying again in {max(1, round(retry_ms / 1000))} s")
+            state = _with(state, connected=False, welcomed=False, hello=None, link_reason=reason)
+            return Step(() if known else (note,), state)
         case Heard(message):
             return _heard(state, message, at_ms)
         case BlocksArrived():
@@ -145,15 +159,17 @@ def step(state: State, event: Event, at_ms: int) -> Step:
             return Step((), _with(state, reason=reason) if held else state)
         case TaskDone(update):
             return _done(state, update, at_ms)
-        case TaskFailed(run_id, round_id, reason):
-            return _failed(state, run_id, round_id, reason)
+        case TaskFailed(run_id, round_id, reason, logged):
+            return _failed(state, run_id, round_id, reason, logged=logged)
+        case UpdateLost(update_id):
+            return _lost(state, update_id)
         case TimeReached():
             return _time(state, at_ms)
 
 
-def resume(durable: Durable) -> Step:
+def resume(durable: Durable, outbox_bytes_max: int = OUTBOX_BYTES_MAX) -> Step:
     """The first step after a start: go on with the task that was accepted."""
-    state = State(durable=durable)
+    state = State(durable=durable, outbox_bytes_max=outbox_bytes_max)
     if durable.task is None:
         return Step((), state)
     task = durable.task
@@ -172,15 +188,23 @@ def _heard(state: State, message: ToDevice, at_ms: int) -> Step:
             if session != state.coordinator_session and state.connected:
                 # What was sent while nobody listened is lost: this one will say what it misses.
                 offers = {update.update_id: Wait(at_ms) for update in state.durable.outbox}
-                state = _with(state, coordinator_session=session, hello=Wait(at_ms), offers=offers)
-                return _say_hello(state, at_ms)
+                return _greet(_with(state, coordinator_session=session, offers=offers), at_ms)
             return Step((), state)
         case Welcome() as welcome:
             hello = Wait(at_ms + welcome.hello_ms)
-            state = _with(state, welcomed=True, hello=hello, hello_ms=welcome.hello_ms)
+            news = bool(welcome.notice) and welcome.notice != state.notice
+            notes = (Note(f"the coordinator says: {welcome.notice}"),) if news else ()
+            state = _with(
+                state,
+                welcomed=True,
+                hello=hello,
+                hello_ms=welcome.hello_ms,
+                spread_ms=welcome.spread_ms,
+                notice=welcome.notice,
+            )
             commands, state = _offer_due(state, at_ms)
             prefetch = () if state.durable.task else (Prefetch(welcome),)
-            return Step((*commands, *prefetch), state)
+            return Step((*notes, *commands, *prefetch), state)
         case Task() as task:
             return _task(state, task, at_ms)
         case Want(digest, missing):
@@ -244,13 +268,13 @@ def _done(state: State, update: Update, at_ms: int) -> Step:
     if _task_at_hand(state, update.run_id, update.round_id) is None:
         return Step((ForgetUpdate(update, None),), state)
     outbox = (*state.durable.outbox, update)
-    given_up = outbox[:-OUTBOX_MAX]
+    given_up = _too_many(outbox, state.outbox_bytes_max)
     durable = msgspec.structs.replace(
         state.durable,
         task=None,
         restarts=0,
         epochs_saved=0,
-        outbox=outbox[-OUTBOX_MAX:],
+        outbox=outbox[len(given_up) :],
         answered_round=update.round_id,
     )
     offers = {**state.offers, update.update_id: Wait(at_ms)}
@@ -260,7 +284,7 @@ def _done(state: State, update: Update, at_ms: int) -> Step:
     return Step((*forgotten, *commands), state)
 
 
-def _failed(state: State, run_id: str, round_id: int, reason: str) -> Step:
+def _failed(state: State, run_id: str, round_id: int, reason: str, *, logged: bool = False) -> Step:
     if _task_at_hand(state, run_id, round_id) is None:
         return Step((), state)
     reason = reason[:TEXT_CHARS_MAX]
@@ -272,8 +296,37 @@ def _failed(state: State, run_id: str, round_id: int, reason: str) -> Step:
         answered_round=round_id,
         declined_because=reason,
     )
-    commands = (Note(f"round {round_id}: {reason}"), Say(Decline(run_id, round_id, reason)))
+    note = f"round {round_id} is declined" + ("" if logged else f": {reason}")
+    commands = (Note(note), Say(Decline(run_id, round_id, reason)))
     return Step(commands, _with(state, durable=durable, phase="idle", reason=reason))
+
+
+def _too_many(outbox: tuple[Update, ...], bytes_max: int) -> tuple[Update, ...]:
+    """The oldest updates, for which there is no place; the newest always has one."""
+    kept, size_bytes = 0, 0
+    for update in reversed(outbox):
+        size_bytes += 0 if update.blob is None else update.blob.size_bytes
+        if kept and (kept == OUTBOX_MAX or size_bytes > bytes_max):
+            break
+        kept += 1
+    return outbox[: len(outbox) - kept]
+
+
+def _lost(state: State, update_id: str) -> Step:
+    """It cannot be sent. The same task, should it come again, gives the same update again."""
+    durable = state.durable
+    update = next((u for u in durable.outbox if u.update_id == update_id), None)
+    if update is None:
+        return Step((), state)
+    newest = (update.run_id, update.round_id) == (durable.run_id, durable.answered_round)
+    durable = msgspec.structs.replace(
+        durable,
+        outbox=tuple(u for u in durable.outbox if u != update),
+        answered_round=durable.answered_round - newest,
+    )
+    offers = {name: wait for name, wait in state.offers.items() if name != update_id}
+    note = Note(f"round {update.round_id}: the update is gone or damaged on this disk")
+    return Step((note, ForgetUpdate(update, None)), _with(state, durable=durable, offers=offers))
 
 
 def _receipt(state: State, receipt: Receipt) -> Step:
@@ -295,6 +348,19 @@ def _time(state: State, at_ms: int) -> Step:
         commands, state = _say_hello(_with(state, welcomed=state.welcomed and answered), at_ms)
     offers, state = _offer_due(state, at_ms)
     return Step((*commands, *offers), state)
+
+
+def _greet(state: State, at_ms: int) -> Step:
+    """Say hello; a fleet whose broker or coordinator comes back does not do so all at once."""
+    state = _with(state, hello=Wait(at_ms + _share(state)))
+    return Step((), state) if state.spread_ms else _say_hello(state, at_ms)
+
+
+def _share(state: State) -> int:
+    """Milliseconds from 0 to `spread_ms`: this device's draw for this coordinator's session."""
+    text = f"{state.durable.device}/{state.coordinator_session}"
+    number = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
+    return number * state.spread_ms >> 64
 
 
 def _say_hello(state: State, at_ms: int) -> Step:

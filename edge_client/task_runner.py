@@ -1,4 +1,4 @@
-"""The seam between a session and whatever does its tasks."""
+"""The port through which a session has its tasks done."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ class TaskRunner(Protocol):
     runtimes: tuple[str, ...]
     """What is installed here, best first."""
     examples_count: int
+    steps_count: int
+    """Training steps made so far: while it grows, training does not hang."""
 
     def check(self, bundle: Bundle) -> None:
         """Tasks of this bundle may come: tell this device's log if the local data do not fit."""

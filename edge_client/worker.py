@@ -84,6 +84,7 @@ class Worker:
     ) -> None:
         self.runtimes = usable_runtimes(config.training.runtime)
         self.examples_count = 0
+        self.steps_count = 0
         self._config = config
         self._blobs = blobs
         self._report = report
@@ -185,7 +186,7 @@ class Worker:
             _log.info("the local data fit the model: %d examples to train on", count)
 
     def _failed(self, job: _Job, reason: str) -> TaskFailed:
-        return TaskFailed(job.task.run_id, job.task.round_id, reason)
+        return TaskFailed(job.task.run_id, job.task.round_id, reason, logged=True)
 
     def _next(self) -> _Job | Bundle | None:
         """The next thing to do; a device that is idle for long gives its memory back meanwhile."""
@@ -269,6 +270,7 @@ class Worker:
 
         def on_step(_steps: int, _loss: float) -> bool:
             nonlocal ended_s
+            self.steps_count += 1
             if rest_ratio > 0:
                 dropped.wait((time.monotonic() - ended_s) * rest_ratio)
             ended_s = time.monotonic()

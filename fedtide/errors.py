@@ -80,3 +80,7 @@ class StateError(FedtideError):
         super().__init__(message, hint=hint)
         self.no_room = no_room
         """The disk is full, or a quota is used up: it may pass."""
+
+
+class DamagedError(StateError):
+    """What was saved is on the disk, and cannot be read as what it was."""

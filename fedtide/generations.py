@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 from typing import NamedTuple
 
-from fedtide.errors import StateError
+from fedtide.errors import DamagedError
 from fedtide.failpoints import reach
 from fedtide.files import disk_errors_of, sync_folder
 
@@ -36,7 +36,7 @@ class Generations:
         """The newest intact content; None if nothing was ever saved.
 
         Raises:
-            StateError: there are files, but neither is intact.
+            DamagedError: there are files, but neither is intact.
         """
         with disk_errors_of(self._paths[0].parent):
             raws = [path.read_bytes() for path in self._paths if path.exists()]
@@ -44,7 +44,7 @@ class Generations:
         if not intact:
             # A first save that was cut short left nothing that anybody relied on.
             if len(raws) > 1:
-                raise StateError(
+                raise DamagedError(
                     f"both generations of {str(self._paths[0])!r} are damaged",
                     hint="remove the state folder to start afresh; local data are not in it",
                 )

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edge_client.session import Session, will_of
+from edge_client.session import Session
 from edge_client.session_events import TaskDone, TaskFailed
+from edge_client.speaking import will_of
 from edge_client.worker import update_id
 from fedtide.bundle import Bundle
 from fedtide.failpoints import reach
@@ -34,6 +35,7 @@ class ModelledTraining:
 
     def __init__(self, device: Device) -> None:
         self.examples_count = device.settings.examples
+        self.steps_count = 0
         self._device = device
         self._number = 0
         self._busy = False
@@ -92,7 +94,14 @@ class Device(Process):
         topics = self.world.topics
         self.link.will = will_of(topics, self.device_id)
         runner = ModelledTraining(self)
-        self.session = Session(self.device_id, topics, self.folder, self.link, runner)
+        self.session = Session(
+            self.device_id,
+            topics,
+            self.folder,
+            self.link,
+            runner,
+            new_installation=lambda: self.device_id,  # chance would be in the transcript
+        )
         self.session.start(self.now_ms())
 
     def _link_event(self, event: LinkEvent, at_ms: int) -> None:

@@ -22,10 +22,11 @@ from coordinator.config import CoordinatorConfig
 from coordinator.ledger import begin_run
 from coordinator.service import Service
 from coordinator.store import Store
-from edge_client.session import Session, will_of
+from edge_client.session import Session
 from edge_client.session_events import (
     TaskDone,
 )
+from edge_client.speaking import will_of
 from edge_client.worker import update_id
 from fedtide.blobs import blocks_count, split
 from fedtide.bundle import Bundle, open_bundle, sha256_hex
@@ -104,6 +105,7 @@ class FakeRunner:
 
     runtimes: tuple[str, ...] = ("portable",)
     examples_count = 10
+    steps_count = 0
 
     def __init__(self, device: Device) -> None:
         self._device = device

@@ -11,7 +11,7 @@ from unittest import mock
 
 import pytest
 
-from edge_client.fetching import ROOM_MS
+from edge_client.room import ROOM_MS
 from fedtide import failpoints
 from fedtide.failpoints import Step
 from tests.federation import Federation, fake_bundle

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import random
 import zlib
 from pathlib import Path
@@ -12,9 +14,11 @@ import pytest
 
 from edge_client.saved_session import SavedSession
 from edge_client.session import Session
+from edge_client.session_events import TaskDone
 from edge_client.session_machine import (
     RESTARTS_MAX,
 )
+from fedtide import failpoints
 from fedtide.blobs import BlobStore, blocks_count, make_chunk, split
 from fedtide.bundle import sha256_hex
 from fedtide.errors import StateError
@@ -42,6 +46,7 @@ from fedtide.topics import Topics
 from fedtide.transport import LinkEvent, Received
 from fedtide.vectors import encode_vector
 from tests.federation import ELEMENTS, Device, Federation, learn
+from tests.property.test_session_machine import update_of
 
 MODEL = encode_vector(learn("model", np.zeros(ELEMENTS, dtype=np.float32)), "f32")
 
@@ -442,3 +447,146 @@ def test_a_decline_made_at_the_start_is_saved(voice: Voice) -> None:
     assert "went down" in saved.declined_because
     voice.say(voice.welcome(), voice.task())
     assert isinstance(voice.heard[-1], Decline)
+
+
+def installation(voice: Voice) -> str:
+    return next(m.installation for m in reversed(voice.heard) if isinstance(m, Hello))
+
+
+def test_an_installation_keeps_its_name_and_another_has_another(voice: Voice) -> None:
+    restart(voice)
+    first = installation(voice)
+    restart(voice)
+    assert installation(voice) == first != ""
+    for path in voice.device.folder.glob("session.*"):
+        path.unlink()
+    restart(voice)
+    assert installation(voice) != first
+
+
+def test_a_session_damaged_in_both_copies_begins_afresh(
+    voice: Voice, caplog: pytest.LogCaptureFixture
+) -> None:
+    """All that is lost is an update without a receipt; done again, it counts once."""
+    voice.publish_all()
+    voice.say(voice.welcome(), voice.task())
+    update = voice.offers()[0].update
+    for path in voice.device.folder.glob("session.*"):
+        path.write_bytes(b"rot")
+    restart(voice)
+    assert "starting afresh" in caplog.text
+    voice.say(voice.welcome(), voice.task())
+    assert voice.offers()[-1].update == update
+
+
+@pytest.mark.parametrize("damage", ["gone", "rotten"])
+def test_an_update_that_the_disk_lost_is_made_again(voice: Voice, damage: str) -> None:
+    voice.publish_all()
+    voice.say(voice.welcome(), voice.task())
+    update = voice.offers()[0].update
+    assert update.blob is not None
+    path = voice.session.blobs.path(update.blob.digest)
+    path.unlink() if damage == "gone" else path.write_bytes(b"rot")
+    restart(voice)
+    assert voice.session._state.durable.outbox == ()
+    voice.say(voice.welcome(), voice.task())
+    assert voice.offers()[-1].update == update
+    assert voice.session.blobs.has(update.blob.digest)
+
+
+def test_an_update_that_vanishes_while_it_is_sent_is_made_again(voice: Voice) -> None:
+    voice.publish_all()
+    voice.say(voice.welcome(), voice.task())
+    blob = voice.offers()[0].update.blob
+    assert blob is not None
+    voice.session.blobs.path(blob.digest).unlink()
+    voice.say(Want(blob.digest, ((0, 1),)))
+    assert voice.session._state.durable.outbox == ()
+    voice.say(voice.task())
+    assert len(voice.offers()) == 2
+
+
+def test_a_device_that_is_never_invited_holds_one_model(voice: Voice) -> None:
+    """Each round brings another one; the disk of those who only watch must not fill up."""
+    voice.publish_all()
+    for value in range(5):
+        voice.model = voice.put(encode_vector(np.full(ELEMENTS, value, np.float32), "f32"))
+        voice.publish(voice.model)
+        voice.say(voice.welcome())
+    voice.say(voice.welcome())
+    sizes = [len(voice.session.blobs.read(d)) for d in voice.session.blobs.digests()]
+    assert sizes.count(4 * ELEMENTS) == 1
+    assert list((voice.device.folder / "partial").iterdir()) == []
+
+
+class Full:
+    """A disk without room, until the test makes some."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, step: str) -> None:
+        self.step, self.times = step, 0
+        self.full = True
+        monkeypatch.setattr(failpoints, "_listener", self)
+
+    def __call__(self, step: str) -> None:
+        if self.full and step == self.step:
+            self.times += 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_delays_a_download(voice: Voice, monkeypatch: pytest.MonkeyPatch) -> None:
+    voice.publish_all()
+    disk = Full(monkeypatch, "disk: write")
+    voice.say(voice.welcome())  # saves nothing, fetches
+    voice.pass_time(600_000, wakes_max=60)
+    assert 4 <= disk.times <= 20
+    assert any("the disk is full" in presence.reason for presence in voice.presence)
+    disk.full = False
+    voice.pass_time(300_000, wakes_max=60)
+    assert voice.model.digest in voice.session.blobs.digests()
+
+
+def test_a_full_disk_delays_a_task_and_its_update(
+    voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What we heard is said again; what happened here is kept until it can be saved."""
+    voice.publish_all()
+    voice.say(voice.welcome())
+    voice.device.runner.held = True
+    disk = Full(monkeypatch, "disk: write")
+    voice.say(voice.task())
+    assert voice.session._state.durable.task is None, "not on disk, not accepted"
+    disk.full = False
+    voice.say(voice.task())
+    blob_put = voice.session.blobs.put(b"some update")
+    disk.full = True
+    update = msgspec.structs.replace(
+        update_of(voice.task()), model=voice.model.digest, blob=blob_put
+    )
+    voice.session.task_event(TaskDone(update), voice.federation.now_ms)
+    assert voice.offers() == [], "nothing follows from what is not on disk"
+    voice.pass_time(120_000, wakes_max=60)
+    disk.full = False
+    voice.say(voice.welcome())
+    assert any("the disk is full" in presence.reason for presence in voice.presence)
+    voice.pass_time(300_000, wakes_max=60)
+    voice.say(voice.welcome())
+    assert voice.offers()[0].update == update
+    disk.full = True
+    voice.say(Receipt(update.update_id, "accepted"))
+    assert len(voice.session._state.durable.outbox) == 1
+    disk.full = False
+    voice.say(Receipt(update.update_id, "accepted"))
+    assert len(voice.session._state.durable.outbox) == 0
+
+
+def test_a_coordinator_that_never_answers_is_told_of(
+    voice: Voice, caplog: pytest.LogCaptureFixture
+) -> None:
+    voice.pass_time(3_600_000, wakes_max=200)
+    said = [r.message for r in caplog.records if "no coordinator of federation 'test'" in r.message]
+    assert 3 <= len(said) <= 8
+    assert "for 2 minutes" in said[0]
+    assert "no coordinator of federation 'test'" in voice.presence[-1].reason
+    voice.say(voice.welcome())
+    voice.pass_time(1_000, wakes_max=10)
+    assert "no coordinator" not in voice.presence[-1].reason

@@ -140,6 +140,7 @@ class Session(RuleBasedStateMachine):
         self.hears_a_task(round_id)
         self.prepares()
         self.finishes(False)
+        self.time_passes(0)
 
     @rule()
     def links(self) -> None:

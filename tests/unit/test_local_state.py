@@ -96,6 +96,14 @@ def test_an_optimizers_state_is_kept_if_the_plan_says_so(states: LocalStates) ->
     assert states.load(task(3, KEPT), MANIFEST).optimizer is None
 
 
+def test_another_run_begins_with_a_fresh_optimizer(states: LocalStates) -> None:
+    """It remembers models that the new run never had; what a device learned is its own."""
+    states.save(task(1, KEPT), values(1), kept_state(0.5))
+    found = states.load(task(1, KEPT, run_id="another"), MANIFEST)
+    assert found.optimizer is None
+    assert found.values is not None
+
+
 def test_nothing_is_written_where_there_is_nothing_to_keep(tmp_path: Path) -> None:
     LocalStates(tmp_path).save(task(1), np.zeros(0, np.float32), kept_state(1))
     assert list(tmp_path.iterdir()) == []

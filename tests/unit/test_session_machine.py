@@ -23,6 +23,7 @@ from edge_client.session_events import (
     TaskPrepared,
     TimeReached,
     Unlinked,
+    UpdateLost,
 )
 from edge_client.session_machine import (
     HELLO_RETRY_MS,
@@ -106,7 +107,7 @@ def test_a_new_run_begins_to_count_again() -> None:
 def test_a_failure_is_declined_and_declined_again_when_asked_again() -> None:
     commands, state = live(WELCOMED, Heard(TASK), TaskFailed("run", 1, "no data"))
     decline = Say(Decline("run", 1, "no data"))
-    assert commands == (Note("round 1: no data"), decline)
+    assert commands == (Note("round 1 is declined: no data"), decline)
     assert (state.phase, state.durable.task) == ("idle", None)
     assert live(state, Heard(TASK)) == ((decline,), state)
 
@@ -212,3 +213,66 @@ def test_presence_says_what_is_waited_for() -> None:
     assert presence(WELCOMED, sending=False).reason == "waiting for a task"
     fetching = live(WELCOMED, Heard(TASK))[1]
     assert presence(fetching, sending=False).reason == "fetching model and bundle"
+
+
+def test_the_outbox_is_bounded_by_bytes_but_for_the_newest() -> None:
+    """Each of these updates has 100 bytes."""
+    state = live(State(outbox_bytes_max=250), Linked(), Heard(WELCOME))[1]
+    for round_id in range(1, 5):
+        task = task_of(round_id)
+        events = (Heard(task), TaskPrepared("run", round_id), TaskDone(update_of(task)))
+        state = live(state, *events)[1]
+    assert [update.round_id for update in state.durable.outbox] == [3, 4]
+    state = msgspec.structs.replace(state, outbox_bytes_max=1)
+    events = (Heard(task_of(5)), TaskPrepared("run", 5), TaskDone(update_of(task_of(5))))
+    commands, state = live(state, *events)
+    assert [update.round_id for update in state.durable.outbox] == [5]
+    given_up = [c.update.round_id for c in commands if isinstance(c, ForgetUpdate)]
+    assert given_up == [3, 4]
+
+
+def test_an_update_whose_content_is_gone_is_made_again() -> None:
+    commands, state = live(OWING, UpdateLost(UPDATE.update_id))
+    assert ForgetUpdate(UPDATE, None) in commands
+    assert (state.durable.outbox, state.offers) == ((), {})
+    assert live(state, Heard(TASK))[0] == (PrepareTask(TASK),)
+    assert live(state, UpdateLost("unknown")) == ((), state)
+
+
+def test_a_fleet_that_comes_back_spreads_its_hellos() -> None:
+    spread_ms, at_ms = 20_000, 50_000
+    waits = []
+    for number in range(200):
+        durable = Durable(federation="f", device=f"device-{number}")
+        welcome = msgspec.structs.replace(WELCOME, spread_ms=spread_ms)
+        state = live(State(durable=durable), Linked(), Heard(welcome))[1]
+        commands, state = live(state, Unlinked("broker gone"), Linked(), at_ms=at_ms)
+        assert commands == (), "not at once"
+        deadline = next_deadline_at_ms(state)
+        assert deadline is not None
+        waits.append(deadline - at_ms)
+        assert live(state, TimeReached(), at_ms=deadline)[0] == (SayHello(),)
+        after = live(state, Heard(Beacon(True, "new")), at_ms=at_ms)[1]
+        again = next_deadline_at_ms(after)
+        assert again is not None
+        assert 0 <= again - at_ms < spread_ms, "the same for a coordinator that comes back"
+    assert 0 <= min(waits) < 1_000
+    assert spread_ms - 1_000 < max(waits) < spread_ms
+
+
+def test_a_notice_is_what_the_device_waits_for() -> None:
+    noticed = msgspec.structs.replace(WELCOME, notice="another installation uses this name")
+    commands, state = live(State(), Linked(), Heard(noticed))
+    assert Note("the coordinator says: another installation uses this name") in commands
+    assert presence(state, sending=False).reason == "another installation uses this name"
+    assert Note not in map(type, live(state, Heard(noticed))[0]), "once is enough"
+    assert presence(live(state, Heard(WELCOME))[1], sending=False).reason == "waiting for a task"
+
+
+def test_a_link_that_stays_away_is_noted_once() -> None:
+    """The same every minute would fill the log of a device that is offline for weeks."""
+    commands, state = live(WELCOMED, Unlinked("no broker at b:1", 1_500))
+    assert commands == (Note("no broker at b:1; trying again in 2 s"),)
+    commands, state = live(state, Unlinked("no broker at b:1", 60_000))
+    assert commands == ()
+    assert live(state, Unlinked("refused", 60_000))[0] == (Note("refused; trying again in 60 s"),)

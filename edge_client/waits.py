@@ -1,0 +1,126 @@
+"""What this device waits for, said to a person: after two minutes, then ever more rarely.
+
+Pure: told what is being waited for and the time, it says what is overdue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import NamedTuple
+
+from edge_client.session_machine import State
+
+FIRST_MS, REPEAT_MS_MAX = 120_000, 6 * 3_600_000
+"""When a wait is first told, and the longest pause between two times."""
+HUNG_TIMES = 6
+"""Training that was told this often to make no step, the last time after 64 minutes, hangs."""
+
+
+class Wait(NamedTuple):
+    """One thing that is being waited for."""
+
+    text: str
+    progress: Hashable = None
+    """While this changes, things go on and the wait begins anew."""
+    at_once: bool = False
+    """To be told from the beginning (the log hears of it anyway)."""
+
+
+class _Running(NamedTuple):
+    wait: Wait
+    since_ms: int
+    due_ms: int
+    told: str = ""
+    times: int = 0
+
+
+class Waits:
+    """The waits of one client, by name."""
+
+    def __init__(self) -> None:
+        self._running: dict[str, _Running] = {}
+
+    def observe(self, waits: Mapping[str, Wait], at_ms: int) -> None:
+        """These are the waits now."""
+        for name in set(self._running) - set(waits):
+            del self._running[name]
+        for name, wait in waits.items():
+            running = self._running.get(name)
+            if running is None or running.wait.progress != wait.progress:
+                self._running[name] = _Running(wait, at_ms, at_ms + FIRST_MS)
+            else:
+                self._running[name] = running._replace(wait=wait)
+
+    def deadline_at_ms(self) -> int | None:
+        """When to call `overdue`."""
+        return min((running.due_ms for running in self._running.values()), default=None)
+
+    def overdue(self, at_ms: int) -> list[str]:
+        """What is to be told now."""
+        told = []
+        for name, running in sorted(self._running.items()):
+            if running.due_ms <= at_ms:
+                waited_ms = at_ms - running.since_ms
+                text = f"{running.wait.text} (for {duration(waited_ms)})"
+                due_ms = at_ms + min(max(waited_ms, FIRST_MS), REPEAT_MS_MAX)
+                self._running[name] = running._replace(
+                    due_ms=due_ms, told=text, times=running.times + 1
+                )
+                told.append(text)
+        return told
+
+    def told(self) -> list[str]:
+        """What has been told and still holds, or is to be told at once."""
+        return [
+            running.told or running.wait.text
+            for _, running in sorted(self._running.items())
+            if running.told or running.wait.at_once
+        ]
+
+    def texts(self) -> list[str]:
+        """Everything that is being waited for."""
+        return [running.wait.text for _, running in sorted(self._running.items())]
+
+    def hang(self) -> bool:
+        """Whether training has made no step for an hour: a clock that jumps tells it only once."""
+        running = self._running.get("training")
+        return running is not None and running.times >= HUNG_TIMES
+
+
+def waits_of(
+    state: State, fetching: Wait | None, steps: int, *, unsaved: bool = False
+) -> dict[str, Wait]:
+    """What a device in this state waits for; waiting for a task is its ordinary life."""
+    waits: dict[str, Wait] = {}
+    if not state.connected:
+        waits["link"] = Wait(f"no link to the broker, trying again: {state.link_reason}")
+    elif not state.welcomed:
+        waits["coordinator"] = Wait(
+            f"no coordinator of federation {state.durable.federation!r} answers; "
+            "it may be off, or the name may be wrong"
+        )
+    elif state.durable.outbox:
+        count = len(state.durable.outbox)
+        waits["outbox"] = Wait(
+            f"no receipt from the coordinator for {count} in the outbox",
+            state.durable.outbox[0].update_id,
+        )
+    if fetching is not None and state.connected:
+        waits["fetching"] = fetching
+    if unsaved:
+        waits["disk"] = Wait("the disk is full: what was done waits for room", at_once=True)
+    elif state.phase == "training" and state.reason:
+        waits["held"] = Wait(state.reason, at_once=True)
+    elif state.phase == "training":
+        waits["training"] = Wait("training has made no step", steps)
+    return waits
+
+
+def duration(duration_ms: int) -> str:
+    """In words, rounded down."""
+    seconds = duration_ms // 1000
+    for unit, length in (("day", 86_400), ("hour", 3_600), ("minute", 60)):
+        if seconds >= length:
+            count = seconds // length
+            return f"{count} {unit}{'s' if count > 1 else ''}"
+    return f"{seconds} s"
