@@ -32,8 +32,8 @@ from tests.hostile.mutation import Mutator
 WAIT_S = 120.0
 PACE = 500
 """Junk messages between two looks at whether the coordinator keeps up: below what brokers queue."""
-PACKET_BYTES_MAX = 262_144
-"""Of the recommended broker."""
+PACKET_BYTES_MAX = 132_096
+"""What our own link sends at most."""
 MEMORY_GROWTH_MAX = 40_000_000
 LOG_BYTES_MAX = 400_000
 DEVICES = ("alpha", "beta")
