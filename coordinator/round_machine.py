@@ -45,6 +45,7 @@ from coordinator.round_state import (
     UpdateRejected,
     unwelcome,
 )
+from coordinator.stragglers import has_answered, still_at_work, without_stragglers
 
 __all__ = [
     "AbandonRound",
@@ -189,7 +190,8 @@ def _open(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     )
     if buffered:
         return _fill(_with(state, cohort=state.at_work()), at_ms, config)
-    device_ids = select_cohort(state.online, wanted, config.over_selection, config.seed, round_id)
+    free = state.online if evaluates else without_stragglers(state, _needed(state, config))
+    device_ids = select_cohort(free, wanted, config.over_selection, config.seed, round_id)
     cohort = tuple(Member(name, "none", "", round_id, state.model_version) for name in device_ids)
     state = _with(state, cohort=cohort)
     return Step((InviteDevices(device_ids),), _with(state, reason=_collecting_reason(state)))
@@ -232,7 +234,7 @@ def _accepted(state: RoundState, event: UpdateAccepted, at_ms: int, config: Roun
         return _answer(state, round_id, device_id, "accepted", at_ms, config, event.update_id)
     late = Member(device_id, "accepted", event.update_id, round_id, event.version)
     cohort = tuple(m for m in state.cohort if m is not member)
-    state = _with(state, cohort=cohort, carried=(*state.carried, late))
+    state = _with(has_answered(state, device_id), cohort=cohort, carried=(*state.carried, late))
     return _look(state, at_ms, config)
 
 
@@ -248,7 +250,8 @@ def _answer(
     known = state.member(device_id, round_id)
     open_now = state.phase == "collecting" or (state.buffered and known is not None)
     if not open_now or known is None or known.answer not in ("none", "silent"):
-        return Step((), state)
+        # Of an earlier round: declined or rejected, so that device is free again.
+        return Step((), has_answered(state, device_id, round_id))
     answered = _with_member(known, answer=answer, update_id=update_id)
     state = _with(state, cohort=tuple(answered if m is known else m for m in state.cohort))
     if state.buffered or state.phase != "collecting":
@@ -306,6 +309,7 @@ def _abandon(
         state,
         cohort=state.at_work() if state.buffered else (),
         carried=(*state.carried, *state.accepted()) if keeps else state.carried,
+        stragglers=still_at_work(state, config),
         idle=False,
         deadline_at_ms=None,
         abandoned_in_a_row=abandoned,
@@ -341,6 +345,7 @@ def _aggregated(state: RoundState, round_id: int, at_ms: int, config: RoundsConf
         state,
         phase="waiting",
         cohort=state.at_work() if state.buffered else (),
+        stragglers=still_at_work(state, config),
         rounds_done=state.rounds_done + trained,
         judged=not trained,
         model_version=state.model_version + trained,

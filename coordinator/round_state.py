@@ -58,6 +58,9 @@ class RoundState(Struct, frozen=True):
     """Buffered: nobody is at work or free, and `deadline_at_ms` says how long that may be."""
     carried: tuple[Member, ...] = ()
     """Accepted updates of earlier tasks that count in the open round, or in the next."""
+    stragglers: tuple[Member, ...] = ()
+    """Synchronous, where late updates count: still at work on earlier rounds. A new task would make
+    them drop that work, so they are asked again only if there are too few others."""
 
     def accepted(self) -> tuple[Member, ...]:
         """Members whose update counts, by device and task: the order of aggregation."""

@@ -21,6 +21,7 @@ MAY_IMPORT = {
 PURE = frozenset(
     {
         "coordinator/round_machine.py",
+        "coordinator/stragglers.py",
         "coordinator/round_state.py",
         "coordinator/cohort.py",
         "coordinator/aggregation.py",

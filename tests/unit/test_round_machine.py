@@ -339,6 +339,41 @@ def test_what_is_too_late_changes_nothing(state: RoundState, config: RoundsConfi
     assert step(state, UpdateAccepted(1, "a", "late", 0), 5_000, config) == ((), state)
 
 
+SLOW = msgspec.structs.replace(
+    AGGREGATING, cohort=cohort(a="ua"), online=("a", "b", "c", "d"), reason="aggregating 1 updates"
+)
+"""Round 1 closes without b."""
+
+
+def test_a_straggler_is_left_in_peace_until_it_has_answered() -> None:
+    commands, state = step(SLOW, RoundAggregated(1), 5_000, DISCOUNT)
+    (invitation,) = commands
+    assert isinstance(invitation, InviteDevices)
+    assert "b" not in invitation.device_ids
+    assert state.stragglers == (Member("b", "none", "", 1, 0),)
+    for answer in (UpdateAccepted(1, "b", "late"), UpdateRejected(1, "b"), TaskDeclined(1, "b")):
+        assert step(state, answer, 5_000, DISCOUNT).state.stragglers == ()
+    assert step(state, TaskDeclined(2, "b"), 5_000, DISCOUNT).state.stragglers == state.stragglers
+
+
+def test_a_straggler_whose_update_would_be_too_stale_is_asked_again() -> None:
+    state = step(SLOW, RoundAggregated(1), 5_000, DISCOUNT).state
+    for version in range(1, DISCOUNT.staleness_max + 1):
+        assert [m.device_id for m in state.stragglers] == ["b"]
+        closed = msgspec.structs.replace(state, phase="aggregating", cohort=(), rounds_done=0)
+        assert closed.model_version == version
+        state = step(closed, RoundAggregated(closed.round_id), 5_000, DISCOUNT).state
+    assert state.stragglers == ()
+
+
+def test_stragglers_are_asked_again_where_there_are_too_few_others() -> None:
+    few = msgspec.structs.replace(SLOW, online=("a", "b"))
+    commands, _ = step(few, RoundAggregated(1), 5_000, DISCOUNT)
+    assert commands == (InviteDevices(("a", "b")),)
+    discarding = step(SLOW, RoundAggregated(1), 5_000, CONFIG).state
+    assert discarding.stragglers == ()
+
+
 def test_updates_of_an_abandoned_round_are_carried_and_meet_the_quorum() -> None:
     strict = msgspec.structs.replace(HALF, quorum=2)
     commands, state = step(strict, TimeReached(), 6_000, DISCOUNT)
