@@ -90,6 +90,12 @@ class _Case:
     def _state(self, bundle_digest: str) -> Iterator[Finding]:
         folder = self._config.state_dir
         if not (folder / "coordinator.db").exists():
+            if (folder / "blobs").is_dir() and any((folder / "blobs").iterdir()):
+                yield problem(
+                    f"the database of {str(folder)!r} is gone, its models are there",
+                    "restore the state folder from a backup, or give the federation a new one",
+                )
+                return
             yield ok("there is no state yet: the first start makes it")
             return
         try:

@@ -106,10 +106,12 @@ def _heard(device: DeviceNow) -> str:
     return f"heard {least}{duration(device.heard_ms)} ago"
 
 
-def as_lines(snapshot: Snapshot) -> list[str]:
-    """Everything, for a log or a pipe."""
+def as_lines(snapshot: Snapshot, *, aligned: bool = True) -> list[str]:
+    """Everything, for a log or a pipe; not `aligned`, a device's line depends on no other's."""
     table = rows(snapshot)
     widths = [max((len(row[column]) for row in table), default=0) for column in range(3)]
+    if not aligned:
+        widths = [0, 0, 0]
     lines = [
         "  ".join([*(cell.ljust(w) for cell, w in zip(row, widths, strict=False)), row.heard])
         for row in table

@@ -168,7 +168,7 @@ def _watch(inquiry: Inquiry, picture: Picture, parsed: argparse.Namespace) -> No
             deadline_ms=None,
             devices=tuple(msgspec.structs.replace(d, heard_ms=None) for d in snapshot.devices),
         )
-        lines = as_lines(timeless)
+        lines = as_lines(timeless, aligned=False)
         if lines != told and parsed.json:
             _print_once(snapshot, as_json=True)
         elif lines != told:
@@ -176,8 +176,8 @@ def _watch(inquiry: Inquiry, picture: Picture, parsed: argparse.Namespace) -> No
             print("\n".join(escaped(line) for line in news), flush=True)
         told = lines
         lost = _hear(inquiry, picture)
-        if lost and not parsed.json:
-            print(escaped(lost), flush=True)
+        if lost is not None and not parsed.json:
+            print(escaped(lost) or "connected again", flush=True)
 
 
 def _hear(inquiry: Inquiry, picture: Picture) -> str | None:

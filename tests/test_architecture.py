@@ -24,6 +24,7 @@ PURE = frozenset(
         "coordinator/stragglers.py",
         "coordinator/round_state.py",
         "coordinator/cohort.py",
+        "coordinator/diagnosis.py",
         "coordinator/aggregation.py",
         "coordinator/vetting.py",
         "edge_client/durable.py",
@@ -37,6 +38,8 @@ PURE = frozenset(
         "fedtide/onnx_scan.py",
         "fedtide/onnx_values.py",
         "fedtide/onnx_window_rules.py",
+        "fedtide/picture.py",
+        "fedtide/picture_text.py",
         "fedtide/topics.py",
         "fedtide/vectors.py",
     }
