@@ -14,7 +14,7 @@ from pathlib import Path
 
 from edge_client.config import ClientConfig
 from edge_client.durable import Durable
-from edge_client.saved_session import SavedSession
+from edge_client.saved_session import STATE_NAME, SavedSession
 from edge_client.trainers.opening import available_runtimes
 from fedtide.blobs import BlobStore
 from fedtide.broker_check import Probe, check_access, forbidden
@@ -22,7 +22,8 @@ from fedtide.bundle import Bundle, open_stored_bundle
 from fedtide.checkup import Finding, examine, failed, ok, problem, warning
 from fedtide.config import load_config
 from fedtide.dataset import load_dataset, read_arrays
-from fedtide.errors import BundleError, FedtideError
+from fedtide.errors import BundleError, DamagedError, FedtideError
+from fedtide.generations import Generations
 from fedtide.host_check import check_clock, check_folder, is_locked
 from fedtide.inquiry import Inquiry
 from fedtide.limits import MANIFEST_BYTES_MAX
@@ -66,6 +67,15 @@ def _device(config: ClientConfig) -> Iterator[Finding]:
     yield from check_folder(config.state_dir, needed, "a bundle, two models and an update")
     yield from _runtime(config)
     if config.state_dir.is_dir():
+        try:
+            Generations(config.state_dir / STATE_NAME).load()
+        except DamagedError as exc:
+            yield warning(
+                str(exc.args[0]),
+                "the client starts afresh by itself; updates without a receipt are lost. "
+                "If it happens again, replace the disk (or SD card)",
+            )
+            return
         saved = SavedSession(config.state_dir, config.federation, config.device)
         yield from _outbox(config, saved.load())
 
