@@ -12,7 +12,7 @@ import pytest
 
 _RECORDS: dict[str, dict[str, Any]] = {}
 _SUMS = ("runs", "kills", "faults", "models", "accepted", "abandoned", "lost", "counted_twice",
-         "tracebacks", "cuts_replayed")  # fmt: skip
+         "tracebacks", "cuts_replayed", "extra_bytes")  # fmt: skip
 
 Record = Callable[[dict[str, Any]], None]
 

@@ -214,7 +214,7 @@ def federation_recorded(tmp_path: Path, deaf: Deaf = "") -> Disk:
 
 def test_an_update_that_was_offered_or_accepted_survives(tmp_path: Path, record: Record) -> None:
     disk = federation_recorded(tmp_path)
-    tried = sweep(disk, tmp_path / "after", federation_check)
+    tried = sweep(disk, tmp_path / "after", federation_check, mixes=1)
     assert tried > 100
     record({"cuts_replayed": tried})
 
