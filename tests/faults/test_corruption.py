@@ -156,7 +156,6 @@ def test_every_file_of_a_device_damaged(tmp_path: Path, record: Record) -> None:
         patient = Patient(federation, federation.devices["alpha"], "client: update stored")
         patient.kill()
         patient.try_with(patient.folder / "session.0", zero_both)
-        assert "damaged" in patient.outcomes["zero_both session.0"]
         outcomes = examine(patient)
         record({**federation.finish(), **outcomes})
 

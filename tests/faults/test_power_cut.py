@@ -195,7 +195,7 @@ def federation_check(folder: Path, promises: list[Any]) -> None:
 
 
 def federation_recorded(tmp_path: Path, deaf: Deaf = "") -> Disk:
-    """Two rounds of one device, from the first start of both; SQLite syncs for itself."""
+    """A round of one device, from the first start of both; SQLite syncs for itself."""
     folder = tmp_path / "disk"
     folder.mkdir()
     with (
@@ -203,7 +203,7 @@ def federation_recorded(tmp_path: Path, deaf: Deaf = "") -> Disk:
         mock.patch("tests.federation.fake_bundle", partial(fake_bundle, SMALL)),
         Disk(folder, deaf, ignored=lambda name: "coordinator.db" in name) as disk,
     ):
-        federation = Federation(folder, count=2, cohort_size=1)
+        federation = Federation(folder, count=1, cohort_size=1)
         Witness(disk, federation)
         federation.add("d")
         federation.run(federation.finished)
