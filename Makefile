@@ -63,6 +63,7 @@ check: $(EXPORT)/.ready
 bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m benchmarks.round_overhead
 	$(EXPORT)/bin/python -m benchmarks.client_footprint
+	$(EXPORT)/bin/python -m benchmarks.device_writes
 	$(EXPORT)/bin/python -m benchmarks.model_fan_out
 	$(EXPORT)/bin/python -m benchmarks.links --save
 	$(EXPORT)/bin/python -m benchmarks.train_step
