@@ -128,6 +128,8 @@ def presence(state: State, *, sending: bool) -> Presence:
     if phase == "idle" and not reason:
         reason = "waiting for a task" if state.welcomed else "waiting for the coordinator"
         reason = state.notice or reason
+    if phase == "training" and not reason and state.durable.task is not None:
+        reason = f"{state.durable.epochs_saved} of {state.durable.task.plan.epochs} epochs are done"
     return Presence(True, phase, round_id, reason)
 
 
