@@ -218,7 +218,8 @@ def _coordinator(config: ClientConfig, probe: Probe, picture: Picture) -> Iterat
         )
     elif snapshot.coordinator == "offline":
         yield problem(
-            f"the coordinator of {config.federation!r} is gone, or has finished; updates wait for it",
+            f"the coordinator of {config.federation!r} is gone, or has finished; "
+            "updates wait for it",
             "start it; the client goes on by itself",
         )
     elif others:
