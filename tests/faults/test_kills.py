@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fedtide.messages import Decline
+from fedtide.messages import Decline, Receipt, Task, Want
 from tests.faults import points
 from tests.faults.conftest import Record
 from tests.faults.federation import FaultFederation, Walk
@@ -17,10 +17,11 @@ RESUME_S_MAX = 10.0
 
 
 def goes_on(federation: FaultFederation, walk: Walk) -> list[float]:
-    """After each restart of a coordinator that lived long enough: seconds until it went on."""
+    """After each restart of a coordinator that lived long enough: seconds until it went on, which
+    is the first task, wish for blocks or receipt that it says; a welcome is not enough."""
     federation.goes_on_s(walk.births_s[-1])
     ends = [*walk.births_s[1:], float("inf")]
-    said = [h.at_s for h in federation.observer.heard if h.kind == "down" and not h.retained]
+    said = [h.at_s for h in federation.observer.heard if isinstance(h.body, Task | Want | Receipt)]
     delays = []
     for born_s, died_s in zip(walk.births_s, ends, strict=True):
         first = next((at_s for at_s in said if born_s <= at_s < died_s), None)
