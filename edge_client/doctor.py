@@ -177,13 +177,13 @@ def _broker(config: ClientConfig, until_s: float) -> Iterator[Finding]:
         yield from _coordinator(config, probe, picture)
         topics = Topics(config.federation)
         # Empty and not retained: it says nothing to anybody, and removes nothing.
-        presence = probe.trip(topics.presence(config.device), b"")
+        presence = probe.trip(topics.presence(config.device), b"", hear=False)
         if presence.refused:
             topic = topics.presence(config.device)
             yield forbidden(config.broker.username, "publish on", topic, presence.refused)
         # Of no upload, and so ignored by the coordinator.
         stray = probe.chunk()
-        large = probe.trip(topics.up(config.device), stray)
+        large = probe.trip(topics.up(config.device), stray, hear=False)
         if large.confirmed:
             yield ok(f"the broker takes a message of {len(stray):,} bytes")
         elif large.lost:

@@ -141,12 +141,11 @@ class Probe:
         """Subscribe."""
         self._inquiry.link.subscribe(filters)
 
-    def trip(
-        self, topic: str, payload: bytes, *, at: str | None = None, retain: bool = False
-    ) -> Trip:
-        """Publish on `topic`, and wait for the confirmation, and for a message at `at`."""
+    def trip(self, topic: str, payload: bytes, *, at: str | None = None, hear: bool = True) -> Trip:
+        """Publish on `topic`, and wait for the confirmation, and if `hear` for a message at `at`
+        (by default the same topic)."""
         self._inquiry.link.subscribe([topic] if at is None else [at])
-        token = self._inquiry.link.publish(topic, payload, retain=retain)
+        token = self._inquiry.link.publish(topic, payload)
         if token is None:
             return Trip(lost="there is no link, or the message exceeds the broker's packet limit")
         trip = Trip()
@@ -167,7 +166,7 @@ class Probe:
                     return trip._replace(lost=reason)
                 case _:
                     pass
-            if trip.confirmed and trip.arrived is not None:
+            if trip.confirmed and (trip.arrived is not None or not hear):
                 break
         self._inquiry.link.unsubscribe([topic] if at is None else [at])
         return trip
