@@ -43,6 +43,8 @@ class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Stop, with a reason, when they are not there for this long."""
     collect_ms: Annotated[int, Meta(ge=100)] = 60_000
     """From the invitation to the deadline; buffered: until a device loses its place."""
+    aggregate_ms: Annotated[int, Meta(ge=1_000)] = 3_600_000
+    """Longest time to make a model of a round's updates; then the round is abandoned."""
     back_off_ms: Annotated[int, Meta(ge=100)] = 5_000
     """Pause after an abandoned round; doubles with each in a row, up to a minute."""
     abandoned_max: Positive = 20

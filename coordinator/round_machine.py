@@ -121,6 +121,7 @@ def _resume(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
         state = _with(state, deadline_at_ms=deadline, cohort=cohort)
         return Step((InviteDevices(pending),) if pending else (), state)
     if state.phase == "aggregating":
+        state = _with(state, deadline_at_ms=at_ms + config.aggregate_ms)
         return Step((_aggregation(state),), state)
     if state.phase == "backing_off":
         deadline = min(state.deadline_at_ms or at_ms, at_ms + BACK_OFF_MS_MAX)
@@ -200,7 +201,7 @@ def _open(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
 def _fill(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     """Buffered: close the round if the buffer is full, else invite whoever is free."""
     if len(state.ready()) >= state.wanted and state.devices_ready() >= state.quorum:
-        return _close(state)
+        return _close(state, at_ms, config)
     # A device has one task at a time, and each round's once.
     asked = {
         m.device_id for m in state.cohort if m.answer == "none" or m.round_id == state.round_id
@@ -258,7 +259,7 @@ def _answer(
         return _look(state, at_ms, config)
     state = _with(state, reason=_collecting_reason(state))
     if len(state.accepted()) >= state.wanted:
-        return _close(state)
+        return _close(state, at_ms, config)
     if not state.at_work():
         return _close_or_abandon(state, "every device has answered", at_ms, config)
     return Step((), state)
@@ -278,6 +279,9 @@ def _time(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     if state.phase == "collecting":
         why = "no device became free" if state.idle else "the deadline has come"
         return _close_or_abandon(state, why, at_ms, config)
+    if state.phase == "aggregating":
+        why = f"no model came of its updates within {config.aggregate_ms / 1000:g} s"
+        return _abandon(state, why, at_ms, config, carry=False)
     if state.phase == "backing_off":
         return _look(_with(state, phase="waiting", deadline_at_ms=None), at_ms, config)
     if state.phase == "waiting" and state.rounds_done >= config.count:
@@ -290,7 +294,7 @@ def _time(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
 def _close_or_abandon(state: RoundState, why: str, at_ms: int, config: RoundsConfig) -> Step:
     ready = state.devices_ready()
     if ready >= state.quorum:
-        return _close(state)
+        return _close(state, at_ms, config)
     reason = f"{why} with {ready} of at least {state.quorum} {_things(state)}"
     return _abandon(state, reason, at_ms, config, carry=True)
 
@@ -328,11 +332,11 @@ def _abandon(
     return Step((command,), state)
 
 
-def _close(state: RoundState) -> Step:
+def _close(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     # What was carried into this round belongs to it now; what is late from here on, to the next.
     if state.kind == "train":
         state = _with(state, cohort=(*state.cohort, *state.carried), carried=())
-    state = _with(state, phase="aggregating", deadline_at_ms=None)
+    state = _with(state, phase="aggregating", deadline_at_ms=at_ms + config.aggregate_ms)
     things = f"{len(state.accepted())} {_things(state)}"
     return Step((_aggregation(state),), _with(state, idle=False, reason=f"aggregating {things}"))
 
@@ -344,6 +348,7 @@ def _aggregated(state: RoundState, round_id: int, at_ms: int, config: RoundsConf
     state = _with(
         state,
         phase="waiting",
+        deadline_at_ms=None,
         cohort=state.at_work() if state.buffered else (),
         stragglers=still_at_work(state, config),
         rounds_done=state.rounds_done + trained,

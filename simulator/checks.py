@@ -108,7 +108,7 @@ class Checks:
         self._world.seen("phase", state.phase)
         if not state.reason:
             self._world.fail("liveness", f"no reason: {process.name} is {state.phase}")
-        if deadline is None and state.phase not in ("finished", "aggregating"):
+        if deadline is None and state.phase != "finished":
             self._world.fail("liveness", f"no deadline: {process.name} is {state.phase}")
 
     def waiting_contents(self, process: Process) -> list[str]:

@@ -20,6 +20,9 @@ from simulator.process import Process
 if TYPE_CHECKING:
     from simulator.world import World
 
+LATE_MS = 70_000
+"""Of an aggregation that takes longer than any deadline for it."""
+
 
 class Coordinator(Process):
     """See the module."""
@@ -60,9 +63,13 @@ class Coordinator(Process):
 
     def _job(self, job: AggregateJob) -> None:
         if self.rng.random() < self.jobs_lost:
-            self.world.happened("aggregation job lost")
-            return
-        self.world.agenda.after(self.job_ms, self.enter, self.life, self._work, job)
+            self.world.happened("aggregation job lost or late")
+            if self.rng.random() < 0.5:
+                return
+            delay_ms = LATE_MS
+        else:
+            delay_ms = self.job_ms
+        self.world.agenda.after(delay_ms, self.enter, self.life, self._work, job)
 
     def _work(self, job: AggregateJob) -> None:
         assert self.store is not None

@@ -31,7 +31,30 @@ def never_reached(counts: Counter[str]) -> list[str]:
     return [name for name in expected() if not counts[name] and name not in UNREACHABLE]
 
 
+_ONE_JOB = "an aggregate is of the newest round, which stays until it is there or abandoned"
+_ENDED = "the process ends with this phase"
+_OWN_TASK = "the session's own tasks report in the phase that they are in"
 UNREACHABLE: dict[str, str] = {
-    "step: disk: rename": "counted with the write before it",
+    **{
+        f"round: {phase} x {event}": _ONE_JOB
+        for phase in ("waiting", "collecting")
+        for event in ("RoundAggregated", "AggregationFailed")
+    },
+    **{
+        f"round: finished x {event.__name__}": _ENDED
+        for event in get_args(RoundEvent)
+        if event.__name__ != "Restarted"
+    },
+    **{
+        f"session: {phase} x {event}": _OWN_TASK
+        for phase, events in {
+            "idle": ("BlocksArrived", "TaskPrepared", "EpochsSaved", "TaskHeld", "TaskDone"),
+            "fetching": ("EpochsSaved", "TaskHeld", "TaskDone"),
+            "training": ("BlocksArrived", "TaskPrepared"),
+        }.items()
+        for event in events
+    },
+    "session: idle x TaskFailed": _OWN_TASK,
+    "session: fetching x TaskFailed": "every bundle on offer can be used here",
 }
 """Why each of these cannot be reached here."""

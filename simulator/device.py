@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edge_client.session import Session
-from edge_client.session_events import TaskDone, TaskFailed
+from edge_client.session_events import EpochsSaved, TaskDone, TaskFailed, TaskHeld
 from edge_client.speaking import will_of
 from edge_client.worker import update_id
 from fedtide.bundle import Bundle
+from fedtide.errors import StateError
 from fedtide.failpoints import reach
 from fedtide.messages import Task, Update
 from fedtide.transport import LinkEvent
@@ -49,8 +50,23 @@ class ModelledTraining:
         self._number += 1
         self._busy = True
         reach("client: training started")
+        if task.kind == "train":
+            arguments = (device.life, self._epoch, self._number, task)
+            device.world.agenda.after(device.train_ms() // 2, device.enter, *arguments)
+        self._later(device.train_ms(), task, model)
+
+    def _later(self, delay_ms: int, task: Task, model: bytes) -> None:
+        device = self._device
         arguments = (device.life, self._finish, self._number, task, model)
-        device.world.agenda.after(device.train_ms(), device.enter, *arguments)
+        device.world.agenda.after(delay_ms, device.enter, *arguments)
+
+    def _epoch(self, number: int, task: Task) -> None:
+        """Half of the work is safe. (That it is not done again is not modelled.)"""
+        if self._busy and number == self._number:
+            reach("client: progress saved")
+            device = self._device
+            saved = EpochsSaved(task.run_id, task.round_id, 1)
+            device.session.task_event(saved, device.now_ms())
 
     def drop(self) -> None:
         """Stop what is being done."""
@@ -59,8 +75,8 @@ class ModelledTraining:
     def _finish(self, number: int, task: Task, model: bytes) -> None:
         if not self._busy or number != self._number:
             return
-        self._busy = False
         device = self._device
+        self._busy = False
         if device.declines():
             failed = TaskFailed(task.run_id, task.round_id, "the battery is low")
             device.session.task_event(failed, device.now_ms())
@@ -68,7 +84,16 @@ class ModelledTraining:
         reach("client: training ended")
         update, content = device.learned(task, model)
         if content:
-            blob = device.session.blobs.put(content)
+            try:
+                blob = device.session.blobs.put(content)
+            except StateError as exc:
+                if not exc.no_room:
+                    raise
+                self._busy = True  # as the worker does: what was learned waits for room
+                held = TaskHeld(task.run_id, task.round_id, "the disk is full")
+                device.session.task_event(held, device.now_ms())
+                self._later(5_000, task, model)
+                return
             if device.twist is None:
                 assert blob == update.blob
             reach("client: update written")

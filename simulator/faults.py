@@ -356,6 +356,7 @@ KINDS: dict[str, Callable[[Faults, random.Random], None]] = {
         Faults._straggler,
         Faults._decline,
         Faults._leave,
+        Faults._job_lost,
         Faults._rot,
         Faults._hostile_update,
         Faults._hostile_words,

@@ -80,6 +80,7 @@ def _draw_config(rng: random.Random, folder: Path, devices: int) -> CoordinatorC
         "devices_min": rng.randint(1, devices),
         "devices_wait_ms": rng.choice((30_000, 300_000)),
         "collect_ms": rng.choice((20_000, 60_000)),
+        "aggregate_ms": rng.choice((10_000, 60_000)),
         "back_off_ms": rng.choice((500, 5_000)),
         "abandoned_max": rng.choice((3, 20)),
         "seed": rng.randrange(1_000),

@@ -248,9 +248,9 @@ class Rounds(RuleBasedStateMachine):
     def always_a_deadline_or_a_reason(self) -> None:
         assert self.state.reason
         has_deadline = self.state.deadline_at_ms is not None
-        if self.state.phase in ("collecting", "backing_off"):
+        if self.state.phase in ("collecting", "aggregating", "backing_off"):
             assert has_deadline
-        elif self.state.phase in ("aggregating", "finished"):
+        elif self.state.phase == "finished":
             assert not has_deadline
         else:
             assert has_deadline or self.state == RoundState()
@@ -338,7 +338,7 @@ def _wrong_round(original: object) -> object:
 
 
 def _no_quorum(_original: object) -> object:
-    return lambda state, _why, _at_ms, _config: round_machine._close(state)
+    return lambda state, _why, at_ms, config: round_machine._close(state, at_ms, config)
 
 
 def _no_commands_after_restart(_original: object) -> object:
@@ -346,8 +346,8 @@ def _no_commands_after_restart(_original: object) -> object:
 
 
 def _carried_twice(original: object) -> object:
-    def close(state: RoundState) -> round_machine.Step:
-        commands, new = original(state)  # type: ignore[operator]
+    def close(state: RoundState, *arguments: object) -> round_machine.Step:
+        commands, new = original(state, *arguments)  # type: ignore[operator]
         return round_machine.Step(commands, replace(new, carried=state.carried))
 
     return close

@@ -77,8 +77,9 @@ def no_quorum(patch: Patch) -> None:
     """Rounds close with whatever there is."""
     honest = round_machine._close_or_abandon
 
-    def close(state: RoundState, *rest: Any) -> Any:
-        return round_machine._close(state) if state.accepted() else honest(state, *rest)
+    def close(state: RoundState, why: str, *rest: Any) -> Any:
+        accepted = state.accepted()
+        return round_machine._close(state, *rest) if accepted else honest(state, why, *rest)
 
     patch.setattr(round_machine, "_close_or_abandon", close)
 
@@ -120,14 +121,22 @@ def hello_once(patch: Patch) -> None:
 
 
 def no_failure_path(patch: Patch) -> None:
-    """An aggregation that fails is not told to anybody."""
+    """An aggregation that fails is not told to anybody, and nobody waits for its deadline."""
     honest = Service.job_done
 
     def job_done(self: Service, result: Any, at_ms: int) -> None:
         if not isinstance(result, JobFailed):
             honest(self, result, at_ms)
 
+    late = round_machine._time
+
+    def time(state: RoundState, *rest: Any) -> Any:
+        if state.phase == "aggregating":
+            return round_machine.Step((), state)
+        return late(state, *rest)
+
     patch.setattr(Service, "job_done", job_done)
+    patch.setattr(round_machine, "_time", time)
 
 
 def traceback(patch: Patch) -> None:
@@ -179,7 +188,7 @@ PLANTED: list[tuple[Callable[[Patch], None], str, str, int, Kinds]] = [
     (forgotten_on_puback, "safety", "outbox", 10, None),
     (verdict_forgotten, "safety", "receipts agree", 30, frozenset({"hostile_update", "duplicate"})),
     (hello_once, "liveness", "not back", 20, frozenset({"drop"})),
-    (no_failure_path, "liveness", "not finished", 30, frozenset({"rot"})),
+    (no_failure_path, "liveness", "busy loop", 30, frozenset({"rot"})),
     (carried_lost, "safety", "accepted lost", 200, frozenset({"straggler", "decline"})),
     (norms_unbounded, "safety", "recomputed", 200, frozenset({"hostile_update"})),
     (late_at_full_weight, "safety", "recomputed", 200, frozenset({"straggler", "decline"})),

@@ -27,7 +27,13 @@ from coordinator.round_machine import (
 )
 
 CONFIG = RoundsConfig(
-    count=2, cohort_size=2, quorum=1, devices_min=2, collect_ms=1_000, back_off_ms=300
+    count=2,
+    cohort_size=2,
+    quorum=1,
+    devices_min=2,
+    collect_ms=1_000,
+    aggregate_ms=9_000,
+    back_off_ms=300,
 )
 
 
@@ -58,7 +64,7 @@ AGGREGATING = msgspec.structs.replace(
     COLLECTING,
     phase="aggregating",
     cohort=cohort(a="ua", b="ub"),
-    deadline_at_ms=None,
+    deadline_at_ms=14_000,
     reason="aggregating 2 updates",
 )
 BACKING_OFF = msgspec.structs.replace(
@@ -282,6 +288,14 @@ def test_an_aggregate_that_cannot_be_made_abandons_its_round() -> None:
     commands, state = after(AGGREGATING, AggregationFailed(1, "the aggregate is unusable"))
     assert commands == (AbandonRound(1, "the aggregate is unusable"),)
     assert (state.phase, state.deadline_at_ms) == ("backing_off", 5_300)
+
+
+def test_a_model_that_does_not_come_abandons_its_round() -> None:
+    assert after(AGGREGATING, TimeReached(), at_ms=13_999) == ((), AGGREGATING)
+    commands, state = after(AGGREGATING, TimeReached(), at_ms=14_000)
+    assert commands == (AbandonRound(1, "no model came of its updates within 9 s"),)
+    assert (state.phase, state.deadline_at_ms) == ("backing_off", 14_300)
+    assert after(state, RoundAggregated(1), at_ms=14_001) == ((), state)  # too late
 
 
 def test_a_quorum_that_is_changed_counts_from_the_next_round() -> None:
