@@ -125,7 +125,7 @@ class Device(Process):
             self.folder,
             self.link,
             runner,
-            new_installation=lambda: self.device_id,  # chance would be in the transcript
+            new_installation=lambda: self.name,  # chance would be in the transcript
         )
         self.session.start(self.now_ms())
 

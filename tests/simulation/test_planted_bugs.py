@@ -24,6 +24,7 @@ from edge_client.session_events import Heard
 from edge_client.session_machine import Wait
 from fedtide.messages import Receipt
 from fedtide.transport import Delivered
+from simulator import hostile
 from simulator.world import simulate
 
 Patch = pytest.MonkeyPatch
@@ -165,6 +166,7 @@ def carried_lost(patch: Patch) -> None:
 
 def norms_unbounded(patch: Patch) -> None:
     """Nothing is scaled down to the norm that the others have."""
+    patch.setattr(hostile, "TWISTS", {"huge": hostile.TWISTS["huge"]})
     patch.setattr(aggregate_job, "clip_scales", lambda norms, factor: [1.0] * len(norms))
 
 
@@ -190,7 +192,7 @@ PLANTED: list[tuple[Callable[[Patch], None], str, str, int, Kinds]] = [
     (hello_once, "liveness", "not back", 20, frozenset({"drop"})),
     (no_failure_path, "liveness", "busy loop", 30, frozenset({"rot"})),
     (carried_lost, "safety", "accepted lost", 200, frozenset({"straggler", "decline"})),
-    (norms_unbounded, "safety", "recomputed", 200, frozenset({"hostile_update"})),
+    (norms_unbounded, "safety", "recomputed", 100, frozenset({"hostile_update"})),
     (late_at_full_weight, "safety", "recomputed", 200, frozenset({"straggler", "decline"})),
     (traceback, "crash", "ValueError", 20, None),
     (busy_loop, "liveness", "busy loop", 5, None),
