@@ -61,7 +61,7 @@ def test_what_is_wrong_with_the_data_stays_on_the_device(
     bench: Bench, caplog: pytest.LogCaptureFixture
 ) -> None:
     bench.start()
-    assert bench.report() == TaskFailed("run", 1, DATA_REASON)
+    assert bench.report() == TaskFailed("run", 1, DATA_REASON, logged=True)
     assert str(SECRET) in caplog.text
     assert str(bench.data) in caplog.text
 
