@@ -76,7 +76,7 @@ class Checks:
         elif "/up/" in topic and not process.hostile:
             body = msgspec.msgpack.decode(payload)["body"]
             if body["type"] == "offer":
-                self._offer(process, body["update"]["update_id"])
+                self._offer(process, device_id, body["update"]["update_id"])
 
     def _receipt(self, process: Process, device_id: str, body: dict[str, Any]) -> None:
         update_id, verdict = body["update_id"], body["verdict"]
@@ -90,9 +90,11 @@ class Checks:
         if verdict == "accepted":
             self._store(process).accepted(_database(process), device_id, update_id)
 
-    def _offer(self, device: Process, update_id: str) -> None:
+    def _offer(self, device: Process, device_id: str, update_id: str) -> None:
         saved = _saved_session(device.folder) or {}
-        if all(update["update_id"] != update_id for update in saved.get("outbox", ())):
+        stored = any(update["update_id"] == update_id for update in saved.get("outbox", ()))
+        # A save that fails may still have reached the disk: then it is the one after a receipt.
+        if not stored and (device_id, update_id) not in self._answered:
             self._unsafe("stored before offered", f"{device.name} offers {update_id}")
 
     def committed(self, process: Process, database: sqlite3.Connection) -> None:
