@@ -77,7 +77,9 @@ class StoreChecks:
             return
         self.said[key] = row
         blob = msgspec.json.decode(row[2])["blob"]
-        if blob is not None and not (self._folder / "blobs" / blob["digest"]).exists():
+        if blob is None or blob["digest"] in self._rotten:
+            return
+        if not (self._folder / "blobs" / blob["digest"]).exists():
             settled = self.settled.get((device_id, row[0]))
             if settled is None:
                 self._unsafe("receipt after commit", f"the content of {key} is not stored")
