@@ -20,7 +20,7 @@ class Durable(Struct, frozen=True, forbid_unknown_fields=True):
     """Random, made once: tells two devices of one name apart."""
     task: Task | None = None
     restarts: int = 0
-    """How often the client started anew since this task last made progress."""
+    """Starts since this task last made progress, but for those that ended in good order."""
     epochs_saved: int = 0
     """Of the task's training: progress is what goes beyond it."""
     outbox: tuple[Update, ...] = ()

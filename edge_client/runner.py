@@ -11,9 +11,7 @@ from queue import Empty, SimpleQueue
 from edge_client.config import ClientConfig
 from edge_client.room import Room
 from edge_client.session import Session
-from edge_client.session_events import (
-    Event,
-)
+from edge_client.session_events import Event, Stopped
 from edge_client.speaking import will_of
 from edge_client.worker import Worker
 from fedtide.blobs import BlobStore
@@ -81,6 +79,7 @@ def run_client(config: ClientConfig) -> None:
             if _start(session, inbox):
                 link.start()
                 _serve(config, session, inbox)
+                session.task_event(Stopped(), monotonic_ms())
             reason = "stopped"
         finally:
             # Whatever ended us: a clean disconnect keeps our will unsaid, so it is said here.

@@ -204,7 +204,7 @@ class Session:
                 pass
 
     def task_event(self, event: Event, at_ms: int) -> None:
-        """The runner is done with a task."""
+        """The runner says something of its task, or the client is asked to stop."""
         self._apply(event, at_ms)
 
     def _received(self, topic: str, payload: bytes, at_ms: int) -> None:

@@ -74,6 +74,10 @@ class TaskFailed(Struct, frozen=True):
     """This device's log has said more already."""
 
 
+class Stopped(Struct, frozen=True):
+    """The client ends because it was asked to: this life was no crash."""
+
+
 class TimeReached(Struct, frozen=True):
     """The clock has passed `next_deadline_at_ms`."""
 
@@ -89,6 +93,7 @@ Event = (
     | TaskDone
     | TaskFailed
     | UpdateLost
+    | Stopped
     | TimeReached
 )
 

@@ -33,6 +33,7 @@ from edge_client.session_events import (
     SayHello,
     SendBlocks,
     StartTask,
+    Stopped,
     TaskDone,
     TaskFailed,
     TaskHeld,
@@ -143,15 +144,16 @@ def step(state: State, event: Event, at_ms: int) -> Step:
         case Unlinked(reason, retry_ms):
             known = not state.connected and reason == state.link_reason
             note = Note(f"{reason}; trying again in {max(1, round(retry_ms / 1000))} s")
-            state = _with(state, connected=False, welcomed=False, hello=None, link_reason=reason)
-            return Step(() if known else (note,), state)
+            # A link that never lives for this device's share must not keep it from its hello.
+            spread_ms = state.spread_ms >> (state.connected and not state.welcomed)
+            state = _with(state, connected=False, welcomed=False, hello=None, spread_ms=spread_ms)
+            return Step(() if known else (note,), _with(state, link_reason=reason))
         case Heard(message):
             return _heard(state, message, at_ms)
         case BlocksArrived():
-            if state.phase != "fetching" or state.durable.restarts == 0:
-                return Step((), state)
-            durable = msgspec.structs.replace(state.durable, restarts=0)
-            return Step((), _with(state, durable=durable))
+            return Step((), _keep(state, restarts=0) if state.phase == "fetching" else state)
+        case Stopped():
+            return Step((), _keep(state, restarts=max(0, state.durable.restarts - 1)))
         case TaskPrepared(run_id, round_id):
             return _start(state, run_id, round_id)
         case EpochsSaved(run_id, round_id, epochs):
@@ -178,8 +180,8 @@ def resume(durable: Durable, outbox_bytes_max: int = OUTBOX_BYTES_MAX) -> Step:
     if durable.restarts >= RESTARTS_MAX:
         reason = f"the client went down {durable.restarts + 1} times without getting any further"
         return _failed(state, task.run_id, task.round_id, reason)
-    durable = msgspec.structs.replace(durable, restarts=durable.restarts + 1)
-    return Step((PrepareTask(task),), _with(state, durable=durable, phase="fetching"))
+    state = _keep(_with(state, phase="fetching"), restarts=durable.restarts + 1)
+    return Step((PrepareTask(task),), state)
 
 
 def _heard(state: State, message: ToDevice, at_ms: int) -> Step:
@@ -259,11 +261,9 @@ def _start(state: State, run_id: str, round_id: int) -> Step:
 
 def _progressed(state: State, run_id: str, round_id: int, epochs: int) -> Step:
     """A life that gets further than all before it is none of a loop of crashes."""
-    durable = state.durable
-    if _task_at_hand(state, run_id, round_id) is None or epochs <= durable.epochs_saved:
+    if _task_at_hand(state, run_id, round_id) is None or epochs <= state.durable.epochs_saved:
         return Step((), state)
-    durable = msgspec.structs.replace(durable, epochs_saved=epochs, restarts=0)
-    return Step((), _with(state, durable=durable))
+    return Step((), _keep(state, epochs_saved=epochs, restarts=0))
 
 
 def _done(state: State, update: Update, at_ms: int) -> Step:
@@ -337,9 +337,7 @@ def _receipt(state: State, receipt: Receipt) -> Step:
         return Step((), state)
     outbox = tuple(u for u in state.durable.outbox if u.update_id != receipt.update_id)
     offers = {name: wait for name, wait in state.offers.items() if name != receipt.update_id}
-    durable = msgspec.structs.replace(state.durable, outbox=outbox)
-    state = _with(state, durable=durable, offers=offers)
-    return Step((ForgetUpdate(update, receipt),), state)
+    return Step((ForgetUpdate(update, receipt),), _keep(_with(state, offers=offers), outbox=outbox))
 
 
 def _time(state: State, at_ms: int) -> Step:
@@ -382,6 +380,10 @@ def _offer_due(state: State, at_ms: int) -> Step:
             commands.append(Say(Offer(update)))
             offers[update.update_id] = wait.later(at_ms, OFFER_RETRY_MS)
     return Step(tuple(commands), _with(state, offers=offers))
+
+
+def _keep(state: State, **changes: object) -> State:
+    return _with(state, durable=msgspec.structs.replace(state.durable, **changes))
 
 
 def _task_at_hand(state: State, run_id: str, round_id: int) -> Task | None:

@@ -49,8 +49,7 @@ WILL_DELAY_S = 3
 """A link that comes back within this time is not reported as lost (MQTT 5 only)."""
 STABLE_S = 10.0
 """A link that lived this long, and twice as long as the last pause, or carried a block, resets the
-back-off. Two
-clients of one name, who cut each other off, thus do so ever more rarely."""
+back-off. Two clients of one name, who cut each other off, thus do so ever more rarely."""
 TAKEOVERS_MAX, TAKEOVERS_WITHIN_S = 3, 60.0
 """So many links lost to another client of our name within this time: somebody must give way."""
 GIVE_WAY_S = 300.0
@@ -136,7 +135,7 @@ class MqttTransport:
         with self._lock:
             if info.mid in self._confirmed_early:
                 self._confirmed_early.remove(info.mid)
-            else:
+            elif client is self._client:  # else it is of a link that is gone
                 if not self._published_at_ms:
                     self._pulse.confirmed(at_ms)
                 self._published_at_ms[info.mid] = at_ms
@@ -210,6 +209,7 @@ class MqttTransport:
             if self._protocol == 5:
                 properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
                 properties.SessionExpiryInterval = WILL_DELAY_S
+                properties.MaximumPacketSize = MESSAGE_BYTES_MAX + _PACKET_OVERHEAD_BYTES
                 arguments = {"clean_start": True, "properties": properties}
             client.connect(
                 self._config.host,
@@ -314,20 +314,22 @@ class MqttTransport:
         if code.is_failure:
             self._connection_refused(client, code)
             return
-        receive_max = getattr(properties, "ReceiveMaximum", None) if properties else None
-        if receive_max is not None and receive_max < self._inflight_max:
+        receive_max = getattr(properties, "ReceiveMaximum", self._inflight_max)
+        if receive_max < self._inflight_max:
             # paho takes this limit only before it connects, and would overrun the broker's.
             self._inflight_max = receive_max
             self._reason = None
             client.disconnect()
             return
-        limit = getattr(properties, "MaximumPacketSize", None) if properties else None
+        keepalive_s = getattr(properties, "ServerKeepAlive", 0) or self._config.keepalive_s
+        self._pulse = Pulse(keepalive_s * 1000, _now_ms())
         ours = self._config.packet_bytes_max or MESSAGE_BYTES_MAX + _PACKET_OVERHEAD_BYTES
-        self._packet_bytes_max = min(limit or ours, ours)
+        self._packet_bytes_max = min(ours, getattr(properties, "MaximumPacketSize", ours))
         self._connected_at_s = time.monotonic()
         self._spoke_5 = self._protocol == 5
-        name = "MQTT 5" if self._protocol == 5 else "MQTT 3.1.1"
-        self._deliver(Connected(name, self._packet_bytes_max))
+        self._deliver(
+            Connected("MQTT 5" if self._spoke_5 else "MQTT 3.1.1", self._packet_bytes_max)
+        )
 
     def _connection_refused(self, client: paho.Client, code: ReasonCode) -> None:
         where = f"{self._config.host}:{self._config.port}"

@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 class Client(paho.Client):
-    """paho's client without its keep-alive: both 2.1 and 2.2 give up links that are only slow."""
+    """paho's client without its keep-alive, which gives up links that are only slow."""
 
     bytes_came_in = False
     events = 0

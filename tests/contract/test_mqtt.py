@@ -17,6 +17,7 @@ import pytest
 from fedtide import mqtt, pulse
 from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError
+from fedtide.limits import MESSAGE_BYTES_MAX
 from fedtide.mqtt import MqttTransport
 from fedtide.transport import (
     Arriving,
@@ -235,6 +236,29 @@ def test_a_broker_that_freezes_is_not_taken_for_an_old_one(
             wait_for(events, Connected)
         link.stop()
     assert levels == expected
+
+
+def test_a_broker_s_own_keepalive_is_kept() -> None:
+    """It ends links that are silent for one and a half of what it said, not of what we asked."""
+    heard: list[int] = []
+    asked: list[bytes] = []
+
+    def strict(wire: Wire) -> None:
+        asked.append(wire.packet()[1])
+        wire.sock.sendall(b"\x20\x06\x00\x00\x03\x13\x00\x02")  # Server Keep Alive: 2 s
+        wire.sock.settimeout(3.0)
+        heard.append(wire.packet()[0] >> 4)
+        wire.sock.sendall(b"\xd0\x00")
+
+    with scripted_broker(strict, protocol="5", keepalive_s=60) as (config, _):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        wait_for(events, Disconnected)
+        link.stop()
+    assert heard[0] == 12, "a ping"
+    limit = MESSAGE_BYTES_MAX + mqtt._PACKET_OVERHEAD_BYTES
+    assert b"\x27" + limit.to_bytes(4, "big") in asked[0], "nothing larger is sent to us"
 
 
 def test_a_refusal_is_said_and_the_link_goes_on_trying() -> None:

@@ -18,6 +18,7 @@ from edge_client.session_events import (
     SayHello,
     SendBlocks,
     StartTask,
+    Stopped,
     TaskDone,
     TaskFailed,
     TaskPrepared,
@@ -206,6 +207,31 @@ def test_a_restart_goes_on_and_a_loop_of_restarts_ends() -> None:
     )
     assert state.durable.task is None
     assert resume(Durable(outbox=(UPDATE,))) == ((), State(durable=Durable(outbox=(UPDATE,))))
+
+
+def test_stopping_in_good_order_is_no_crash() -> None:
+    """A device that is updated or rebooted every day gets its task done."""
+    durable = Durable(task=TASK, run_id="run", restarts=RESTARTS_MAX - 1)
+    for _ in range(RESTARTS_MAX + 1):
+        commands, state = resume(durable)
+        assert commands == (PrepareTask(TASK),)
+        durable = live(state, Stopped())[1].durable
+    assert durable.restarts == RESTARTS_MAX - 1, "what crashed before is not forgotten"
+    assert live(State(), Stopped()) == ((), State())
+
+
+def test_a_link_that_never_lives_for_the_whole_share_says_hello_in_the_end() -> None:
+    durable = Durable(federation="f", device="device-1")
+    welcome = msgspec.structs.replace(WELCOME, spread_ms=200_000)
+    state = live(State(durable=durable), Linked(), Heard(welcome), Unlinked("broker gone"))[1]
+    assert state.spread_ms == 200_000, "pauses of a link that was welcome spread as said"
+    life_ms, said = 500, []
+    for _ in range(10):
+        state = live(state, Linked(), at_ms=0)[1]
+        said.append((next_deadline_at_ms(state) or 0) <= life_ms)
+        state = live(state, Unlinked("cut"), Unlinked("no broker"))[1]
+    assert said[0] is False
+    assert said[-1] is True
 
 
 def test_presence_says_what_is_waited_for() -> None:
