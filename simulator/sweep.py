@@ -57,6 +57,7 @@ def _simplify(world: World, *, buffered: bool) -> None:
     rounds = world.settings.config.rounds
     changes: dict[str, object] = {
         "count": 2,
+        "mode": "synchronous",
         "cohort_size": 2,
         "cohort_fraction": None,
         "over_selection": 1.0,
