@@ -40,6 +40,8 @@ class Fleet:
         self._devices_max = devices_max
         self._devices_expected = min(devices_expected, devices_max)
         self._here: dict[str, _Presence] = {}
+        self._look_at_ms: int | None = None
+        """No device falls silent before: not each message costs a look at all of them."""
 
     def hello(self, device_id: str, installation: str, at_ms: int) -> Arrival:
         """A device says hello.
@@ -53,6 +55,8 @@ class Fleet:
                 return "full"
             here = self._here[device_id] = _Presence(installation)
             self._heard(device_id, here, at_ms)
+            silent_at_ms = at_ms + self._silence_ms(here)
+            self._look_at_ms = min(silent_at_ms, self._look_at_ms or silent_at_ms)
             return "new"
         if installation and here.installation and installation != here.installation:
             here.twin_at_ms = at_ms
@@ -77,11 +81,11 @@ class Fleet:
         return None if here is None else here.heard_at_ms
 
     def left(self, device_id: str, at_ms: int) -> bool:
-        """It says that it goes. False: so does perhaps only another that uses its name."""
+        """It says that it goes. False: it was not here, or perhaps only its twin goes."""
         here = self._here.get(device_id)
-        if here is not None and self._has_twin(here, at_ms):
+        if here is None or self._has_twin(here, at_ms):
             return False
-        self._here.pop(device_id, None)
+        del self._here[device_id]
         return True
 
     def _has_twin(self, here: _Presence, at_ms: int) -> bool:
@@ -109,18 +113,21 @@ class Fleet:
         return SILENCES_MAX * here.hello_ms + self.spread_ms()
 
     def next_deadline_at_ms(self) -> int | None:
-        """When the next device will have been silent for too long."""
-        return min((h.heard_at_ms + self._silence_ms(h) for h in self._here.values()), default=None)
+        """When the next device may have been silent for too long."""
+        return self._look_at_ms
 
     def silent(self, at_ms: int) -> list[str]:
         """Devices that have been silent for too long; they are here no more."""
-        gone = [
-            device_id
-            for device_id, here in sorted(self._here.items())
-            if at_ms - here.heard_at_ms >= self._silence_ms(here)
-        ]
+        if self._look_at_ms is None or at_ms < self._look_at_ms:
+            return []
+        silent_at_ms = {
+            device_id: here.heard_at_ms + self._silence_ms(here)
+            for device_id, here in self._here.items()
+        }
+        gone = sorted(name for name, then_ms in silent_at_ms.items() if then_ms <= at_ms)
         for device_id in gone:
-            del self._here[device_id]
+            del self._here[device_id], silent_at_ms[device_id]
+        self._look_at_ms = min(silent_at_ms.values(), default=None)
         return gone
 
 

@@ -36,6 +36,7 @@ ALTER TABLE updates ADD COLUMN model TEXT;
 ALTER TABLE updates ADD COLUMN norm REAL;
 ALTER TABLE updates ADD COLUMN joined INTEGER;
 ALTER TABLE updates ADD COLUMN staleness INTEGER;
+CREATE INDEX updates_by_id ON updates (update_id, device_id);
 CREATE INDEX updates_by_digest ON updates (digest);
 CREATE INDEX updates_by_round_joined ON updates (joined);
 CREATE TABLE standings (

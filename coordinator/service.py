@@ -348,8 +348,9 @@ class Service:
     def _invite(self, device_ids: tuple[str, ...], at_ms: int) -> None:
         """Send each its task: of the open round, or of the one that it is still at work on."""
         tasks: dict[int, Task] = {}
+        at_work = {member.device_id: member for member in self._state.at_work()}
         for device_id in device_ids:
-            member = self._state.task_of(device_id)
+            member = at_work.get(device_id)
             if member is None:
                 continue
             if member.round_id not in tasks:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from statistics import mean
 
+import pytest
+
 from coordinator.fleet import HELLOS_PER_S_MAX, Fleet
 
 
@@ -40,6 +42,19 @@ def test_silence_counts_as_gone_after_three_of_its_own_hellos() -> None:
     assert here.silent(limit) == []
     assert here.silent(limit + 5) == ["d0"]
     assert here.next_deadline_at_ms() is None
+
+
+def test_a_message_costs_no_look_at_the_whole_fleet(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = fleet(100)
+    limit = here.next_deadline_at_ms()
+    assert limit is not None
+    monkeypatch.delattr(Fleet, "_silence_ms")
+    assert here.silent(limit - 1) == []
+    assert here.next_deadline_at_ms() == limit
+
+
+def test_who_was_not_here_does_not_leave() -> None:
+    assert not fleet().left("ghost", 0)
 
 
 def test_a_full_house() -> None:

@@ -192,6 +192,18 @@ def test_the_first_verdict_stands(store: Store) -> None:
     assert store.updates(1) == []
 
 
+def test_an_offer_costs_no_look_at_all_updates(store: Store) -> None:
+    said: list[str] = []
+    store._db.set_trace_callback(said.append)
+    store.receipt("u1", "d")
+    store.answered(1, "d")
+    store.replayed(UPDATE, "d")
+    store._db.set_trace_callback(None)
+    for query in said:
+        plan = " ".join(row[3] for row in store._db.execute(f"EXPLAIN QUERY PLAN {query}"))
+        assert "SCAN updates" not in plan, plan
+
+
 def test_updates_come_in_order_of_device(store: Store) -> None:
     for name in ("c", "a", "b"):
         update = msgspec.structs.replace(UPDATE, examples=ord(name))
