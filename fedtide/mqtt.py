@@ -96,7 +96,6 @@ class MqttTransport:
         self._published_at_ms: dict[int, int] = {}
         self._confirmed_early: set[int] = set()
         self._lock = threading.Lock()
-        self._pulse = Pulse(config.keepalive_s * 1000, _now_ms())
         self._stopped = threading.Event()
         self._connected_at_s: float | None = None
         self._taken_over = False
@@ -327,9 +326,8 @@ class MqttTransport:
         self._packet_bytes_max = min(ours, getattr(properties, "MaximumPacketSize", ours))
         self._connected_at_s = time.monotonic()
         self._spoke_5 = self._protocol == 5
-        self._deliver(
-            Connected("MQTT 5" if self._spoke_5 else "MQTT 3.1.1", self._packet_bytes_max)
-        )
+        name = "MQTT 5" if self._spoke_5 else "MQTT 3.1.1"
+        self._deliver(Connected(name, self._packet_bytes_max))
 
     def _connection_refused(self, client: paho.Client, code: ReasonCode) -> None:
         where = f"{self._config.host}:{self._config.port}"
