@@ -1,7 +1,9 @@
 """The machine's state and its history: every transition is one transaction.
 
 A transaction holds the event, the state after it and all records that follow from both. When it is
-committed the machine has moved; when it fails nothing has happened.
+committed the machine has moved; when it fails nothing has happened. Who is here is no part of what
+must survive, for after a restart every device says hello anew: it is written now and then, so that
+devices that come and go cost no commit each.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from coordinator.round_machine import (
     AbandonRound,
     AggregateRound,
     Command,
+    DeviceArrived,
     DeviceLeft,
     Event,
     InviteDevices,
@@ -33,9 +36,11 @@ from coordinator.store import Model, Store
 from coordinator.vetting import Known, Verdict, next_standing
 from fedtide.bundle import Bundle
 from fedtide.measures import add_up
-from fedtide.messages import BlobRef, Receipt, Update
+from fedtide.messages import BlobRef, Hello, Receipt, Update
 
 Commands = tuple[Command, ...]
+PRESENCE_MS = 1_000
+"""Who is here is written at most once in this time, unless something follows from it."""
 
 
 def begin_run(store: Store, bundle: Bundle, federation: str, initial: BlobRef, at_ms: int) -> None:
@@ -57,6 +62,10 @@ class Ledger:
         self._config = config
         self.state: RoundState = store.load_state()
         self.run_id = store.fact("run_id") or ""
+        self._hellos: dict[str, tuple[Hello, int]] = {}
+        self._written_at_ms = -PRESENCE_MS
+        self.write_at_ms: int | None = None
+        """When to call `write_presence`."""
 
     def newest_model(self) -> Model:
         """The current global model."""
@@ -107,8 +116,38 @@ class Ledger:
         Raises:
             StateError: the disk is full or failing.
         """
+        if isinstance(event, DeviceArrived | DeviceLeft):
+            commands, after = step(self.state, event, at_ms, self._config.rounds)
+            if not commands and _lasting(after) == _lasting(self.state):
+                self._presence_changed()
+                self.state = after
+                self.write_presence(at_ms)
+                return ()
         with self._store.transaction():
             return self._transition(event, at_ms)
+
+    def heard(self, device_id: str, hello: Hello, at_ms: int) -> None:
+        """A device is here that was not."""
+        self._hellos[device_id] = (hello, at_ms)
+        self._presence_changed()
+
+    def _presence_changed(self) -> None:
+        self.write_at_ms = self._written_at_ms + PRESENCE_MS
+
+    def write_presence(self, at_ms: int) -> None:
+        """Write who is here, if that is due: for people who look into the store.
+
+        Raises:
+            StateError: the disk is full or failing.
+        """
+        if self.write_at_ms is None or at_ms < self.write_at_ms:
+            return
+        with self._store.transaction():
+            for device_id, (hello, heard_at_ms) in self._hellos.items():
+                self._store.heard(device_id, msgspec.json.encode(hello).decode(), heard_at_ms)
+            self._store.save_state(self.state)
+        self._hellos.clear()
+        self._written_at_ms, self.write_at_ms = at_ms, None
 
     def conclude(
         self, update: Update, device_id: str, verdict: Verdict, at_ms: int
@@ -193,6 +232,11 @@ class Ledger:
         parts = (self._store.part(m, version) for m in state.accepted() if m.version == version)
         total = add_up(part.update.held_out for part in parts if part.update.held_out)
         self._store.set_metrics(version, total, held_out=True)
+
+
+def _lasting(state: RoundState) -> RoundState:
+    """Without what changes with each device that comes or goes."""
+    return msgspec.structs.replace(state, online=(), reason="")
 
 
 def _task(member: Member) -> tuple[str, int]:

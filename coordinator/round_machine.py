@@ -86,7 +86,8 @@ def step(state: RoundState, event: Event, at_ms: int, config: RoundsConfig) -> S
         case Restarted():
             return _resume(state, at_ms, config)
         case DeviceArrived(device_id):
-            online = tuple(sorted({*state.online, device_id}))
+            here = device_id in state.online
+            online = state.online if here else tuple(sorted((*state.online, device_id)))
             return _arrived(state, _with(state, online=online), at_ms, config)
         case DeviceLeft(device_id):
             online = tuple(name for name in state.online if name != device_id)

@@ -12,8 +12,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable
 
-import msgspec
-
 from coordinator.aggregate_job import AggregateJob, JobFailed, JobResult
 from coordinator.config import CoordinatorConfig
 from coordinator.fleet import Fleet, twin_notice
@@ -136,7 +134,8 @@ class Service:
 
     def next_deadline_at_ms(self) -> int | None:
         """When to call `time_reached`, whatever else happens."""
-        deadlines = (self._state.deadline_at_ms, self._fleet.next_deadline_at_ms())
+        fleet_at_ms, write_at_ms = self._fleet.next_deadline_at_ms(), self._ledger.write_at_ms
+        deadlines = (self._state.deadline_at_ms, fleet_at_ms, write_at_ms)
         return min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
 
     def time_reached(self, at_ms: int) -> None:
@@ -148,6 +147,7 @@ class Service:
             self._apply(DeviceLeft(device_id), at_ms)
         if self._state.deadline_at_ms is not None and at_ms >= self._state.deadline_at_ms:
             self._apply(TimeReached(), at_ms)
+        self._ledger.write_presence(at_ms)
 
     # ---- link ----
 
@@ -256,8 +256,7 @@ class Service:
             self._store.count("refused: two installations of one device")
             return
         if arrival == "new":
-            with self._store.transaction():
-                self._store.heard(device_id, msgspec.json.encode(hello).decode(), at_ms)
+            self._ledger.heard(device_id, hello, at_ms)
             runtimes = "/".join(hello.runtimes)
             _log.info("%s is online: fedtide %s, %s", device_id, hello.version, runtimes)
         if self._state.phase == "collecting" and self._state.task_of(device_id) is not None:

@@ -61,6 +61,10 @@ class Store(Database):
             "INSERT INTO events (at_ms, event_json) VALUES (?, ?)",
             (at_ms, msgspec.json.encode(event).decode()),
         )
+        self.save_state(state)
+
+    def save_state(self, state: RoundState) -> None:
+        """Replace the state."""
         self.set_fact("round_state", msgspec.json.encode(state).decode())
 
     @reading

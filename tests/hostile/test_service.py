@@ -440,10 +440,19 @@ def test_declining_for_others_or_other_rounds_changes_nothing(
 def test_a_flood_of_presence_and_hello(federation: Federation) -> None:
     liar = peer(federation)
     gone = encode(Presence(False, "offline"), "x")
+    events, written = len(federation.store.events()), []
+    federation.store._db.set_trace_callback(
+        lambda said: written.append(said) if said.startswith("INSERT") else None
+    )
     for _ in range(20):
         federation.broker.route(federation.topics.presence("mallory"), gone, retain=True)
         liar.hello()
     assert len([m for m in liar.heard if isinstance(m, Welcome)]) == 21
+    assert not written  # a commit waits for the disk, and so would everybody else
+    assert len(federation.store.events()) == events
+    federation.now_ms += 1_000
+    federation.service.time_reached(federation.now_ms)
+    assert "mallory" in federation.store.load_state().online
     assert federation.store.load_state().round_id == 1
     complete(federation)
 
