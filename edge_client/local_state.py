@@ -7,31 +7,30 @@ They are of one bundle; another bundle's are removed. In another run of the same
 keeps what it learned for itself; the optimizer's state belongs to the old run's models, and begins
 afresh.
 
-    file = SHA-256 of the rest (32 bytes) | MessagePack of `_Entry`
+Vector files (`edge_client.vector_file`): MessagePack of `_Header`; the values, and the vectors of
+the optimizer.
 """
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from edge_client.optimizers import OptimizerState, state_vectors_count
-from fedtide.files import disk_errors_of, make_folder, write_atomically
+from edge_client.vector_file import read_vectors, split_values, write_vectors
+from fedtide.files import disk_errors_of, make_folder
 from fedtide.manifest import Manifest
 from fedtide.messages import Task
-from fedtide.vectors import Vector, encode_vector
+from fedtide.vectors import Vector, require_range
 
 _log = logging.getLogger(__name__)
 
 FOLDER_NAME = "local"
-_DIGEST_BYTES = 32
 
 
 class LocalState(NamedTuple):
@@ -43,17 +42,22 @@ class LocalState(NamedTuple):
     """None: a fresh one."""
 
 
-class _Entry(Struct, frozen=True, forbid_unknown_fields=True):
-    version: Literal[1]
+class _Header(Struct, frozen=True, forbid_unknown_fields=True):
+    version: Literal[2]
     number: int
     """Of the save; the highest is the newest."""
     run_id: str
     round_id: int
-    values: bytes
     optimizer: str
     """Its name, empty if its state is not kept."""
     steps: int
-    vectors: tuple[bytes, ...]
+    sizes: tuple[int, ...]
+    """Of the values that do not travel, and of each of the optimizer's vectors."""
+
+
+class _Entry(NamedTuple):
+    header: _Header
+    vectors: list[Vector]
 
 
 class LocalStates:
@@ -67,18 +71,17 @@ class LocalStates:
         entry, _ = self._begun_with(task)
         if entry is None:
             return LocalState(None, None)
-        values = _vector(entry.values)
+        header, (values, *vectors) = entry
         kept = manifest.local.stop - manifest.local.start
         if len(values) != kept:
             _log.warning("the saved local state is of another model; starting afresh")
             return LocalState(None, None)
         plan, optimizer = task.plan, None
-        vectors = tuple(map(_vector, entry.vectors))
         size = manifest.trained.stop - manifest.trained.start
         fits = [len(vector) for vector in vectors] == [size] * state_vectors_count(plan)
-        same = entry.run_id == task.run_id and entry.optimizer == plan.optimizer
+        same = header.run_id == task.run_id and header.optimizer == plan.optimizer
         if plan.optimizer_state == "kept" and same and fits:
-            optimizer = OptimizerState(entry.steps, vectors)
+            optimizer = OptimizerState(header.steps, tuple(vectors))
         return LocalState(values if kept else None, optimizer)
 
     def save(self, task: Task, values: Vector, optimizer: OptimizerState) -> None:
@@ -92,33 +95,35 @@ class LocalStates:
         if not len(values) and not kept:
             return
         begun_with, other = self._begun_with(task)
-        entry = _Entry(
-            version=1,
-            number=0 if begun_with is None else begun_with.number + 1,
+        vectors = (values, *(optimizer.vectors if kept else ()))
+        for vector in vectors:
+            require_range(vector, "f32")
+        header = _Header(
+            version=2,
+            number=0 if begun_with is None else begun_with.header.number + 1,
             run_id=task.run_id,
             round_id=task.round_id,
-            values=encode_vector(values, "f32"),
             optimizer=task.plan.optimizer if kept else "",
             steps=optimizer.steps if kept else 0,
-            vectors=tuple(encode_vector(v, "f32") for v in optimizer.vectors) if kept else (),
+            sizes=tuple(map(len, vectors)),
         )
-        content = msgspec.msgpack.encode(entry)
+        del begun_with  # its vectors are as large as what is saved
         with disk_errors_of(self._folder):
             make_folder(other.parent)
             for folder in self._folder.iterdir():
                 if folder != other.parent:
                     shutil.rmtree(folder)
-        write_atomically(other, hashlib.sha256(content).digest() + content)
+        write_vectors(other, msgspec.msgpack.encode(header), vectors)
 
     def _begun_with(self, task: Task) -> tuple[_Entry | None, Path]:
         """The newest state of an earlier round, and the file that may be written."""
         folder = self._folder / task.bundle.digest
         paths = (folder / "0", folder / "1")
         earlier = [
-            (entry.number, path, entry)
+            (entry.header.number, path, entry)
             for path in paths
             if (entry := _read(path)) is not None
-            and not (entry.run_id == task.run_id and entry.round_id >= task.round_id)
+            and not (entry.header.run_id == task.run_id and entry.header.round_id >= task.round_id)
         ]
         if not earlier:
             return None, paths[0]
@@ -128,20 +133,18 @@ class LocalStates:
 
 def _read(path: Path) -> _Entry | None:
     """None if there is none, or none that is intact."""
-    with disk_errors_of(path.parent):
+    try:
+        read = read_vectors(path)
+    except FileNotFoundError:
+        return None
+    if read is not None:
         try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            return None
-    content = raw[_DIGEST_BYTES:]
-    if hashlib.sha256(content).digest() == raw[:_DIGEST_BYTES]:
-        try:
-            return msgspec.msgpack.decode(content, type=_Entry)
+            header = msgspec.msgpack.decode(read[0], type=_Header)
         except (msgspec.DecodeError, UnicodeDecodeError):
             pass
+        else:
+            vectors = split_values(read[1], header.sizes)
+            if vectors is not None:
+                return _Entry(header, vectors)
     _log.warning("a saved local state is damaged; training goes on without it")
     return None
-
-
-def _vector(raw: bytes) -> Vector:
-    return np.frombuffer(raw[: len(raw) // 4 * 4], "<f4").astype(np.float32)

@@ -5,8 +5,8 @@ One file, replaced atomically. It is of one task, bundle, model, plan, trainer a
 data, and of what the round began with: of anything else, or damaged, it is nothing, and training
 starts anew. What goes on from it gives the same bits as training that was never interrupted.
 
-    file = SHA-256 of the rest (32 bytes) | size of the header (4 bytes, little-endian)
-         | header, MessagePack of `_Header` | float32 values: the model's, the optimizer's
+A vector file (`edge_client.vector_file`): MessagePack of `_Header`; the model, and the vectors of
+the optimizer.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
-import numpy as np
 from msgspec import Struct
 
 from edge_client.optimizers import OptimizerState
+from edge_client.vector_file import raw_bytes, read_vectors, split_values, write_vectors
 from fedtide.errors import StateError
-from fedtide.files import disk_errors_of, write_atomically
+from fedtide.files import disk_errors_of
 from fedtide.measures import Metrics
 from fedtide.messages import Task
 from fedtide.vectors import Vector
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 FILE_NAME = "progress"
-_DIGEST_BYTES, _SIZE_BYTES = 32, 4
 
 
 class Checkpoint(NamedTuple):
@@ -81,12 +80,11 @@ class SavedProgress:
         Raises:
             StateError: the disk is failing.
         """
-        with disk_errors_of(self._path.parent):
-            try:
-                raw = self._path.read_bytes()
-            except FileNotFoundError:
-                return None
-        found = _parse(raw)
+        try:
+            read = read_vectors(self._path)
+        except FileNotFoundError:
+            return None
+        found = None if read is None else _parsed(*read)
         if found is None:
             _log.warning("the saved progress of a training is damaged; it starts anew")
         elif found[0] == basis():
@@ -116,12 +114,7 @@ class SavedProgress:
                 sizes=tuple(map(len, vectors)),
             )
         )
-        content: list[bytes | memoryview] = [
-            len(header).to_bytes(_SIZE_BYTES, "little"),
-            header,
-            *map(_raw, vectors),
-        ]
-        write_atomically(self._path, _digest(content), *content)
+        write_vectors(self._path, header, vectors)
 
     def remove(self) -> None:
         """The task is over.
@@ -184,41 +177,23 @@ def basis_of(task: Task, setup: Iterable[str], arrays: Iterable[AnyArray]) -> by
     digest = hashlib.sha256(msgspec.json.encode(identity))
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(_raw(array))
+        digest.update(raw_bytes(array))
     return digest.digest()
 
 
-def _parse(raw: bytes) -> tuple[bytes, Checkpoint] | None:
-    content = memoryview(raw)[_DIGEST_BYTES:]
-    if _digest([content]) != raw[:_DIGEST_BYTES]:
-        return None
-    start = _SIZE_BYTES + int.from_bytes(content[:_SIZE_BYTES], "little")
+def _parsed(raw: bytes, values: Vector) -> tuple[bytes, Checkpoint] | None:
     try:
-        header = msgspec.msgpack.decode(content[_SIZE_BYTES:start], type=_Header)
-        values = np.frombuffer(content[start:], "<f4").astype(np.float32, copy=False)
-    except (msgspec.DecodeError, ValueError):
+        header = msgspec.msgpack.decode(raw, type=_Header)
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return None
-    if not header.sizes or min(header.sizes) < 0 or sum(header.sizes) != len(values):
+    vectors = split_values(values, header.sizes)
+    if vectors is None:
         return None
-    parameters, *vectors = np.split(values, np.cumsum(header.sizes)[:-1])
     return header.basis, Checkpoint(
         header.epochs,
-        parameters,
-        OptimizerState(header.steps, tuple(vectors)),
+        vectors[0],
+        OptimizerState(header.steps, tuple(vectors[1:])),
         header.losses,
         header.training_ms,
         header.held_out,
     )
-
-
-def _raw(array: AnyArray) -> memoryview:
-    """Its bytes, little-endian, without a copy where it is contiguous."""
-    flat = np.ascontiguousarray(array, array.dtype.newbyteorder("<")).reshape(-1)
-    return flat.view(np.uint8).data
-
-
-def _digest(parts: Iterable[bytes | memoryview]) -> bytes:
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(part)
-    return digest.digest()

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import logging
 import random
-import socket
 import ssl
 import threading
 import time
@@ -29,7 +28,7 @@ from paho.mqtt.subscribeoptions import SubscribeOptions
 from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError
 from fedtide.limits import BLOCK_BYTES, MESSAGE_BYTES_MAX
-from fedtide.paho_client import Client, guarded, reset, taken_bytes
+from fedtide.paho_client import Client, guarded, reset, taken_bytes, without_nagle
 from fedtide.pulse import ANSWER_MS, Pulse
 from fedtide.transport import (
     Arriving,
@@ -63,7 +62,7 @@ ARRIVING_MS = 1_000
 INFLIGHT_MAX = 20
 """Unconfirmed publications; Mosquitto's own default."""
 _UNSUPPORTED_VERSION = 132
-_SESSION_TAKEN_OVER = 142
+_SESSION_TAKEN_OVER, _UNSPECIFIED = 142, 128
 _REFUSALS = frozenset({133, 134, 135, 138, 140, 144, 157})
 """Reason codes that another try will not cure: identity, credentials, permission, ban."""
 _PACKET_OVERHEAD_BYTES = 1024
@@ -296,7 +295,7 @@ class MqttTransport:
                 self._will.topic, self._will.payload, qos=1, retain=True, properties=properties
             )
         client.max_inflight_messages_set(self._inflight_max)
-        client.on_socket_open = _without_nagle
+        client.on_socket_open = without_nagle
         # Else paho also writes in the thread that publishes, without a lock: on a slow uplink the
         # two continue each other's packets. So it only wakes our loop, which alone writes.
         client.on_socket_register_write = lambda *_: None
@@ -349,6 +348,11 @@ class MqttTransport:
     ) -> None:
         if self._connected_at_s is not None:
             self._reason = f"connection lost: {code}"
+            if code.value == _UNSPECIFIED:  # what Mosquitto 2.0.11 says of a name taken over
+                self._reason = (
+                    "connection lost without a word: the network, the broker, or another client "
+                    f"named {self._client_id!r}"
+                )
             self._taken_over = code.value == _SESSION_TAKEN_OVER
 
     def _on_message(self, client: Client, _data: object, message: paho.MQTTMessage) -> None:
@@ -392,9 +396,3 @@ def _tls_of(config: BrokerConfig) -> ssl.SSLContext | None:
 
 def _now_ms() -> int:
     return time.monotonic_ns() // 1_000_000
-
-
-def _without_nagle(_client: paho.Client, _data: object, sock: Any) -> None:
-    """Small messages go out at once: with Nagle's algorithm each answer costs up to 40 ms."""
-    if isinstance(sock, socket.socket):
-        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)

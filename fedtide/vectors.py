@@ -68,12 +68,21 @@ def encode_vector(vector: Vector, encoding: Encoding) -> bytes:
     Raises:
         OverflowError: a value is not finite, too large, or does not fit the encoding.
     """
+    require_range(vector, encoding)
+    return vector.astype(ENCODINGS[encoding]).tobytes()
+
+
+def require_range(vector: Vector, encoding: Encoding) -> None:
+    """Nothing, if `vector` can be encoded.
+
+    Raises:
+        OverflowError: a value is not finite, too large, or does not fit the encoding.
+    """
     bound = _LARGEST[encoding]
     if not _within(vector, bound):
         raise OverflowError(
             f"the vector has values that are not within ±{bound:g}, the range of {encoding}"
         )
-    return vector.astype(ENCODINGS[encoding]).tobytes()
 
 
 def decode_vector(content: bytes | memoryview, encoding: Encoding, elements_count: int) -> Vector:

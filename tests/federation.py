@@ -62,6 +62,11 @@ ELEMENTS = 50_000
 """Three chunks of float32."""
 
 
+_abandoned: deque[Store] = deque()
+"""Of federations that are gone, to be closed here: SQLite wants the thread that opened them, and a
+finaliser may run in any."""
+
+
 def fake_bundle(elements: int = ELEMENTS, local: int = 0) -> Bundle:
     """A bundle whose graphs are never run; `local` values do not travel, and are 0.5."""
     contents = {name: name.encode() for name in ("train", "evaluate", "initial", "inference")}
@@ -292,12 +297,14 @@ class Federation:
     def boot_coordinator(self) -> None:
         """Start the coordinator on its folder."""
         self.boots += 1
+        while _abandoned:
+            _abandoned.popleft().close()
         store = Store(self.folder / "coordinator")
         initial = np.linspace(-1, 1, ELEMENTS).astype(np.float32)
         ref = store.blobs.put(encode_vector(initial, "f32"))
         begin_run(store, self.bundle, "test", ref, self.now_ms)
         self.store = store
-        weakref.finalize(self, store.close)
+        weakref.finalize(self, _abandoned.append, store)
         self.coordinator_alive = True
         self.coordinator_link = MemoryTransport(self.broker, self._deliver)
         self.service = Service(

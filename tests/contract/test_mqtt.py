@@ -19,6 +19,7 @@ from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError
 from fedtide.limits import MESSAGE_BYTES_MAX
 from fedtide.mqtt import MqttTransport
+from fedtide.paho_client import without_nagle
 from fedtide.transport import (
     Arriving,
     Broken,
@@ -125,13 +126,13 @@ def wait_for(events: queue.SimpleQueue[LinkEvent], kind: type[LinkEvent]) -> Lin
 
 def test_publications_over_a_slow_uplink_do_not_mix(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads wrote to one socket: each the rest of a packet that the other had begun."""
-    nagle = mqtt._without_nagle
+    nagle = without_nagle
 
     def small_buffer(client: object, data: object, sock: socket.socket) -> None:
         nagle(client, data, sock)  # type: ignore[arg-type]
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 16_384)
 
-    monkeypatch.setattr(mqtt, "_without_nagle", small_buffer)
+    monkeypatch.setattr(mqtt, "without_nagle", small_buffer)
     dice = random.Random(1)
     never = threading.Event()
 

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -17,7 +18,7 @@ from fedtide.config import BrokerConfig
 from fedtide.errors import BrokerError, ConfigError
 from fedtide.mqtt import MqttTransport
 from fedtide.topics import Topics
-from fedtide.transport import Connected, Delivered, LinkEvent, Received, Refused
+from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Received, Refused
 
 TOPICS = Topics("tides")
 DEADLINE_S = 20.0
@@ -39,6 +40,27 @@ def linked(
 def first_event(access: BrokerConfig) -> LinkEvent:
     with linked(access, "somebody") as (_, events):
         return events.get(timeout=DEADLINE_S)
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_two_clients_of_one_name_cut_each_other_off_ever_more_rarely(
+    tmp_path: Path, protocol: Literal["5", "3.1.1"]
+) -> None:
+    """Whether the broker says that a name was taken over (MQTT 5, newer ones) or not."""
+    with Broker(find_broker("mosquitto"), tmp_path, (COORDINATOR, "alpha")) as broker:
+        access = msgspec.structs.replace(
+            broker.access("alpha"), protocol=protocol, reconnect_ms_max=60_000
+        )
+        with linked(access, "tides/alpha") as (_, events), linked(access, "tides/alpha"):
+            lost: list[Disconnected] = []
+            while len(lost) < 3:
+                event = events.get(timeout=DEADLINE_S)
+                if isinstance(event, Disconnected):
+                    lost.append(event)
+    for times, event in enumerate(lost):
+        assert event.retry_ms >= 500 << times
+        assert "another client" in event.reason
+        assert "tides/alpha" in event.reason
 
 
 def test_a_known_user_gets_in(broker: Broker) -> None:

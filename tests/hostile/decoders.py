@@ -347,7 +347,7 @@ def local_state(folder: Path) -> Decoder:
     count = model.trained.stop - model.trained.start
     state = OptimizerState(3, (np.ones(count, np.float32),))
     states.save(task, np.ones(10, np.float32), state)
-    return Decoder((path.read_bytes()[32:],), read, "msgpack")
+    return Decoder((path.read_bytes()[32:],), read)
 
 
 def progress(folder: Path) -> Decoder:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import logging
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -215,6 +217,14 @@ def test_a_finished_federation_that_is_started_again_says_how_to_go_on(
     federation.boot_coordinator()
     hint = "this federation was finished before: raise rounds.count above 2 to go on from here"
     assert hint in caplog.messages
+
+
+def test_a_federation_that_is_gone_may_be_freed_by_any_thread(tmp_path: Path) -> None:
+    """A finaliser that fails is an error of whatever test runs then."""
+    Federation(tmp_path)
+    thread = threading.Thread(target=gc.collect)
+    thread.start()
+    thread.join()
 
 
 def test_a_pause_says_how_long_it_is(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,19 @@ def test_damage_is_noticed(
     for path in folder.iterdir():
         path.write_bytes(b"rot")
     assert states.load(task(5), MANIFEST) == FRESH
+
+
+def test_saving_takes_no_copy_of_a_large_state(states: LocalStates) -> None:
+    """Nor does an encoder see it: msgspec's ends the process where memory does."""
+    size = 1_000_000
+    own, large = np.ones(size, np.float32), kept_state(1, size)
+    for round_id in (1, 2):
+        tracemalloc.start()
+        states.save(task(round_id, KEPT), own, large)
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        held = 0 if round_id == 1 else 3 * own.nbytes  # what the round began with
+        assert peak_bytes < held + 1_000_000, round_id
 
 
 def test_the_state_of_another_layout_is_not_used(states: LocalStates) -> None:
