@@ -56,10 +56,17 @@ def _runtime_blobs(manifest: Manifest, runtimes: Sequence[str]) -> list[BlobRef]
 
 
 def is_intact(blobs: BlobStore, ref: BlobRef) -> bool:
-    """Whether a blob is here and undamaged; a damaged one is removed, to be fetched again."""
+    """Whether a blob is here and undamaged; a damaged one is removed, to be fetched again.
+
+    Raises:
+        StateError: the disk is failing.
+    """
     try:
         blobs.read(ref.digest)
     except FileNotFoundError:
+        return False
+    except OSError:
+        blobs.discard(ref.digest)  # as good as damaged
         return False
     return True
 

@@ -357,8 +357,8 @@ class Session:
         try:
             bundle = held_bundle(self.blobs, task.bundle)
             model = self.blobs.read(task.model.digest)
-        except (FedtideError, FileNotFoundError):
-            _log.exception("round %d: what was fetched is gone", task.round_id)
+        except (FedtideError, OSError) as exc:
+            _log.error("round %d: what was fetched is gone: %s", task.round_id, exc)
             reason = "what was fetched is gone from the disk"
             self._apply(events.TaskFailed(task.run_id, task.round_id, reason), at_ms)
             return

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fedtide.files import disk_errors_of, write_atomically
+from fedtide.files import read_checked, write_atomically
 from fedtide.vectors import Vector
 
 _DIGEST_BYTES, _SIZE_BYTES = 32, 4
@@ -37,15 +37,9 @@ def read_vectors(path: Path) -> tuple[bytes, Vector] | None:
 
     Raises:
         FileNotFoundError: there is no such file.
-        StateError: the disk is failing.
+        StateError: it may not be read.
     """
-    with disk_errors_of(path.parent):
-        try:
-            raw = path.read_bytes()
-        except FileNotFoundError:
-            raw = None
-    if raw is None:
-        raise FileNotFoundError(path)
+    raw = read_checked(path)
     content = memoryview(raw)[_DIGEST_BYTES:]
     start = _SIZE_BYTES + int.from_bytes(content[:_SIZE_BYTES], "little")
     if sha256_of([content]) != raw[:_DIGEST_BYTES] or (len(content) - start) % 4:

@@ -191,7 +191,10 @@ class PartialBlob:
             for block in np.flatnonzero(marks):
                 start = int(block) * BLOCK_BYTES
                 file.seek(start)
-                content = file.read(min(BLOCK_BYTES, self.ref.size_bytes - start))
+                try:
+                    content = file.read(min(BLOCK_BYTES, self.ref.size_bytes - start))
+                except OSError:
+                    continue  # a block that the disk cannot read is missing, too
                 if zlib.crc32(content) + 1 == marks[block]:
                     self._marks[block] = marks[block]
 

@@ -42,6 +42,24 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
             raise
 
 
+def read_checked(path: Path) -> bytes:
+    """The content of a file that has a checksum: empty, hence damaged, if the disk cannot read it.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StateError: it may not be read.
+    """
+    if not path.exists():
+        raise FileNotFoundError(path)
+    with disk_errors_of(path.parent):
+        try:
+            return path.read_bytes()
+        except OSError as exc:
+            if exc.errno != errno.EIO:
+                raise
+            return b""
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames and removals in `folder` durable."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from fedtide.errors import DamagedError
 from fedtide.failpoints import reach
-from fedtide.files import disk_errors_of, sync_folder
+from fedtide.files import disk_errors_of, read_checked, sync_folder
 
 _DIGEST_BYTES, _NUMBER_BYTES = 32, 8
 
@@ -38,8 +38,7 @@ class Generations:
         Raises:
             DamagedError: there are files, but neither is intact.
         """
-        with disk_errors_of(self._paths[0].parent):
-            raws = [path.read_bytes() for path in self._paths if path.exists()]
+        raws = [read_checked(path) for path in self._paths if path.exists()]
         intact = [generation for raw in raws if (generation := _parse(raw)) is not None]
         if not intact:
             # A first save that was cut short left nothing that anybody relied on.

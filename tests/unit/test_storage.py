@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import errno
+import io
 import json
 import os
 import sqlite3
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import pytest
 
 from coordinator.aggregate_job import Part
 from coordinator.round_machine import DeviceArrived, Member, RoundState, UpdateAccepted
 from coordinator.schema import _TABLES, SCHEMA_VERSION
 from coordinator.store import Store
+from edge_client.holdings import is_intact
+from edge_client.vector_file import read_vectors, write_vectors
 from fedtide.blobs import BlobStore
 from fedtide.bundle import sha256_hex
 from fedtide.errors import StateError
 from fedtide.files import locked, write_atomically
 from fedtide.generations import Generations
+from fedtide.limits import BLOCK_BYTES
 from fedtide.measures import Measure, Metrics
-from fedtide.messages import BlobRef, Receipt, Update
+from fedtide.messages import BlobRef, Chunk, Receipt, Update
 from fedtide.plan import Plan
 
 # ---- files ----
@@ -103,6 +109,49 @@ def test_generations_survive_a_torn_write(tmp_path: Path) -> None:
 @pytest.fixture
 def blobs(tmp_path: Path) -> BlobStore:
     return BlobStore(tmp_path)
+
+
+def test_what_a_disk_cannot_read_is_as_good_as_damaged(
+    blobs: BlobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bad sector of an SD card must not keep a device from starting, again and again."""
+    generations = Generations(tmp_path / "session")
+    for content in (b"older", b"newer"):
+        generations.save(content)
+    vectors = tmp_path / "vectors"
+    write_vectors(vectors, b"header", [np.ones(3, np.float32)])
+    ref = blobs.put(b"model")
+    bad = {tmp_path / "session.0", vectors, blobs.path(ref.digest)}
+    read_bytes = Path.read_bytes
+
+    def read_or_fail(path: Path) -> bytes:
+        if path in bad:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return read_bytes(path)
+
+    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
+    assert Generations(tmp_path / "session").load() == b"older"
+    assert read_vectors(vectors) is None
+    assert not is_intact(blobs, ref)
+    assert not blobs.has(ref.digest), "to be fetched again"
+
+
+def test_a_block_that_cannot_be_read_is_missing(
+    blobs: BlobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = os.urandom(2 * BLOCK_BYTES)
+    ref = BlobRef(sha256_hex(content), len(content))
+    chunk = Chunk(ref.digest, ref.size_bytes, 0, zlib.crc32(content), content)
+    assert blobs.open_partial(ref).accept(chunk) is None
+
+    class Bad(io.BufferedReader):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell() == BLOCK_BYTES:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return super().read(size)
+
+    monkeypatch.setattr(Path, "open", lambda path, _mode: Bad(io.FileIO(path)))
+    assert blobs.open_partial(ref).missing() == [(1, 1)]
 
 
 def test_put_and_read(blobs: BlobStore) -> None:
