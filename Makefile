@@ -25,8 +25,8 @@ demo: $(EXPORT)/.ready $(DEVICE)/.ready
 
 # Each test runs in the environment that it is about.
 test: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
-	$(DEVICE)/bin/python -m pytest -q -m "not slow" --ignore tests/end_to_end --ignore tests/export \
-		--ignore tests/faults
+	$(DEVICE)/bin/python -m pytest -q -m "not slow" -n 2 --ignore tests/end_to_end \
+		--ignore tests/export --ignore tests/faults
 	$(EXPORT)/bin/python -m pytest -q -m "not slow" -n 2 tests/export
 	$(EXPORT)/bin/python -m pytest -q -m "not slow" tests/contract tests/end_to_end tests/faults
 

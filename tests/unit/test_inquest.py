@@ -14,6 +14,7 @@ from coordinator.store import Store
 from fedtide.errors import StateError
 
 NOW_MS = time.time_ns() // 1_000_000
+DAY_MS = 86_400_000
 
 
 def test_everything_that_the_diagnosis_needs(tmp_path: Path) -> None:
@@ -44,7 +45,7 @@ def test_everything_that_the_diagnosis_needs(tmp_path: Path) -> None:
                 " VALUES ('u', ?, ?, ?, 'why', ?, 1, 1, 1, '{}')",
                 (round_id, device, verdict, at_ms),
             )
-        for device, until_ms in (("d", NOW_MS + 60_000), ("e", NOW_MS - 60_000)):
+        for device, until_ms in (("d", NOW_MS + DAY_MS), ("e", NOW_MS - DAY_MS)):
             database.execute("INSERT INTO standings VALUES (?, 3, ?, 'bad')", (device, until_ms))
     database.close()
     known = read_store(tmp_path)
@@ -53,7 +54,7 @@ def test_everything_that_the_diagnosis_needs(tmp_path: Path) -> None:
     assert known.heard_at_ms == {"a": 70}
     assert known.verdicts == {"a": ("rejected", "why")}
     assert known.declines == {"b": "no data", "c": ""}
-    assert known.standings == {"d": (NOW_MS + 60_000, "bad")}
+    assert known.standings == {"d": (NOW_MS + DAY_MS, "bad")}
     assert sorted(known.answered_ms) == [3_000, 4_500]
     assert known.late_count == 1
     assert damage(tmp_path) == ""
