@@ -143,9 +143,12 @@ class Ledger:
         if self.write_at_ms is None or at_ms < self.write_at_ms:
             return
         with self._store.transaction():
-            for device_id, (hello, heard_at_ms) in self._hellos.items():
-                self._store.heard(device_id, msgspec.json.encode(hello).decode(), heard_at_ms)
             self._store.save_state(self.state)
+            self._save_hellos(at_ms)
+
+    def _save_hellos(self, at_ms: int) -> None:
+        for device_id, (hello, heard_at_ms) in self._hellos.items():
+            self._store.heard(device_id, msgspec.json.encode(hello).decode(), heard_at_ms)
         self._hellos.clear()
         self._written_at_ms, self.write_at_ms = at_ms, None
 
@@ -174,10 +177,9 @@ class Ledger:
                 version = self.terms(update.round_id).base_version
                 event: Event = UpdateAccepted(update.round_id, device_id, update.update_id, version)
                 return receipt, (*commands, *self._transition(event, at_ms))
-            if not discarded:  # the round waits no more for this device
-                event = UpdateRejected(update.round_id, device_id)
-                return receipt, (*commands, *self._transition(event, at_ms))
-        return receipt, ()
+            # The round waits no more for this device.
+            event = UpdateRejected(update.round_id, device_id)
+            return receipt, (*commands, *self._transition(event, at_ms))
 
     def add_model(self, result: Aggregated, at_ms: int) -> Commands:
         """Commit the next global model; a no-op if it is not the one that is waited for."""
@@ -196,6 +198,7 @@ class Ledger:
         if after == before and not commands:
             return ()
         self._store.save_event(event, after, at_ms)
+        self._save_hellos(at_ms)
         if isinstance(event, RoundAggregated):
             self._store.close_round(event.round_id, at_ms, None)
         for command in commands:

@@ -65,6 +65,7 @@ class Uploads:
             same = (other.partial for other in self._by_device.values() if other.ref == ref)
             partial = next(same, None) or self._blobs.open_partial(ref)
             upload = self._by_device[device_id] = _Upload(update, ref, partial)
+        upload.update = update  # the same bytes may answer a newer task
         return upload.partial.missing()[:RANGES_MAX]
 
     def arrived(self, device_id: str, chunk: Chunk) -> str | Update | None:

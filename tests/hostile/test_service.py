@@ -382,6 +382,14 @@ def test_two_devices_with_the_same_bits(federation: Federation) -> None:
     assert len(federation.store.updates(1)) == 3
 
 
+def test_the_same_bits_as_the_answer_to_another_offer(federation: Federation) -> None:
+    liar = peer(federation)
+    first = liar.update(GOOD)
+    second = msgspec.structs.replace(first, update_id="second", examples=7)
+    liar.say(Offer(first), Offer(second), *liar.chunks(GOOD))
+    assert liar.last(Receipt) == Receipt("second", "accepted")
+
+
 def test_updates_offered_and_never_sent_leave_nothing_behind(federation: Federation) -> None:
     liar = peer(federation)
     partial = federation.folder / "coordinator" / "partial"

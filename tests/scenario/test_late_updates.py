@@ -14,8 +14,8 @@ from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.recompute import job_of, recompute
 from coordinator.store import Store
 from fedtide import cli
-from fedtide.messages import Decline, Task
-from fedtide.vectors import decode_vector
+from fedtide.messages import Decline, Offer, Receipt, Task
+from fedtide.vectors import decode_vector, encode_vector
 from tests.federation import ELEMENTS, Federation, Peer
 
 
@@ -270,3 +270,29 @@ def test_verify_recomputes_what_is_kept(tmp_path: Path, capsys: pytest.CaptureFi
     out = capsys.readouterr()
     assert out.out == "model 3: OTHER bits from 2 updates\n"
     assert "restore the state folder" in out.err
+
+
+def test_a_device_whose_update_is_too_stale_is_free_again(tmp_path: Path) -> None:
+    """It has its receipt and will not answer again: its place is not kept until the deadline."""
+    federation = Federation(
+        tmp_path,
+        mode="buffered",
+        cohort_size=None,
+        buffer_size=1,
+        concurrency=2,
+        devices_min=2,
+        count=9,
+        staleness_max=1,
+        collect_ms=600_000,
+    )
+    federation.settle()
+    fast, slow = Peer(federation, "fast"), Peer(federation, "slow")
+    fast.hello()
+    slow.hello()
+    stale = slow.update(encode_vector(np.ones(ELEMENTS, np.float32), "f32"))
+    for number in range(2, 5):
+        content = encode_vector(np.full(ELEMENTS, 1 / number, np.float32), "f32")
+        fast.say(Offer(fast.update(content)), *fast.chunks(content))
+    slow.say(Offer(stale))
+    assert slow.last(Receipt).reason.startswith("too stale: it is 3 models behind")
+    assert slow.last(Task).round_id == 4
