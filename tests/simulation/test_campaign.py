@@ -26,16 +26,25 @@ def test_a_seed_gives_the_same_transcript_twice(seed: int) -> None:
     assert simulate(seed) == simulate(seed)
 
 
-def test_a_seed_gives_the_same_transcript_under_another_hash_seed() -> None:
-    code = (
-        "from simulator.world import simulate; print(*(simulate(s).digest for s in range(20, 30)))"
-    )
+UNSORTED = """
+from coordinator import round_machine
+sorted_cohort = round_machine.select_cohort
+round_machine.select_cohort = lambda *words: tuple(set(sorted_cohort(*words)))
+"""
+
+
+@pytest.mark.parametrize("planted", ["", UNSORTED], ids=["as it is", "unsorted cohort"])
+def test_a_seed_gives_the_same_transcript_under_another_hash_seed(planted: str) -> None:
+    code = f"{planted}\nfrom simulator.world import simulate\n"
+    code += "print(*(simulate(seed).digest for seed in range(20, 30)))"
 
     def digests(hash_seed: str) -> str:
         environment = {**os.environ, "PYTHONHASHSEED": hash_seed}
         command = [sys.executable, "-c", code]
         return subprocess.run(
-            command, env=environment, check=True, capture_output=True, text=True, timeout=120
+            command, env=environment, check=True, capture_output=True, text=True, timeout=300
         ).stdout
 
-    assert digests("1") == digests("2") != ""
+    first, second = digests("1"), digests("2")
+    assert first
+    assert (first == second) == (not planted)
