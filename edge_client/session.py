@@ -30,10 +30,9 @@ from edge_client.session_machine import (
     resume,
     step,
 )
-from edge_client.speaking import Speaking
+from edge_client.speaking import Speaking, hello_of
 from edge_client.task_runner import TaskRunner
 from edge_client.waits import Waits, waits_of
-from fedtide import __version__
 from fedtide.blobs import BlobStore
 from fedtide.errors import BundleError, FedtideError, StateError
 from fedtide.failpoints import reach
@@ -43,7 +42,6 @@ from fedtide.messages import (
     BlobRef,
     Chunk,
     Envelope,
-    Hello,
     Offer,
     Range,
     Receipt,
@@ -64,7 +62,6 @@ from fedtide.transport import (
     Received,
     Transport,
 )
-from fedtide.vectors import ENCODINGS
 
 _log = logging.getLogger(__name__)
 
@@ -192,6 +189,7 @@ class Session:
                 if refused is not None:
                     _log.warning("the broker refuses a message: %s", refused)
                 sent = self._sender.delivered(token, waited_ms)
+                self._lose_unreadable(at_ms)
                 if sent is not None:
                     # As if the coordinator missed nothing: the wait for its receipt begins now.
                     self._apply(Heard(Want(sent, ())), at_ms)
@@ -286,7 +284,8 @@ class Session:
             match command:
                 case events.SayHello():
                     reach("client: hello")
-                    self._speaking.publish(self._hello())
+                    holds = [ref.digest for ref in self._prefetched if self.blobs.has(ref.digest)]
+                    self._speaking.publish(hello_of(self._runner, self._state.durable, holds))
                 case events.Say(Offer(Update(blob=BlobRef(digest)))) if self._sender.busy(digest):
                     pass  # the answer would be a Want for what is on its way
                 case events.Say(message):
@@ -311,12 +310,16 @@ class Session:
                     _log.info("%s", text)
 
     def _send(self, update: Update, missing: tuple[Range, ...], at_ms: int) -> None:
-        if update.blob is None:
-            return
-        if self.blobs.has(update.blob.digest):
+        if update.blob is not None:
             self._sender.send(update.blob, self.blobs.path(update.blob.digest), missing)
-        else:
-            self._apply(events.UpdateLost(update.update_id), at_ms)
+            self._lose_unreadable(at_ms)
+
+    def _lose_unreadable(self, at_ms: int) -> None:
+        """To offer again what cannot be sent would never end."""
+        unreadable = self._sender.take_unreadable()
+        for update in self._state.durable.outbox:
+            if update.blob is not None and update.blob.digest in unreadable:
+                self._apply(events.UpdateLost(update.update_id), at_ms)
 
     def _prefetch(self, bundle: BlobRef, model: BlobRef, at_ms: int) -> None:
         self._prefetched = (bundle, model)
@@ -379,17 +382,6 @@ class Session:
             self._sender.forget(blob.digest)
             self.blobs.discard(blob.digest)
             reach("client: update removed")
-
-    def _hello(self) -> Hello:
-        return Hello(
-            version=__version__,
-            runtimes=self._runner.runtimes,
-            examples=self._runner.examples_count,
-            encodings=tuple(ENCODINGS),
-            holds=tuple(ref.digest for ref in self._prefetched if self.blobs.has(ref.digest)),
-            owes=tuple(update.update_id for update in self._state.durable.outbox),
-            installation=self._state.durable.installation,
-        )
 
     def goodbye(self, reason: str = "stopped") -> int | None:
         """Say that this device goes away; the token of its delivery, None: there is no link."""

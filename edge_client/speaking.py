@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import count
 
+from edge_client.durable import Durable
+from edge_client.task_runner import TaskRunner
+from fedtide import __version__
 from fedtide.failpoints import reach
-from fedtide.messages import Chunk, FromDevice, Presence, encode
+from fedtide.messages import Chunk, FromDevice, Hello, Presence, encode
 from fedtide.topics import Topics
 from fedtide.transport import Transport, Will
+from fedtide.vectors import ENCODINGS
 
 ANNOUNCE_MS_MIN = 200
 """Presence changes faster than this are told as one: nobody could read them."""
@@ -16,6 +21,19 @@ ANNOUNCE_MS_MIN = 200
 def will_of(topics: Topics, device_id: str) -> Will:
     """What the broker says when this device vanishes."""
     return Will(topics.presence(device_id), encode(Presence(False, "offline"), "will"))
+
+
+def hello_of(runner: TaskRunner, durable: Durable, holds: Iterable[str]) -> Hello:
+    """What this device can, has done, and has of the blobs that it was told of (digests)."""
+    return Hello(
+        version=__version__,
+        runtimes=runner.runtimes,
+        examples=runner.examples_count,
+        encodings=tuple(ENCODINGS),
+        holds=tuple(holds),
+        owes=tuple(update.update_id for update in durable.outbox),
+        installation=durable.installation,
+    )
 
 
 class Speaking:

@@ -54,6 +54,7 @@ class ChunkSender:
         self._under_way: dict[int, _Job] = {}
         self._window = Window()
         self._limit = _SizeLimit()
+        self._unreadable: set[str] = set()
         self.chunk_blocks = CHUNK_BLOCKS_MAX
         """Most blocks in a chunk; with a grid, its cell."""
 
@@ -85,8 +86,14 @@ class ChunkSender:
 
     def forget(self, digest: str) -> None:
         """Send no more of this blob."""
+        self._unreadable.discard(digest)
         self._queue = deque(job for job in self._queue if job.ref.digest != digest)
         self._limit.forget(digest)
+
+    def take_unreadable(self) -> set[str]:
+        """Digests of blobs that were to be sent and are gone or cannot be read; told once."""
+        unreadable, self._unreadable = self._unreadable, set()
+        return unreadable
 
     def pause(self) -> None:
         """Nobody listens: send no more until somebody asks again."""
@@ -117,7 +124,8 @@ class ChunkSender:
             try:
                 chunk = make_chunk(ref, path, job.piece)
             except OSError:
-                self.forget(ref.digest)  # the blob has been discarded meanwhile
+                self.forget(ref.digest)
+                self._unreadable.add(ref.digest)
                 continue
             token = self._publish(chunk)
             if token is None:

@@ -506,6 +506,26 @@ def test_an_update_that_vanishes_while_it_is_sent_is_made_again(voice: Voice) ->
     assert len(voice.offers()) == 2
 
 
+def test_an_update_that_the_disk_cannot_read_is_made_again(
+    voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is there, and intact as far as its name tells: without this it is offered for ever."""
+    voice.publish_all()
+    voice.say(voice.welcome(), voice.task())
+    blob = voice.offers()[0].update.blob
+    assert blob is not None
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedtide.sending.make_chunk", fail)
+        voice.say(Want(blob.digest, ((0, 1),)))
+    assert voice.session._state.durable.outbox == ()
+    voice.say(voice.task())
+    assert len(voice.offers()) == 2
+
+
 def test_a_device_that_is_never_invited_holds_one_model(voice: Voice) -> None:
     """Each round brings another one; the disk of those who only watch must not fill up."""
     voice.publish_all()

@@ -107,6 +107,15 @@ def test_a_pause_keeps_what_is_under_way_and_nothing_else(world: World) -> None:
     assert set(world.blocks()) == set(range(BLOCKS))
 
 
+def test_what_cannot_be_read_is_told_once(world: World) -> None:
+    world.want()
+    world.path.unlink()
+    world.confirm_all()
+    assert not world.sender.busy()
+    assert world.sender.take_unreadable() == {world.ref.digest}
+    assert world.sender.take_unreadable() == set()
+
+
 def test_without_a_link_nothing_stays_queued(world: World) -> None:
     world.up = False
     world.want()
