@@ -6,13 +6,11 @@ import logging
 import os
 import signal
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from queue import Empty
 
 from coordinator.aggregate_job import (
     Aggregated,
-    AggregateJob,
     Evaluate,
     JobFailed,
     JobResult,
@@ -21,6 +19,7 @@ from coordinator.aggregate_job import (
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import TestSet
 from coordinator.inbox import Inbox
+from coordinator.job_thread import JobThread
 from coordinator.ledger import begin_run
 from coordinator.service import Service
 from coordinator.store import Store
@@ -104,27 +103,28 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
     link = MqttTransport(
         config.broker, f"{config.federation}//coordinator", inbox.deliver, Will(topics.beacon, gone)
     )
-    executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="aggregation")
 
-    def start_job(job: AggregateJob) -> None:
-        future = executor.submit(run_aggregate_job, job, store.blobs, evaluate)
-        future.add_done_callback(_report)
+    def report(said: JobResult | BaseException) -> None:
+        inbox.put(_Failed(said) if isinstance(said, BaseException) else said)
 
-    def _report(future: Future[JobResult]) -> None:
-        error = future.exception()
-        inbox.put(future.result() if error is None else _Failed(error))
-
-    service = Service(config, bundle, store, link, start_job, session)
+    aggregation = JobThread(
+        lambda job: run_aggregate_job(job, store.blobs, evaluate),
+        report,
+        clock.now_ms,
+        config.rounds.aggregate_ms,
+    )
+    service = Service(config, bundle, store, link, aggregation.start, session)
     try:
         service.start(clock.now_ms())
         link.start()
-        return _serve(config, service, inbox, clock)
+        return _serve(config, service, aggregation, inbox, clock)
     finally:
         inbox.wait_no_more()
         # Whatever ended us: a clean disconnect keeps our will unsaid, so it is said here.
         await_delivery(inbox, service.goodbye(), _GOODBYE_S)
         link.stop()
-        executor.shutdown(wait=True, cancel_futures=True)
+        if not aggregation.stop():
+            _log.warning("the work on a model is left unfinished; the next start begins it anew")
 
 
 def _open_store(
@@ -163,10 +163,20 @@ def _initial_model(bundle: Bundle) -> Vector:
     return read_initial_model(bundle)[: bundle.manifest.shared_count]
 
 
-def _serve(config: CoordinatorConfig, service: Service, inbox: Inbox[Item], clock: Clock) -> int:
+def _serve(
+    config: CoordinatorConfig,
+    service: Service,
+    aggregation: JobThread,
+    inbox: Inbox[Item],
+    clock: Clock,
+) -> int:
     patience = Patience(config.broker, clock.now_ms())
     while service.finished is None:
-        deadlines = [service.next_deadline_at_ms(), patience.deadline_at_ms]
+        deadlines = [
+            service.next_deadline_at_ms(),
+            patience.deadline_at_ms,
+            aggregation.deadline_at_ms,
+        ]
         soonest = min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
         wait_s = _IDLE_S if soonest is None else max(0.0, (soonest - clock.now_ms()) / 1000)
         with suppress(Empty):
@@ -182,8 +192,11 @@ def _serve(config: CoordinatorConfig, service: Service, inbox: Inbox[Item], cloc
                 case _:
                     patience.link_event(item)
                     service.link_event(item, clock.now_ms())
-        patience.time_reached(clock.now_ms())
-        service.time_reached(clock.now_ms())
+        now_ms = clock.now_ms()
+        patience.time_reached(now_ms)
+        service.time_reached(now_ms)
+        if service.finished is None:
+            aggregation.time_reached(now_ms)
     if service.finished is None:
         return 0
     _log.info("finished: %s", service.finished.reason)
