@@ -145,9 +145,7 @@ class Session:
                 self._pursue(at_ms)
         room_at_ms = self._room.retry_at_ms
         if self._unsaved and (room_at_ms is None or room_at_ms <= at_ms):
-            unsaved, self._unsaved = self._unsaved, []
-            for event in unsaved:
-                self._apply(event, at_ms)
+            self._save_what_waits(at_ms)
         deadline = next_deadline_at_ms(self._state)
         if deadline is not None and deadline <= at_ms:
             self._apply(events.TimeReached(), at_ms)
@@ -252,6 +250,13 @@ class Session:
     def _apply(self, event: Event, at_ms: int) -> None:
         before = self._state.durable
         commands, after = step(self._state, event, at_ms)
+        if self._unsaved and isinstance(event, Heard) and after.durable != before:
+            # What happened here comes first: a newer task would give up a finished update.
+            self._save_what_waits(at_ms)
+            if self._unsaved:
+                return
+            before = self._state.durable
+            commands, after = step(self._state, event, at_ms)
         if after.durable != before and not self._save(after.durable, event, at_ms):
             return
         self._state = after
@@ -261,6 +266,13 @@ class Session:
             self._progress.remove()
         self._perform(commands, at_ms)
         self._observe(at_ms)
+
+    def _save_what_waits(self, at_ms: int) -> None:
+        """Apply what there was no room for, in its order, as far as there is room now."""
+        unsaved, self._unsaved = self._unsaved, []
+        while unsaved and not self._unsaved:
+            self._apply(unsaved.pop(0), at_ms)
+        self._unsaved += unsaved
 
     def _save(self, durable: Durable, event: Event, at_ms: int) -> bool:
         """Whether it is on disk. If there is no room, what we heard was not heard, and will be said

@@ -599,6 +599,27 @@ def test_a_full_disk_delays_a_task_and_its_update(
     assert len(voice.session._state.durable.outbox) == 0
 
 
+def test_a_newer_task_waits_for_the_update_that_waits_for_room(
+    voice: Voice, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The task is smaller than the update: it must not take the room, and the update's place."""
+    voice.publish_all()
+    voice.say(voice.welcome())
+    voice.device.runner.held = True
+    voice.say(voice.task())
+    blob = voice.session.blobs.put(b"some update")
+    update = msgspec.structs.replace(update_of(voice.task()), model=voice.model.digest, blob=blob)
+    disk = Full(monkeypatch, "disk: write")
+    voice.session.task_event(TaskDone(update), voice.federation.now_ms)
+    voice.say(voice.task(round_id=2))
+    assert voice.session._state.durable.task == voice.task()
+    disk.full = False
+    voice.say(voice.task(round_id=2))
+    assert voice.session._state.durable.task == voice.task(round_id=2)
+    assert voice.session._state.durable.outbox == (update,)
+    assert voice.session.blobs.has(blob.digest)
+
+
 def test_a_coordinator_that_never_answers_is_told_of(
     voice: Voice, caplog: pytest.LogCaptureFixture
 ) -> None:
