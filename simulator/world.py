@@ -150,11 +150,11 @@ class World:
 
     def run(self) -> Outcome:
         """From the first boot to the end."""
-        if not self._tell:
-            logging.disable(logging.CRITICAL)
         with replaced(
             self.seed, lambda: self.agenda.now_ms, self._reached, self._committed, self._stepped
         ):
+            if not self._tell:
+                logging.disable(logging.CRITICAL)
             self.coordinator.boot()
             for device in self.devices:
                 self.agenda.after(device.rng.randrange(2_000), device.boot)

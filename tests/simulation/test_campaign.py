@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ def test_a_thousand_seeds_keep_every_promise(capsys: pytest.CaptureFixture[str])
 @pytest.mark.parametrize("seed", [3, 4])
 def test_a_seed_gives_the_same_transcript_twice(seed: int) -> None:
     assert simulate(seed) == simulate(seed)
+    assert logging.root.manager.disable == logging.NOTSET, "the process is left as it was"
 
 
 UNSORTED = """
