@@ -30,18 +30,20 @@ class _Presence:
 
 
 class Fleet:
-    """See the module. `devices_expected` were here before this life of the coordinator."""
+    """See the module."""
 
-    def __init__(
-        self, session: str, hello_ms: int, devices_max: int, devices_expected: int
-    ) -> None:
+    def __init__(self, session: str, hello_ms: int, devices_max: int) -> None:
         self._session = session
         self._hello_ms = hello_ms
         self._devices_max = devices_max
-        self._devices_expected = min(devices_expected, devices_max)
+        self._devices_expected = 0
         self._here: dict[str, _Presence] = {}
         self._look_at_ms: int | None = None
         """No device falls silent before: not each message costs a look at all of them."""
+
+    def expect(self, devices: int) -> None:
+        """So many were here before this life of the coordinator, and may come back."""
+        self._devices_expected = min(devices, self._devices_max)
 
     def hello(self, device_id: str, installation: str, at_ms: int) -> Arrival:
         """A device says hello.

@@ -161,6 +161,8 @@ class Ledger:
         discarded = verdict.verdict == "discarded" and verdict.name != "repeated"
         if not ours or (discarded and update.round_id >= self.state.round_id):
             return receipt, ()  # of no round that we know: not worth a row, whoever sends it
+        if discarded and self._store.answered(update.round_id, device_id):
+            return receipt, ()  # the first verdict stands: another costs no write to the disk
         with self._store.transaction():
             commands: Commands = ()
             before = self._store.standing(device_id)

@@ -9,7 +9,6 @@ derived again from the committed state.
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Callable
 
 from coordinator.aggregate_job import AggregateJob, JobFailed, JobResult
@@ -43,7 +42,7 @@ from fedtide.errors import BundleError
 from fedtide.failpoints import reach
 from fedtide.limits import DEVICES_MAX
 from fedtide.manifest import MANIFEST_NAME, device_files
-from fedtide.measures import Metrics
+from fedtide.measures import quality
 from fedtide.messages import (
     Chunk,
     Decline,
@@ -51,7 +50,6 @@ from fedtide.messages import (
     Malformed,
     Offer,
     Presence,
-    Problem,
     Task,
     Want,
     Welcome,
@@ -62,8 +60,8 @@ from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Rec
 
 _log = logging.getLogger(__name__)
 
-PROBLEMS_MAX, PROBLEMS_MS = 10, 60_000
-"""One device is told of so many problems in this time."""
+LATELY_MS = 86_400_000
+"""A device whose newest arrival was before is not expected back with the others."""
 
 
 class Service:
@@ -89,9 +87,7 @@ class Service:
         self._publisher = Publisher(store.blobs, link, self._topics)
         shared = bundle.manifest.shared_count
         self._intake = Intake(config, shared, store, self._ledger, self._voice)
-        self._fleet = Fleet(session, config.hello_ms, DEVICES_MAX, store.devices_count())
-        self._problems: Counter[str] = Counter()
-        self._problems_since_ms = 0
+        self._fleet = Fleet(session, config.hello_ms, DEVICES_MAX)
         self._connected = False
         self._told = ""
         self._published: RoundState | None = None
@@ -114,6 +110,9 @@ class Service:
     def start(self, at_ms: int) -> None:
         """Go on where the last life of this store ended."""
         self._offer_blobs()
+        # Those that stayed all the time said hello long ago; they are online as of the last commit.
+        lately = self._store.devices_since(at_ms - LATELY_MS)
+        self._fleet.expect(max(lately, len(self._state.online)))
         self._apply(Restarted(), at_ms)
         if self.finished is not None:
             more = f"raise rounds.count above {self._config.rounds.count} to go on from here"
@@ -140,9 +139,7 @@ class Service:
 
     def time_reached(self, at_ms: int) -> None:
         """Let time pass: deadlines of the round, and devices that fell silent."""
-        if at_ms - self._problems_since_ms >= PROBLEMS_MS:
-            self._problems_since_ms = at_ms
-            self._problems.clear()
+        self._voice.time_reached(at_ms)
         for device_id in self._fleet.silent(at_ms):
             self._apply(DeviceLeft(device_id), at_ms)
         if self._state.deadline_at_ms is not None and at_ms >= self._state.deadline_at_ms:
@@ -216,15 +213,10 @@ class Service:
                 self._refuse(device_id, envelope.id, f"a device does not say {kind!r}")
 
     def _refuse(self, device_id: str, regarding: str, reason: str) -> None:
-        """A bad message is data: counted (by what stands before the colon), logged, answered.
-
-        Answered a few times: whoever sends junk without end does not read.
-        """
+        """A bad message is data: counted (by what stands before the colon), logged, answered."""
         _log.warning("message from %s refused: %s", device_id, reason)
         self._store.count(f"refused: {reason.split(':', maxsplit=1)[0][:60]}")
-        self._problems[device_id] += 1
-        if self._problems[device_id] <= PROBLEMS_MAX and len(self._problems) <= DEVICES_MAX:
-            self._voice.say(device_id, Problem(regarding, reason[:1000]))
+        self._voice.problem(device_id, regarding, reason)
 
     # ---- what devices say ----
 
@@ -290,7 +282,7 @@ class Service:
         if model.ref != result.model:
             return
         reach("coordinator: model committed")
-        _log.info("model %d%s", model.version, _quality(model.metrics))
+        _log.info("model %d%s", model.version, quality(model.metrics))
         self._offer_blobs()
         reach("coordinator: model offered")
         # No update is between its blob and its commit now: this is their thread.
@@ -337,7 +329,7 @@ class Service:
                 "model %d on %d held-out examples of the devices%s",
                 judged.version,
                 judged.held_out.examples,
-                _quality(judged.held_out),
+                quality(judged.held_out),
             )
         if not train:
             self._apply(RoundAggregated(round_id), at_ms)
@@ -389,11 +381,3 @@ class Service:
         count, heard_at_ms = self._config.rounds.count, self._fleet.heard_at_ms
         quarantined = self._store.quarantined(at_ms)
         self._voice.status(state, model, count, at_ms, quarantined, heard_at_ms)
-
-
-def _quality(metrics: Metrics | None) -> str:
-    """Every measure, for the log."""
-    if metrics is None:
-        return ""
-    means = {name: measure.mean for name, measure in sorted(metrics.measures.items())}
-    return "".join(f", {name} {mean:.4f}" for name, mean in means.items() if mean is not None)

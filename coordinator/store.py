@@ -302,9 +302,10 @@ class Store(Database):
         )
 
     @reading
-    def devices_count(self) -> int:
-        """How many devices have ever said hello."""
-        return int(self._db.execute("SELECT count(*) FROM devices").fetchone()[0])
+    def devices_since(self, at_ms: int) -> int:
+        """How many devices were heard last at that time or later."""
+        row = self._db.execute("SELECT count(*) FROM devices WHERE heard_at_ms >= ?", (at_ms,))
+        return int(row.fetchone()[0])
 
 
 _decode_metrics = msgspec.json.Decoder(Metrics).decode

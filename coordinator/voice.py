@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import count
 
@@ -9,13 +10,15 @@ import msgspec
 
 from coordinator.round_machine import Member, RoundState
 from coordinator.store import Model
-from fedtide.limits import NAMES_MAX, STATUS_BYTES_MAX
-from fedtide.messages import Beacon, Status, ToDevice, encode
+from fedtide.limits import DEVICES_MAX, NAMES_MAX, STATUS_BYTES_MAX
+from fedtide.messages import Beacon, Problem, Status, ToDevice, encode
 from fedtide.topics import Topics
 from fedtide.transport import Transport
 
 HeardAt = Callable[[str], int | None]
 """When a device was heard, if it is here."""
+PROBLEMS_MAX, PROBLEMS_MS = 10, 60_000
+"""One device is told of so many problems in this time."""
 _LISTS = ("cohort", "accepted", "declined", "rejected", "quarantined", "heard_ms")
 
 
@@ -27,10 +30,30 @@ class Voice:
         self._topics = topics
         self._session = session
         self._message_ids = count(1)
+        self._problems: Counter[str] = Counter()
+        self._problems_since_ms = 0
 
     def say(self, device_id: str, message: ToDevice) -> None:
         """To one device."""
         self._link.publish(self._topics.down(device_id), self._encode(message))
+
+    def problem(self, device_id: str, regarding: str, reason: str) -> None:
+        """To one device: its message is unusable.
+
+        Said a few times: whoever sends junk without end does not read. Names cost a liar nothing,
+        so that no more of them are remembered than there may be devices.
+        """
+        if device_id not in self._problems and len(self._problems) >= DEVICES_MAX:
+            return
+        self._problems[device_id] += 1
+        if self._problems[device_id] <= PROBLEMS_MAX:
+            self.say(device_id, Problem(regarding, reason[:1000]))
+
+    def time_reached(self, at_ms: int) -> None:
+        """Let time pass: problems are told of anew."""
+        if at_ms - self._problems_since_ms >= PROBLEMS_MS:
+            self._problems_since_ms = at_ms
+            self._problems.clear()
 
     def beacon(self, *, online: bool) -> int | None:
         """To all devices: here, or going; the message's token."""

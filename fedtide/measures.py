@@ -76,3 +76,11 @@ def add_up(parts: Iterable[Metrics]) -> Metrics:
             before = sums.get(name, Measure(0.0, 0.0))
             sums[name] = Measure(before.sum + value, before.weight + weight)
     return Metrics(examples, sums)
+
+
+def quality(metrics: Metrics | None) -> str:
+    """Every measure, for a log."""
+    if metrics is None:
+        return ""
+    means = {name: measure.mean for name, measure in sorted(metrics.measures.items())}
+    return "".join(f", {name} {mean:.4f}" for name, mean in means.items() if mean is not None)

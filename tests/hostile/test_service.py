@@ -15,8 +15,9 @@ from coordinator import aggregate_job, intake, vetting
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.config import CoordinatorConfig
 from coordinator.round_machine import RoundState
-from coordinator.service import PROBLEMS_MAX, PROBLEMS_MS
+from coordinator.service import LATELY_MS
 from coordinator.uploads import FETCHES_MAX
+from coordinator.voice import PROBLEMS_MAX, PROBLEMS_MS
 from fedtide.blobs import BlobStore
 from fedtide.limits import BLOCK_BYTES, MESSAGE_BYTES_MAX
 from fedtide.measures import Measure, Metrics
@@ -504,6 +505,45 @@ def test_the_checker_finds_a_late_update_that_was_recorded_as_accepted(
     monkeypatch.setattr(intake, "admit", admit)
     with pytest.raises(AssertionError):
         test_an_upload_that_completes_after_its_round_is_late(tmp_path)
+
+
+def test_more_offers_for_a_past_round_are_answered_and_cost_no_write(
+    federation: Federation,
+) -> None:
+    liar = peer(federation)
+    update = liar.update(GOOD)
+    complete(federation)
+    store = federation.store
+    liar.say(Offer(update))
+    assert liar.last(Receipt).verdict == "discarded"
+    discarded, events = store.counts()["discarded: late"], len(store.events())
+    changes = store._db.total_changes
+    for number in range(50):
+        liar.say(Offer(msgspec.structs.replace(update, update_id=f"u{number}")))
+        assert liar.last(Receipt).update_id == f"u{number}"
+        assert liar.last(Receipt).verdict == "discarded"
+    assert store._db.total_changes == changes
+    assert len(store.events()) == events
+    assert store.counts()["discarded: late"] == discarded + 50
+
+
+def test_who_was_here_long_ago_is_not_expected_back(federation: Federation) -> None:
+    with federation.store.transaction():
+        for number in range(5_000):
+            federation.store.heard(f"d{number}", "{}", federation.now_ms)
+    federation.kill_coordinator()
+    federation.boot_coordinator()
+    assert federation.service._fleet.spread_ms() == 100_000
+    federation.kill_coordinator()
+    federation.now_ms += LATELY_MS + 1
+    federation.boot_coordinator()
+    assert federation.service._fleet.spread_ms() == 0
+    with federation.store.transaction():  # of those who never left, nothing newer is recorded
+        online = tuple(f"d{number}" for number in range(5_000))
+        federation.store.save_state(RoundState(online=online))
+    federation.kill_coordinator()
+    federation.boot_coordinator()
+    assert federation.service._fleet.spread_ms() == 100_000
 
 
 def test_one_device_is_told_of_a_few_problems_and_all_are_counted(federation: Federation) -> None:

@@ -10,7 +10,8 @@ from coordinator.fleet import HELLOS_PER_S_MAX, Fleet
 
 
 def fleet(devices: int = 0, expected: int = 0) -> Fleet:
-    made = Fleet("s1", 30_000, 10_000, expected)
+    made = Fleet("s1", 30_000, 10_000)
+    made.expect(expected)
     for number in range(devices):
         made.hello(f"d{number}", "", 0)
     return made
@@ -22,8 +23,8 @@ def test_each_device_has_its_own_time_within_a_quarter() -> None:
     assert abs(mean(times) - 30_000) < 1_000
     assert len(set(times)) > 190
     assert times == [fleet().hello_ms(f"d{number}") for number in range(200)]
-    assert Fleet("s2", 30_000, 10, 0).hello_ms("d0") != times[0]
-    assert Fleet("s1", 1_000, 10, 0).hello_ms("d0") >= 1_000
+    assert Fleet("s2", 30_000, 10).hello_ms("d0") != times[0]
+    assert Fleet("s1", 1_000, 10).hello_ms("d0") >= 1_000
 
 
 def test_a_handful_need_not_spread_out_and_a_large_fleet_does() -> None:
@@ -58,7 +59,7 @@ def test_who_was_not_here_does_not_leave() -> None:
 
 
 def test_a_full_house() -> None:
-    small = Fleet("s", 30_000, 1, 0)
+    small = Fleet("s", 30_000, 1)
     assert [small.hello(name, "", 0) for name in ("a", "b", "a")] == ["new", "full", "known"]
 
 
