@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
+import ssl
 import tomllib
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
@@ -63,6 +64,22 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         if not lines or not lines[0]:
             raise ConfigError(f"{where} is empty", hint="its first line is the password")
         return lines[0]
+
+    def tls(self) -> ssl.SSLContext | None:
+        """What trusts `ca_file`; None: no TLS.
+
+        Raises:
+            ConfigError: the file cannot be used.
+        """
+        if self.ca_file is None:
+            return None
+        try:
+            return ssl.create_default_context(cafile=str(self.ca_file))
+        except (OSError, ssl.SSLError) as exc:
+            raise ConfigError(
+                f"broker.ca_file {str(self.ca_file)!r} cannot be used: {exc}",
+                hint="it must be a PEM file with the certificate of an authority",
+            ) from exc
 
 
 def load_config(path: Path, kind: type[T]) -> T:

@@ -26,7 +26,6 @@ from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
 from fedtide.config import BrokerConfig
-from fedtide.errors import ConfigError
 from fedtide.limits import BLOCK_BYTES, MESSAGE_BYTES_MAX
 from fedtide.paho_client import Client, guarded, reset, taken_bytes, without_nagle
 from fedtide.pulse import ANSWER_MS, Pulse
@@ -47,8 +46,10 @@ _log = logging.getLogger(__name__)
 WILL_DELAY_S = 3
 """A link that comes back within this time is not reported as lost (MQTT 5 only)."""
 STABLE_S = 10.0
-"""A link that lived this long, and twice as long as the last pause, or carried a block, resets the
-back-off. Two clients of one name, who cut each other off, thus do so ever more rarely."""
+"""A link that lived this long, and twice as long as the last pause, resets the back-off; or one
+that carried a block, unless it ended within this time and without a word. Two clients of one name,
+who cut each other off (Mosquitto does not say why), thus do so ever more rarely; but on a bad line,
+where blocks get through, no pause is longer than this."""
 TAKEOVERS_MAX, TAKEOVERS_WITHIN_S = 3, 60.0
 """So many links lost to another client of our name within this time: somebody must give way."""
 GIVE_WAY_S = 300.0
@@ -65,8 +66,9 @@ _UNSUPPORTED_VERSION = 132
 _SESSION_TAKEN_OVER, _UNSPECIFIED = 142, 128
 _REFUSALS = frozenset({133, 134, 135, 138, 140, 144, 157})
 """Reason codes that another try will not cure: identity, credentials, permission, ban."""
-_PACKET_OVERHEAD_BYTES = 1024
-"""Topic and headers beside a payload; ours stay far below."""
+_IN_BYTES_MAX = MESSAGE_BYTES_MAX + 1024
+"""Of a packet: topic and headers beside a payload stay far below 1 kB. A broker of MQTT 5 keeps to
+it; a link over which a longer one comes is ended."""
 
 
 class MqttTransport:
@@ -82,7 +84,7 @@ class MqttTransport:
         """
         self._config = config
         self._password = config.password()
-        self._tls = _tls_of(config)
+        self._tls = config.tls()
         self._client_id = client_id
         self._deliver = deliver
         self._will = will
@@ -97,7 +99,7 @@ class MqttTransport:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._connected_at_s: float | None = None
-        self._taken_over = False
+        self._taken_over = self._closed_silently = False
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     def start(self) -> None:
@@ -167,21 +169,23 @@ class MqttTransport:
         delay_s = 0.5
         takeovers: deque[float] = deque(maxlen=TAKEOVERS_MAX)
         while not self._stopped.is_set():
-            self._taken_over = False
+            self._taken_over = self._closed_silently = False
             reason = self._connect_once()
             now_s = time.monotonic()
-            lived = self._connected_at_s is not None and (
-                now_s - self._connected_at_s > max(STABLE_S, 2 * delay_s)
-                or self._carried_bytes >= BLOCK_BYTES
-            )
-            was_up, self._connected_at_s = self._connected_at_s is not None, None
+            since_s, self._connected_at_s = self._connected_at_s, None
+            was_up, age_s = since_s is not None, now_s - (since_s or now_s)
+            carried = was_up and self._carried_bytes >= BLOCK_BYTES
+            cut_off = self._closed_silently and age_s < STABLE_S
+            lived = age_s > max(STABLE_S, 2 * delay_s) or (carried and not cut_off)
             if self._stopped.is_set():
                 return
             if reason is None:
                 continue
             if self._guessed and was_up and not lived:
                 self._protocol, self._guessed = 5, False
-            delay_s = 0.5 if lived else min(delay_s * 2, self._config.reconnect_ms_max / 1000)
+            most_s = self._config.reconnect_ms_max / 1000
+            most_s = min(most_s, STABLE_S) if carried else most_s
+            delay_s = 0.5 if lived else min(delay_s * 2, most_s)
             pause_s = random.uniform(0.5, 1.0) * delay_s  # noqa: S311
             if self._taken_over:
                 takeovers.append(now_s)
@@ -207,7 +211,7 @@ class MqttTransport:
             if self._protocol == 5:
                 properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
                 properties.SessionExpiryInterval = WILL_DELAY_S
-                properties.MaximumPacketSize = MESSAGE_BYTES_MAX + _PACKET_OVERHEAD_BYTES
+                properties.MaximumPacketSize = _IN_BYTES_MAX
                 arguments = {"clean_start": True, "properties": properties}
             client.connect(
                 self._config.host,
@@ -216,7 +220,10 @@ class MqttTransport:
                 **arguments,
             )
             self._client = client
-            self._serve(client)
+            if self._stopped.is_set():  # while it connected
+                reset(client.socket())
+            else:
+                self._serve(client)
         except (OSError, ssl.SSLError, ValueError) as exc:
             where = f"{self._config.host}:{self._config.port}"
             return f"no broker at {where}: {exc}"
@@ -282,6 +289,7 @@ class MqttTransport:
             reconnect_on_failure=False,
         )
         client.connect_timeout = CONNECT_S
+        client.packet_bytes_max = _IN_BYTES_MAX
         if self._config.username is not None:
             client.username_pw_set(self._config.username, self._password)
         if self._tls is not None:
@@ -321,7 +329,7 @@ class MqttTransport:
             return
         keepalive_s = getattr(properties, "ServerKeepAlive", 0) or self._config.keepalive_s
         self._pulse = Pulse(keepalive_s * 1000, _now_ms())
-        ours = self._config.packet_bytes_max or MESSAGE_BYTES_MAX + _PACKET_OVERHEAD_BYTES
+        ours = self._config.packet_bytes_max or _IN_BYTES_MAX
         self._packet_bytes_max = min(ours, getattr(properties, "MaximumPacketSize", ours))
         self._connected_at_s = time.monotonic()
         self._spoke_5 = self._protocol == 5
@@ -344,11 +352,17 @@ class MqttTransport:
         client.disconnect()
 
     def _on_disconnect(
-        self, _client: paho.Client, _data: object, _flags: object, code: ReasonCode, _more: object
+        self, client: Client, _data: object, _flags: object, code: ReasonCode, _more: object
     ) -> None:
-        if self._connected_at_s is not None:
+        if client.too_large_bytes:
+            self._reason = (
+                f"the broker sends a packet of {client.too_large_bytes} bytes, "
+                f"and {_IN_BYTES_MAX} are taken at most"
+            )
+        elif self._connected_at_s is not None:
             self._reason = f"connection lost: {code}"
-            if code.value == _UNSPECIFIED:  # what Mosquitto 2.0.11 says of a name taken over
+            self._closed_silently = code.value == _UNSPECIFIED
+            if self._closed_silently:  # what Mosquitto 2.0.11 says of a name taken over
                 self._reason = (
                     "connection lost without a word: the network, the broker, or another client "
                     f"named {self._client_id!r}"
@@ -380,18 +394,6 @@ class MqttTransport:
         for code in codes:
             if code.is_failure:
                 _log.warning("the broker refuses a subscription: %s", code)
-
-
-def _tls_of(config: BrokerConfig) -> ssl.SSLContext | None:
-    if config.ca_file is None:
-        return None
-    try:
-        return ssl.create_default_context(cafile=str(config.ca_file))
-    except (OSError, ssl.SSLError) as exc:
-        raise ConfigError(
-            f"broker.ca_file {str(config.ca_file)!r} cannot be used: {exc}",
-            hint="it must be a PEM file with the certificate of an authority",
-        ) from exc
 
 
 def _now_ms() -> int:

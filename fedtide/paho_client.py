@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import struct
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -16,16 +18,27 @@ _log = logging.getLogger(__name__)
 
 
 class Client(paho.Client):
-    """paho's client without its keep-alive, which gives up links that are only slow."""
+    """paho's client without its keep-alive, which gives up links that are only slow, and with a
+    bound on what comes in."""
 
     bytes_came_in = False
     events = 0
     """What callbacks were told of."""
+    packet_bytes_max = 0
+    too_large_bytes = 0
+    """Of the packet that ended the link."""
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
         """Called by `loop` when bytes have come in."""
         self.bytes_came_in = True
         return super().loop_read(max_packets)
+
+    def _sock_recv(self, bufsize: int) -> bytes:
+        """paho asks for, and Python allocates, what a packet's header says is still to come."""
+        if bufsize > self.packet_bytes_max:
+            self.too_large_bytes = bufsize
+            raise OSError(errno.EMSGSIZE, f"a packet of {bufsize} bytes")
+        return super()._sock_recv(bufsize)
 
     def loop_misc(self) -> MQTTErrorCode:
         """Called by `loop` for the keep-alive, which `MqttTransport` sees to."""
@@ -46,7 +59,7 @@ def reset(sock: Any) -> None:
 
 def taken_bytes(sock: Any) -> int:
     """What the other side's TCP has acknowledged (`tcpi_bytes_acked`, Linux 4.1); else 0."""
-    if not hasattr(socket, "TCP_INFO"):
+    if sys.platform != "linux":  # others have another layout
         return 0
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)

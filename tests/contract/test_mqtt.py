@@ -17,9 +17,9 @@ import pytest
 from fedtide import mqtt, pulse
 from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError
-from fedtide.limits import MESSAGE_BYTES_MAX
+from fedtide.limits import BLOCK_BYTES
 from fedtide.mqtt import MqttTransport
-from fedtide.paho_client import without_nagle
+from fedtide.paho_client import Client, without_nagle
 from fedtide.transport import (
     Arriving,
     Broken,
@@ -258,7 +258,7 @@ def test_a_broker_s_own_keepalive_is_kept() -> None:
         wait_for(events, Disconnected)
         link.stop()
     assert heard[0] == 12, "a ping"
-    limit = MESSAGE_BYTES_MAX + mqtt._PACKET_OVERHEAD_BYTES
+    limit = mqtt._IN_BYTES_MAX
     assert b"\x27" + limit.to_bytes(4, "big") in asked[0], "nothing larger is sent to us"
 
 
@@ -303,6 +303,74 @@ def test_two_clients_of_one_name_do_not_cut_each_other_off_for_ever() -> None:
         pauses_ms.append(event.retry_ms)
     assert max(pauses_ms[:-1]) <= config.reconnect_ms_max
     assert pauses_ms[-1] >= mqtt.GIVE_WAY_S * 1000
+
+
+@pytest.mark.parametrize(("stable_s", "grows"), [(10.0, True), (0.0, False)])
+def test_links_that_carry_blocks_and_are_cut_without_a_word_come_ever_more_rarely(
+    monkeypatch: pytest.MonkeyPatch, stable_s: float, grows: bool
+) -> None:
+    """So two clients of one name, both at work, do not cut each other off twice a second; but a
+    link that lived for a while starts afresh."""
+    monkeypatch.setattr(mqtt, "STABLE_S", stable_s)
+    monkeypatch.setattr(random, "uniform", lambda _low, high: high)
+    body = len(TOPIC).to_bytes(2, "big") + TOPIC.encode() + b"x" * BLOCK_BYTES
+    length = bytes([len(body) & 127 | 128, len(body) >> 7 & 127 | 128, len(body) >> 14])
+
+    def cutting(wire: Wire) -> None:
+        wire.packet()
+        wire.sock.sendall(CONNACK + b"\x30" + length + body)
+
+    with scripted_broker(cutting, reconnect_ms_max=1_000) as (config, _):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        wait_for(events, Received)
+        lost = wait_for(events, Disconnected)
+        link.stop()
+    assert isinstance(lost, Disconnected)
+    assert lost.retry_ms == (1_000 if grows else 500)
+
+
+def test_a_packet_that_is_too_large_ends_the_link_before_it_is_read() -> None:
+    """MQTT 3.1.1 has no word for what we take: 256 MB would be allocated."""
+
+    def flooding(wire: Wire) -> None:
+        wire.packet()
+        wire.sock.sendall(CONNACK + b"\x30\xff\xff\xff\x7f" + b"x" * 10)
+        wire.packet()
+
+    with scripted_broker(flooding) as (config, _):
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        lost = wait_for(events, Disconnected)
+        link.stop()
+    assert isinstance(lost, Disconnected)
+    assert lost.reason.startswith("the broker sends a packet of 268435455 bytes")
+
+
+def test_a_link_that_is_stopped_while_it_connects_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    connecting, stopped = threading.Event(), threading.Event()
+    heard: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    connect = Client.connect
+
+    def slow(self: Client, *args: object, **named: object) -> object:
+        connecting.set()
+        assert stopped.wait(WAIT_S)
+        return connect(self, *args, **named)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Client, "connect", slow)
+    with scripted_broker(lambda wire: heard.put(wire.sock.recv(1))) as (config, _):
+        link = MqttTransport(config, "x", lambda _event: None)
+        link.start()
+        assert connecting.wait(WAIT_S)
+        link._stopped.set()  # as `stop` does first, before it waits for the thread
+        stopped.set()
+        link._thread.join(WAIT_S)
+        assert not link._thread.is_alive()
+    assert heard.empty()
 
 
 @pytest.fixture
