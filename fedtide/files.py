@@ -80,7 +80,8 @@ def make_folder(folder: Path) -> None:
 
 @contextmanager
 def disk_errors_of(folder: Path) -> Iterator[None]:
-    """Turn OSError into a StateError that names the folder and the way out."""
+    """Turn OSError, of reading or writing, into a StateError that names the folder and the way
+    out."""
     try:
         yield
     except OSError as exc:
@@ -88,10 +89,10 @@ def disk_errors_of(folder: Path) -> Iterator[None]:
             errno.ENOSPC: "free space on this disk, then start again; nothing was lost",
             errno.EDQUOT: "raise the quota, then start again; nothing was lost",
             errno.EROFS: "mount the disk writable, then start again",
-            errno.EACCES: "give this user write access to the folder",
+            errno.EACCES: "let this user read and write in the folder",
         }
         raise StateError(
-            f"cannot write in {str(folder)!r}: {exc.strerror or exc}",
+            f"cannot use the folder {str(folder)!r}: {exc.strerror or exc}",
             hint=hints.get(exc.errno or 0),
             no_room=exc.errno in (errno.ENOSPC, errno.EDQUOT),
         ) from exc

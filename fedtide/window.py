@@ -12,6 +12,11 @@ rate (to 12 Mbit/s) and round trip (to 0.9 s), once settled (tests/property/test
 - the line carries chunks nine tenths of the time or more;
 - a chunk, a quarter of the window, takes a quarter of about a second, or is a single block.
 
+A connection's way is taken to stay as long as it is: if it grows by more than `QUEUE_MS` while the
+connection lives, the window stays at its floor (two blocks in that time) until the next one. A base
+with a short history, as LEDBAT keeps, would take a queue that we make ourselves for the way: at the
+floor of a slow line there always is one.
+
 After a delay-based tradition: TCP Vegas (Brakmo and Peterson 1995), LEDBAT (RFC 6817).
 """
 

@@ -121,6 +121,20 @@ def test_a_new_link_begins_with_half() -> None:
     assert line.window.under_way_bytes == 0
 
 
+def test_a_way_that_grows_is_taken_for_a_queue_until_the_next_link() -> None:
+    window = Window()
+    grown_ms = 50 + 2 * QUEUE_MS
+    for token, waited_ms in enumerate([50] * 20 + [grown_ms] * 20):
+        window.sent(token, BLOCK_BYTES)
+        window.confirmed(token, waited_ms, more=True)
+    assert window.bytes == FLOOR_BYTES
+    window.link_lost()
+    for token in range(3):
+        window.sent(token, BLOCK_BYTES)
+        window.confirmed(token, grown_ms, more=True)
+    assert window.bytes > FLOOR_BYTES
+
+
 def test_what_was_not_measured_changes_nothing() -> None:
     window = Window()
     window.sent(1, BLOCK_BYTES)

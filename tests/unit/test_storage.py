@@ -24,7 +24,7 @@ from edge_client.vector_file import read_vectors, write_vectors
 from fedtide.blobs import BlobStore
 from fedtide.bundle import sha256_hex
 from fedtide.errors import StateError
-from fedtide.files import locked, write_atomically
+from fedtide.files import locked, read_checked, write_atomically
 from fedtide.generations import Generations
 from fedtide.limits import BLOCK_BYTES
 from fedtide.measures import Measure, Metrics
@@ -48,7 +48,7 @@ def test_a_disk_that_fails_leaves_the_old_content(
     path = tmp_path / "x"
     write_atomically(path, b"old")
     monkeypatch.setattr(os, "fsync", failing(number))
-    with pytest.raises(StateError, match="cannot write in"):
+    with pytest.raises(StateError, match="cannot use the folder"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["x"]
@@ -69,6 +69,16 @@ def test_a_write_that_the_kernel_refuses(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="No space left"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
+
+
+def test_a_file_that_may_not_be_read_is_no_failure_to_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x").write_bytes(b"content")
+    monkeypatch.setattr(Path, "read_bytes", failing(errno.EACCES))
+    with pytest.raises(StateError, match="cannot use the folder") as error:
+        read_checked(tmp_path / "x")
+    assert "Permission denied\n\nhint: let this user read and write" in str(error.value)
 
 
 def test_a_folder_that_is_missing(tmp_path: Path) -> None:
