@@ -39,13 +39,13 @@ class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Least updates that make a round count when its deadline comes."""
     devices_min: Positive = 1
     """Wait for this many devices to be online before a round opens."""
-    devices_wait_ms: Annotated[int, Meta(ge=1_000)] = 86_400_000
+    devices_wait_ms: Annotated[int, Meta(ge=1_000, lt=2**53)] = 86_400_000
     """Stop, with a reason, when they are not there for this long."""
-    collect_ms: Annotated[int, Meta(ge=100)] = 60_000
+    collect_ms: Annotated[int, Meta(ge=100, lt=2**53)] = 60_000
     """From the invitation to the deadline; buffered: until a device loses its place."""
-    aggregate_ms: Annotated[int, Meta(ge=1_000)] = 3_600_000
+    aggregate_ms: Annotated[int, Meta(ge=1_000, lt=2**53)] = 3_600_000
     """Longest time to make a model of a round's updates; then the round is abandoned."""
-    back_off_ms: Annotated[int, Meta(ge=100)] = 5_000
+    back_off_ms: Annotated[int, Meta(ge=100, lt=2**53)] = 5_000
     """Pause after an abandoned round; doubles with each in a row, up to a minute."""
     abandoned_max: Positive = 20
     """Stop, with a reason, after this many abandoned rounds in a row."""
@@ -95,7 +95,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     history: HistoryConfig = HistoryConfig()
     encoding: Encoding = "f32"
     """How devices encode their updates."""
-    hello_ms: Annotated[int, Meta(ge=1_000)] = 30_000
+    hello_ms: Annotated[int, Meta(ge=1_000, lt=2**53)] = 30_000
     """How often a device says what it holds and what it owes."""
 
     def __post_init__(self) -> None:

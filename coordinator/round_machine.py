@@ -43,6 +43,7 @@ from coordinator.round_state import (
     TimeReached,
     UpdateAccepted,
     UpdateRejected,
+    few,
     unwelcome,
 )
 from coordinator.stragglers import has_answered, still_at_work, without_stragglers
@@ -374,18 +375,14 @@ def _things(state: RoundState) -> str:
     return "updates" if state.kind == "train" else "evaluations"
 
 
-def _names(device_ids: list[str]) -> str:
-    return ", ".join(device_ids[:5]) + (" …" if len(device_ids) > 5 else "")
-
-
 def _collecting_reason(state: RoundState) -> str:
-    silent = _names([member.device_id for member in state.at_work()])
+    silent = few([member.device_id for member in state.at_work()])
     here = f"{len(state.accepted())} of {state.wanted} {_things(state)} are here"
     return f"{here}; waiting for {silent}"
 
 
 def _buffer_reason(state: RoundState) -> str:
-    working = _names([member.device_id for member in state.at_work()])
+    working = few([member.device_id for member in state.at_work()])
     here = f"{len(state.ready())} of {state.wanted} updates are in the buffer"
     return f"{here}; " + (f"at work: {working}" if working else "waiting for a free device")
 

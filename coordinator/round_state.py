@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from msgspec import Struct
@@ -95,6 +96,11 @@ class RoundState(Struct, frozen=True):
 
 def _order_of_aggregation(member: Member) -> tuple[str, int]:
     return member.device_id, member.round_id
+
+
+def few(device_ids: Sequence[str]) -> str:
+    """A handful of them, for people."""
+    return ", ".join(device_ids[:5]) + (f" … ({len(device_ids)})" if len(device_ids) > 5 else "")
 
 
 def unwelcome(

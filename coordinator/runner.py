@@ -178,9 +178,9 @@ def _serve(
             aggregation.deadline_at_ms,
         ]
         soonest = min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
-        wait_s = _IDLE_S if soonest is None else max(0.0, (soonest - clock.now_ms()) / 1000)
+        left_s = _IDLE_S if soonest is None else (soonest - clock.now_ms()) / 1000
         with suppress(Empty):
-            item = inbox.get(timeout=wait_s)
+            item = inbox.get(timeout=min(max(0.0, left_s), _IDLE_S))
             match item:
                 case _Stop():
                     _log.info("stopping; start again to go on with the same round")

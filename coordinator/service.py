@@ -34,7 +34,8 @@ from coordinator.round_machine import (
     TaskDeclined,
     TimeReached,
 )
-from coordinator.store import Store
+from coordinator.round_state import few
+from coordinator.store import Model, Store
 from coordinator.vetting import quarantine_notice
 from coordinator.voice import Voice
 from fedtide.bundle import Bundle
@@ -60,6 +61,8 @@ from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Rec
 
 _log = logging.getLogger(__name__)
 
+PAST_MODELS = 3
+"""Beside those that devices were at work on: a few connections that ended before it was cleared."""
 LATELY_MS = 86_400_000
 """A device whose newest arrival was before is not expected back with the others."""
 
@@ -125,6 +128,13 @@ class Service:
         models = [self._ledger.model(version).ref for version in sorted(versions)]
         self._publisher.offer([*self._bundle_blobs, *models])
 
+    def _past_models(self) -> list[Model]:
+        """Those that may lie at the broker still, withdrawn without a link or before a crash."""
+        rounds = self._config.rounds
+        # In a synchronous round all are at work on the newest, and without a link none follows it.
+        behind = rounds.staleness_max if self._state.buffered or rounds.mode == "buffered" else 0
+        return self._store.models()[-1 - PAST_MODELS - behind : -1]
+
     @property
     def _state(self) -> RoundState:
         return self._ledger.state
@@ -162,9 +172,7 @@ class Service:
                 root = self._topics
                 self._link.subscribe([root.up("+"), root.presence("+")])
                 self._publisher.connected(packet_bytes_max)
-                # Withdrawn without a link, or before a crash: what is no longer on offer.
-                past = self._store.models()[-4 - self._config.rounds.staleness_max : -1]
-                self._publisher.withdraw(model.ref for model in past)
+                self._publisher.withdraw(model.ref for model in self._past_models())
                 self._voice.beacon(online=True)
                 self._publish_status(at_ms)
             case Disconnected(reason):
@@ -301,7 +309,7 @@ class Service:
                     reach("coordinator: round opened")
                     verb = "inviting" if self._state.kind == "train" else "asking"
                     label = self._label(self._state.round_id)
-                    _log.info("%s: %s %s", label, verb, ", ".join(device_ids))
+                    _log.info("%s: %s %s", label, verb, few(device_ids))
                     self._intake.begin_round(self._state.round_id)
                     self._invite(device_ids, at_ms)
                 case AggregateRound(round_id, kind, _):

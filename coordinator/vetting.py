@@ -122,11 +122,14 @@ def examine(content: bytes, update: Update, elements: int, terms: Terms) -> Verd
 def next_standing(
     standing: Standing, verdict: Verdict, at_ms: int, vetting: VettingConfig
 ) -> Standing:
-    """A device's standing after this verdict: discards are no strikes, work that counts clears."""
+    """A device's standing after this verdict: discards are no strikes, work that counts clears.
+
+    It ends no quarantine: an update that was on its way says nothing of the next.
+    """
     if verdict.verdict == "discarded":
         return standing
     if verdict.verdict == "accepted":
-        return Standing()
+        return standing._replace(strikes=0) if standing.until_ms > at_ms else Standing()
     strikes = standing.strikes + 1
     if strikes < vetting.strikes_max or vetting.quarantine_ms == 0:
         return Standing(strikes, standing.until_ms, verdict.reason[:200])

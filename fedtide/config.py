@@ -41,9 +41,9 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 60
     packet_bytes_max: Annotated[int, Meta(ge=BLOCK_BYTES + CHUNK_HEADER_BYTES_MAX)] | None = None
     """Largest packet that the broker takes, where it does not say so itself (MQTT 3.1.1)."""
-    reconnect_ms_max: Annotated[int, Meta(ge=500)] = 60_000
+    reconnect_ms_max: Annotated[int, Meta(ge=500, lt=2**53)] = 60_000
     """Longest pause between two attempts to connect."""
-    give_up_ms: Annotated[int, Meta(ge=0)] = 60_000
+    give_up_ms: Annotated[int, Meta(ge=0, lt=2**53)] = 60_000
     """Stop with exit code 6 if the first connection takes longer; 0: try for ever."""
 
     def password(self) -> str | None:

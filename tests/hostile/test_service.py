@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -15,6 +16,7 @@ from coordinator import aggregate_job, intake, vetting
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.config import CoordinatorConfig
 from coordinator.round_machine import RoundState
+from coordinator.round_state import few
 from coordinator.service import LATELY_MS
 from coordinator.uploads import FETCHES_MAX
 from coordinator.voice import PROBLEMS_MAX, PROBLEMS_MS
@@ -557,3 +559,22 @@ def test_one_device_is_told_of_a_few_problems_and_all_are_counted(federation: Fe
     federation.service.time_reached(federation.now_ms)
     liar.say_bytes(b"junk")
     assert len([body for body in liar.heard if isinstance(body, Problem)]) == PROBLEMS_MAX + 1
+
+
+@pytest.mark.parametrize(("mode", "withdrawn"), [("synchronous", 3), ("buffered", 13)])
+def test_a_connection_clears_only_what_can_have_been_on_offer(
+    tmp_path: Path, mode: str, withdrawn: int
+) -> None:
+    size: dict[str, Any] = {"cohort_size": None, "buffer_size": 3} if mode == "buffered" else {}
+    federation = Federation(tmp_path, devices_min=3, count=1, mode=mode, **size)
+    store, service = federation.store, federation.service
+    with store.transaction():
+        for version in range(1, 31):
+            store.add_model(version, BlobRef(f"{version:064x}", 4), 0, 0)
+    past = [model.version for model in service._past_models()]
+    assert past == list(range(30 - withdrawn, 30))
+
+
+def test_a_large_cohort_is_logged_by_a_handful_and_a_count() -> None:
+    assert few(["a", "b"]) == "a, b"
+    assert few([f"d{number}" for number in range(10_000)]) == "d0, d1, d2, d3, d4 … (10000)"

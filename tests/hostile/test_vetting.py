@@ -148,6 +148,10 @@ def test_strikes() -> None:
     assert next_standing(once, late, 5, vetting) == once
     assert next_standing(once, good, 5, vetting) == Standing()
     assert next_standing(once, bad, 5, vetting) == Standing(0, 1_005, "too long")
+    left_alone = next_standing(once, bad, 5, vetting)
+    assert next_standing(left_alone, good, 1_004, vetting) == left_alone
+    assert next_standing(left_alone._replace(strikes=1), good, 6, vetting) == left_alone
+    assert next_standing(left_alone, good, 1_005, vetting) == Standing()
     for_ever = msgspec.structs.replace(vetting, quarantine_ms=0)
     assert next_standing(once, bad, 5, for_ever) == Standing(2, 0, "too long")
 

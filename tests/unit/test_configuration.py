@@ -233,6 +233,19 @@ def test_any_value_of_any_key_is_taken_or_refused(
         assert key in said or "give either rounds" in said or "required" in said
 
 
+@pytest.mark.parametrize("key", sorted(key for key in keys_of(CoordinatorConfig) if "_ms" in key))
+def test_a_duration_that_no_message_can_hold_is_refused(key: str) -> None:
+    value: object = 2**53
+    for name in reversed(key.split(".")):
+        value = {name: value}
+    with pytest.raises(msgspec.ValidationError, match=f"9007199254740991.*{key}"):
+        msgspec.convert(
+            {"federation": "f", "bundle": "b", "state_dir": "s", **dict(value)},  # type: ignore[call-overload]
+            CoordinatorConfig,
+            dec_hook=lambda kind, raw: kind(raw),
+        )
+
+
 def test_no_file_no_toml_no_text(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="No such file"):
         load_config(tmp_path / "absent.toml", ClientConfig)
