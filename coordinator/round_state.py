@@ -15,7 +15,7 @@ Answer = Literal["none", "silent", "accepted", "rejected", "declined"]
 """`silent`: lost its place to another (buffered mode), but its update is still welcome."""
 
 
-class Member(Struct, frozen=True):
+class Member(Struct, frozen=True, omit_defaults=True):
     """One task that was given to a device, and its answer."""
 
     device_id: str
@@ -29,8 +29,12 @@ class Member(Struct, frozen=True):
     """When the device loses its place; only in the buffered mode."""
 
 
-class RoundState(Struct, frozen=True):
-    """Everything the machine knows; digests and names, never arrays."""
+class RoundState(Struct, frozen=True, omit_defaults=True):
+    """Everything the machine knows; digests and names, never arrays.
+
+    Each answer writes all of it again. What is as by default is not written, so that a default
+    that changes changes what lies in stores.
+    """
 
     phase: Phase = "waiting"
     round_id: int = 0

@@ -208,7 +208,7 @@ class StoreChecks:
         raw = database.execute("SELECT value FROM facts WHERE name = 'round_state'").fetchone()
         state = msgspec.json.decode(raw[0]) if raw else {}
         members = [*state.get("cohort", ()), *state.get("carried", ())]
-        waiting = {m["update_id"] for m in members if m["answer"] == "accepted"}
+        waiting = {m["update_id"] for m in members if m.get("answer") == "accepted"}
         for key, (round_id, _, update_json) in self.said.items():
             row = database.execute(
                 "SELECT verdict, update_json FROM updates WHERE device_id = ? AND update_id = ?",

@@ -282,6 +282,21 @@ def test_metrics_are_means_of_sums(store: Store) -> None:
     assert model.judged.mean("f1") == 0.125
 
 
+def test_a_state_with_all_its_keys_and_one_with_few_are_the_same(store: Store) -> None:
+    state = RoundState("collecting", 2, cohort=(Member("a"), Member("b", "accepted", "u", 2, 1)))
+    with store.transaction():
+        store.save_state(state)
+    short = store.fact("round_state")
+    assert store.load_state() == state
+    full = msgspec.structs.asdict(state)
+    full["cohort"] = [msgspec.structs.asdict(member) for member in state.cohort]
+    with store.transaction():  # as earlier versions wrote it
+        store.set_fact("round_state", json.dumps(full))
+    assert store.load_state() == state
+    assert short is not None
+    assert '{"device_id":"a"}' in short
+
+
 def test_counters_count(store: Store) -> None:
     for _ in range(3):
         store.count("b")
