@@ -186,12 +186,19 @@ def _read_single(budget: Budget, item: Field, where: str, depth: int) -> object:
     if item.tag == 2:
         return _floats(item, where)[0]
     if item.tag == 3:
-        return int64s(item, where, 1)[0]
+        return _int64(item, where)
     if item.tag == 4:
         return bytes(nested(item, where))
     if item.tag == 5:
         return _read_tensor(budget, nested(item, where), f"{where}: attribute")[1]
     return _read_graph(budget, nested(item, where), f"{where}: body", depth + 1)
+
+
+def _int64(item: Field, where: str) -> int:
+    values = int64s(item, where, 1)
+    if not values:
+        raise BundleError(f"{where}: field {item.tag} holds no integer")
+    return values[0]
 
 
 def _floats(item: Field, where: str) -> list[float]:
@@ -226,7 +233,7 @@ def _read_shape(message: memoryview, where: str) -> list[int | None]:
         extent: int | None = None
         for part in fields(nested(item, where), where, frozenset({1, 2})):
             if part.tag == 1:
-                extent = int64s(part, where, 1)[0]
+                extent = _int64(part, where)
         shape.append(extent)
         if len(shape) > _RANK_MAX or (extent is not None and extent < 0):
             raise BundleError(f"{where}: its shape {shape[:9]} is impossible")

@@ -23,6 +23,7 @@ from tests.onnx_bytes import (
     node,
     number,
     scan_node,
+    value,
     varint,
 )
 
@@ -168,6 +169,18 @@ def test_truncation_anywhere_is_an_error_of_ours_or_a_smaller_model() -> None:
             continue
         # A cut between two fields of the model leaves a whole graph without what follows it.
         assert end >= len(GOOD) - len(block(8, number(2, 18)))
+
+
+def test_an_integer_without_content_is_an_error_of_ours() -> None:
+    empty_axis = block(5, block(1, "axis") + number(20, 2) + block(3, b""))
+    shape = block(1, block(1, b""))
+    empty_extent = block(1, "x") + block(2, block(1, number(1, 1) + block(2, shape)))
+    for wrong in (
+        graph(node("Relu", more=empty_axis)),
+        block(1, node("Relu")) + block(2, "g") + block(11, empty_extent) + block(12, value("y")),
+    ):
+        with pytest.raises(BundleError, match="holds no integer"):
+            scan_model(model(wrong))
 
 
 def test_nothing_is_no_model() -> None:
