@@ -159,8 +159,9 @@ class Ledger:
         receipt = verdict.receipt(update)
         ours = update.run_id == self.run_id
         discarded = verdict.verdict == "discarded" and verdict.name != "repeated"
-        if not ours or (discarded and update.round_id >= self.state.round_id):
-            return receipt, ()  # of no round that we know: not worth a row, whoever sends it
+        closed = self.state.round_id - (self.state.phase == "collecting")
+        if not ours or (discarded and not 0 < update.round_id <= closed):
+            return receipt, ()  # of no round that has closed: not worth a row, whoever sends it
         if discarded and self._store.answered(update.round_id, device_id):
             return receipt, ()  # the first verdict stands: another costs no write to the disk
         with self._store.transaction():

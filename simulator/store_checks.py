@@ -69,7 +69,7 @@ class StoreChecks:
             self._unsafe("receipt after commit", f"{key} is accepted inside a transaction")
         row = database.execute(
             "SELECT round_id, verdict, update_json FROM updates"
-            " WHERE update_id = ? AND device_id = ?",
+            " WHERE update_id = ? AND device_id = ? ORDER BY verdict",
             (update_id, device_id),
         ).fetchone()
         if row is None or row[1] != "accepted":

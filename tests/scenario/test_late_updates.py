@@ -146,6 +146,26 @@ def test_the_answer_that_ends_a_round_is_accounted_for_too(tmp_path: Path, late:
     assert len(federation.store.load_state().carried) == (2 if late == "discount" else 0)
 
 
+def test_what_is_discarded_stays_so_when_its_reason_has_gone(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, cohort_size=1, late="discard")
+    federation.settle()
+    peer = Peer(federation, "p")
+    peer.hello()
+    federation.run(lambda: federation.store.load_state().phase == "backing_off")
+    late = Offer(peer.update(np.ones(ELEMENTS, "<f4").tobytes()))
+    peer.say(late)
+    first = peer.last(Receipt)
+    assert first.verdict == "discarded"
+    # Started again with another policy, the coordinator would take it.
+    federation.kill_coordinator()
+    rounds = msgspec.structs.replace(federation.config.rounds, late="discount")
+    federation.config = msgspec.structs.replace(federation.config, rounds=rounds)
+    federation.boot_coordinator()
+    federation.settle()
+    peer.say(late)
+    assert peer.last(Receipt) == first
+
+
 def test_an_update_that_is_too_old_is_discarded(tmp_path: Path) -> None:
     federation = Federation(
         tmp_path, devices_min=3, quorum=2, count=2, late="discount", staleness_max=0
