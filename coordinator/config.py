@@ -99,14 +99,9 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How often a device says what it holds and what it owes."""
 
     def __post_init__(self) -> None:
-        """One way to size a cohort, and a quorum that can be reached."""
+        """One way to size a cohort, which a buffer has not, and a quorum that can be reached."""
         rounds, size = self.rounds, self.rounds.cohort_size
         if rounds.mode == "buffered":
-            if size is not None or rounds.cohort_fraction is not None:
-                raise ValueError(
-                    "rounds.cohort_size and rounds.cohort_fraction are for synchronous rounds; "
-                    "buffered ones have rounds.buffer_size and rounds.concurrency"
-                )
             if rounds.quorum > rounds.buffer_size:
                 raise ValueError(
                     f"rounds.quorum {rounds.quorum} exceeds rounds.buffer_size {rounds.buffer_size}"

@@ -53,12 +53,10 @@ class Database:
                 f"no coordinator state in {str(folder)!r}",
                 hint="give the state_dir of a coordinator.toml",
             )
-        if not path.exists() and any((folder / "blobs").glob("*")):
-            # It is made before anything else is: a new one would silently begin a new federation.
-            raise StateError(
-                f"{str(path)!r} is gone, and the models beside it are still there",
-                hint="restore it from a backup, or remove the state folder to start afresh",
-            )
+        if not path.exists():
+            self._refuse_beside_models("is gone")
+        elif path.is_file() and path.stat().st_size == 0:  # to open it would remove its log
+            self._refuse_beside_models("is empty")
         with _database_errors(folder):
             if not read_only:
                 make_folder(folder)
@@ -71,8 +69,19 @@ class Database:
                 raise
         self._counts: Counter[str] = Counter()
 
+    def _refuse_beside_models(self, state: str) -> None:
+        """It is made before anything else is: a new one would silently begin a new federation."""
+        if any((self.folder / "blobs").glob("*")):
+            raise StateError(
+                f"{str(self.folder / 'coordinator.db')!r} {state}, "
+                "and the models beside it are still there",
+                hint="restore it from a backup, or remove the state folder to start afresh",
+            )
+
     def _prepare(self, folder: Path, *, read_only: bool) -> None:
         self._db.execute("PRAGMA busy_timeout = 5000")
+        if not self._db.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
+            self._refuse_beside_models("has no tables")
         if not read_only:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")

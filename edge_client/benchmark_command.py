@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.child import ask
+from edge_client.config import THREADS_MAX
 from edge_client.tables import duration, size, table
 from edge_client.trainers.opening import Runtime, available_runtimes
 from fedtide.bundle import Bundle, open_bundle_dir
@@ -29,7 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch-size", default=[10], help="examples in a batch (default: 10)", **numbers
     )
-    parser.add_argument("--threads", default=[1], help="default: 1", **numbers)
+    parser.add_argument(
+        "--threads", default=[1], help="default: 1", metavar="N[,N...]", type=_threads
+    )
     parser.add_argument(
         "--seconds", type=_seconds, default=5.0, metavar="S", help="for each line of the table (5)"
     )
@@ -143,13 +146,19 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _numbers(text: str) -> list[int]:
+def _threads(text: str) -> list[int]:
+    return _numbers(text, THREADS_MAX)
+
+
+def _numbers(text: str, most: int = 1_000_000) -> list[int]:
     try:
         numbers = [int(word) for word in text.split(",")]
     except ValueError:
         numbers = []
-    if not numbers or not all(1 <= number <= 1_000_000 for number in numbers):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers from 1 on, such as 1,10")
+    if not numbers or not all(1 <= number <= most for number in numbers):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no list of numbers from 1 to {most}, such as 1,10"
+        )
     return numbers
 
 

@@ -10,6 +10,8 @@ from msgspec import Meta, Struct
 from fedtide.config import BrokerConfig, Positive
 from fedtide.messages import Identifier
 
+THREADS_MAX = 1024
+
 
 class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Local data; it never leaves the device."""
@@ -24,7 +26,7 @@ class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How this device trains."""
 
     runtime: Literal["auto", "portable", "ort_training"] = "auto"
-    threads: Positive = 1
+    threads: Annotated[int, Meta(ge=1, le=THREADS_MAX)] = 1
     cpu_share: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """Part of the time that training may use; it rests after each step for the remainder."""
     lost_ms_max: Positive = 60_000

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from edge_client.child import ask
+from edge_client.config import THREADS_MAX
 from edge_client.recorded_steps import read_recorded_steps
 from edge_client.tables import duration, table
 from edge_client.trainers.opening import Runtime, available_runtimes
@@ -38,7 +39,7 @@ class Verdict(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare flags."""
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="directory of the bundle")
-    parser.add_argument("--threads", type=_positive, default=1, metavar="N", help="default: 1")
+    parser.add_argument("--threads", type=_threads, default=1, metavar="N", help="default: 1")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -99,7 +100,7 @@ def _verdict(folder: Path, runtimes: Runtimes, runtime: Runtime, threads: int) -
     )
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+def _threads(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9 or not 1 <= int(text) <= THREADS_MAX:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from 1 to {THREADS_MAX}")
     return int(text)

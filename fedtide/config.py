@@ -24,7 +24,8 @@ _VALUE_CHARS_MAX = 60
 """Of a value that a message quotes."""
 _log = logging.getLogger(__name__)
 
-Positive = Annotated[int, Meta(ge=1)]
+Positive = Annotated[int, Meta(ge=1, lt=2**53)]
+"""No more than every party to a message can hold."""
 
 
 class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -39,7 +40,9 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     ca_file: Path | None = None
     """PEM file of the authority that signed the broker's certificate; turns TLS on."""
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 60
-    packet_bytes_max: Annotated[int, Meta(ge=BLOCK_BYTES + CHUNK_HEADER_BYTES_MAX)] | None = None
+    packet_bytes_max: (
+        Annotated[int, Meta(ge=BLOCK_BYTES + CHUNK_HEADER_BYTES_MAX, lt=2**53)] | None
+    ) = None
     """Largest packet that the broker takes, where it does not say so itself (MQTT 3.1.1)."""
     reconnect_ms_max: Annotated[int, Meta(ge=500, lt=2**53)] = 60_000
     """Longest pause between two attempts to connect."""

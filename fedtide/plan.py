@@ -46,7 +46,7 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True):
     """Whether momentum and averages begin anew with each round, or stay on the device."""
     seed: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     """Seeds the order of the examples, and dropout."""
-    steps_max: Annotated[int, Meta(ge=1)] | None = None
+    steps_max: Annotated[int, Meta(ge=1, lt=2**53)] | None = None
     """At most this many optimizer steps in all, whatever the epochs."""
 
     def __post_init__(self) -> None:

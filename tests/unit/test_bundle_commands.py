@@ -623,13 +623,27 @@ def test_benchmark_of_a_bundle_that_fails(folder: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     "flags",
-    [["--batch-size", "0"], ["--batch-size", "a,b"], ["--threads", ""], ["--seconds", "nan"]],
+    [
+        ["--batch-size", "0"],
+        ["--batch-size", "a,b"],
+        ["--threads", ""],
+        ["--threads", "1025"],
+        ["--seconds", "nan"],
+    ],
 )
 def test_benchmark_refuses_flags(flags: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         cli.main(["client", "benchmark", "bundle", *flags])
     assert stop.value.code == 2
     assert "is no " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("threads", ["0", "x", "1025", "999999999", "9" * 5000])
+def test_verify_refuses_threads(threads: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["verify", "bundle", "--threads", threads])
+    assert stop.value.code == 2
+    assert "is not a number from 1 to 1024" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["tiny_mlp", "tiny_tokens", "tiny_regression"])

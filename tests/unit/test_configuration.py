@@ -9,6 +9,7 @@ from typing import TypeVar, get_args
 
 import msgspec
 import pytest
+from msgspec import inspect as inspection
 
 from coordinator.config import CoordinatorConfig
 from edge_client.config import ClientConfig
@@ -86,6 +87,14 @@ def test_the_examples_of_the_document_are_valid(tmp_path: Path) -> None:
     assert load(tmp_path, client, ClientConfig).device == "kitchen-pi"
 
 
+@pytest.mark.parametrize("other", ["", "cohort_size = 3\n"])
+def test_what_means_nothing_to_a_buffer_is_ignored(tmp_path: Path, other: str) -> None:
+    example = (Path(__file__).parents[2] / "examples" / "coordinator.toml").read_text()
+    assert "cohort_fraction" in example
+    text = example.replace("[rounds]", f"[rounds]\nmode = 'buffered'\n{other}")
+    assert load(tmp_path, text, CoordinatorConfig).rounds.mode == "buffered"
+
+
 def load(tmp_path: Path, text: str, kind: type[T]) -> T:
     path = tmp_path / "x.toml"
     path.write_text(text)
@@ -119,7 +128,6 @@ def test_defaults_and_relative_paths(tmp_path: Path) -> None:
         ),
         (("cohort_size = 3", "cohort_size = 3\nquorum = 4"), "rounds.quorum 4"),
         (("cohort_size = 3", "cohort_size = 3\ncollect_ms = 5"), "rounds.collect_ms"),
-        (("[rounds]", "[rounds]\nmode = 'buffered'"), "rounds.buffer_size and rounds.concurrency"),
         (("cohort_size = 3", "mode = 'buffered'\nquorum = 11"), "rounds.quorum 11 exceeds"),
         (("cohort_size = 3", "cohort_size = 3\nlate = 'never'"), "rounds.late"),
         (("[rounds]", "[vetting]\nnorm_factor = -1\n[rounds]"), "vetting.norm_factor"),
@@ -244,6 +252,29 @@ def test_a_duration_that_no_message_can_hold_is_refused(key: str) -> None:
             CoordinatorConfig,
             dec_hook=lambda kind, raw: kind(raw),
         )
+
+
+def unbounded(kind: object) -> list[object]:
+    """The integers in a type, down to the last table, that have no least or no greatest value."""
+    if isinstance(kind, inspection.IntType):
+        ends = (kind.ge, kind.gt), (kind.le, kind.lt)
+        return [] if all(set(end) != {None} for end in ends) else [kind]
+    if isinstance(kind, inspection.StructType):
+        return [(field.name, found) for field in kind.fields for found in unbounded(field.type)]
+    if isinstance(kind, inspection.UnionType):
+        return [found for part in kind.types for found in unbounded(part)]
+    return []
+
+
+@pytest.mark.parametrize("kind", [CoordinatorConfig, ClientConfig])
+def test_every_integer_is_bounded(tmp_path: Path, kind: type[msgspec.Struct]) -> None:
+    assert unbounded(inspection.type_info(kind)) == []
+    assert unbounded(inspection.type_info(Nested)) != [], "one without bounds is found"
+    text = "rounds.count = " if kind is CoordinatorConfig else "training.threads = "
+    base = COORDINATOR.replace("[rounds]\n", "rounds.") if kind is CoordinatorConfig else CLIENT
+    for value in (2**53, 2**63, 2**64, 10**26):
+        with pytest.raises(ConfigError, match=f"is {value}: "):
+            load(tmp_path, f"{text}{value}\n{base}", kind)
 
 
 def test_no_file_no_toml_no_text(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import msgspec
@@ -377,3 +378,23 @@ def test_reading_only(store: Store, tmp_path: Path) -> None:
     with pytest.raises(StateError, match="readonly"), reader.transaction():
         reader.set_fact("a", "1")
     reader.close()
+
+
+@pytest.mark.parametrize("tables", [False, True], ids=["no bytes", "no tables"])
+@pytest.mark.parametrize("read_only", [False, True])
+def test_nor_are_those_beside_an_empty_database(
+    store: Store, tmp_path: Path, *, tables: bool, read_only: bool
+) -> None:
+    store.blobs.put(b"a model")
+    store.close()
+    for path in store.folder.glob("coordinator.db*"):
+        path.unlink()
+    path = store.folder / "coordinator.db"
+    path.touch()
+    if tables:
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA journal_mode = WAL")
+    before = path.read_bytes()
+    with pytest.raises(StateError, match=r"is empty|has no tables"):
+        Store(store.folder, read_only=read_only)
+    assert path.read_bytes() == before
