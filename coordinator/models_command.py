@@ -17,6 +17,8 @@ from fedtide.measures import Metrics
 from fedtide.safetensors import encode_safetensors
 from fedtide.vectors import Vector, decode_vector, split_vector, whole_vector
 
+_DAMAGED = "the disk or the database is damaged: restore the state folder from a backup"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare flags."""
@@ -65,7 +67,7 @@ def _verify(store: Store, models: list[Model]) -> None:
     """One line for each version.
 
     Raises:
-        StateError: at least one is not what its updates make.
+        StateError: at least one is not what its updates make, or cannot be recomputed.
     """
     wrong = []
     for model in models:
@@ -84,9 +86,16 @@ def _verify(store: Store, models: list[Model]) -> None:
             wrong.append(model.version)
     if wrong:
         raise StateError(
-            f"not what was stored makes of them: model {', '.join(map(str, wrong))}",
-            hint="the disk or the database is damaged: restore the state folder from a backup",
+            f"{_told(wrong)} above",
+            hint=_DAMAGED,
         )
+
+
+def _told(wrong: list[int]) -> str:
+    if len(wrong) == 1:
+        return f"model {wrong[0]} is not what its stored updates make: see its line"
+    names = ", ".join(map(str, wrong))
+    return f"models {names} are not what their stored updates make: see their lines"
 
 
 def _chosen(models: list[Model], version: int | None) -> Model:
@@ -103,7 +112,12 @@ def _measures(store: Store) -> tuple[str, ...]:
     digest = store.fact("bundle")
     if digest is None:
         return ("loss",)
-    manifest = open_stored_bundle(digest, store.blobs.read).manifest
+    try:
+        manifest = open_stored_bundle(digest, store.blobs.read).manifest
+    except FileNotFoundError as exc:
+        raise StateError(
+            f"the bundle in {str(store.folder)!r} cannot be read: {exc}", hint=_DAMAGED
+        ) from exc
     tokens = manifest.classes is not None and manifest.labels.shape
     return ("loss", *(("perplexity",) if tokens else ()), *manifest.metrics)
 

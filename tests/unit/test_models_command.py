@@ -41,3 +41,21 @@ def test_a_place_that_cannot_be_written_is_a_message(
     assert cli.main(["models", "export", "--state-dir", state, "--out", out]) in (2, 7)
     assert "fedtide: error: " in capsys.readouterr().err
     assert (tmp_path / "file").read_bytes() == b"mine"
+
+
+@pytest.mark.parametrize("damage", ["lost", "bytes"])
+@pytest.mark.parametrize("action", ["list", "verify", "export"])
+def test_damaged_blobs_are_a_message(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], action: str, damage: str
+) -> None:
+    Federation(tmp_path)
+    state = tmp_path / "coordinator"
+    for path in [path for path in (state / "blobs").rglob("*") if path.is_file()]:
+        path.unlink() if damage == "lost" else path.write_bytes(b"x")
+    out = ["--out", str(tmp_path / "m.onnx")] if action == "export" else []
+    assert cli.main(["models", action, "--state-dir", str(state), *out]) == 7
+    said = capsys.readouterr().err
+    assert "fedtide: error: " in said
+    if action == "verify":
+        assert "model 0 is not what its stored updates make: see its line above" in said
+        assert "restore the state folder from a backup" in said
