@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from coordinator.config import RoundsConfig
@@ -35,6 +35,10 @@ class DeviceFacts(NamedTuple):
     quarantined_because: str = ""
     deadline_ms: int | None = None
     """Its own (buffered mode)."""
+    task_round: int = 0
+    """Of the task that it was given last."""
+    newly_invited: bool = False
+    """It had another task, or none, a moment ago."""
 
 
 class Facts(NamedTuple):
@@ -58,6 +62,8 @@ class Facts(NamedTuple):
     """Reasons of the newest declines."""
     upload_quiet_ms: int | None = None
     """Since any block of any update came; None: none is on its way."""
+    twins_refused: int = 0
+    """Hellos of a second installation under a name in use, ever."""
 
 
 def diagnose(facts: Facts) -> list[Finding]:
@@ -65,10 +71,38 @@ def diagnose(facts: Facts) -> list[Finding]:
     return [
         *_coordinator(facts),
         *_round(facts),
+        *_buffer(facts),
         *_deadline(facts),
         *_declines(facts),
         *_devices(facts),
     ]
+
+
+def seem_idle(facts: Facts) -> dict[str, int]:
+    """Devices that were invited and do nothing about it, with their task's round.
+
+    Database and presences are read at different moments, and a fast round may pass between them:
+    so each is a suspicion, until it is seen twice (`confirmed`).
+    """
+    return {
+        device.device_id: device.task_round
+        for device in facts.devices
+        if device.answer == "none" and device.phase == "idle"
+    }
+
+
+def confirmed(facts: Facts, suspects: Mapping[str, int]) -> Facts:
+    """What is known after a second look: idle is who was so with the same task at the first."""
+    seen = seem_idle(facts)
+    return facts._replace(
+        devices=tuple(
+            device._replace(
+                newly_invited=device.device_id in seen
+                and suspects.get(device.device_id) != device.task_round
+            )
+            for device in facts.devices
+        )
+    )
 
 
 def _coordinator(facts: Facts) -> Iterator[Finding]:
@@ -118,6 +152,10 @@ def _round(facts: Facts) -> Iterator[Finding]:
 def _waiting(facts: Facts) -> Iterator[Finding]:
     state, rounds = facts.state, facts.rounds
     needed = max(rounds.devices_min, rounds.quorum)
+    blind = _blind(facts)
+    if blind:
+        yield warning(f"how many devices are online is unknown while {blind}", "see above")
+        return
     online = len(state.online)
     if online >= needed:
         return
@@ -138,6 +176,30 @@ def _waiting(facts: Facts) -> Iterator[Finding]:
         key=lambda d: d.heard_ms or 0,
     )
     yield problem(f"{told}; known and not here: {_named(away)}", "start them, or see below")
+
+
+def _blind(facts: Facts) -> str:
+    """Why it is not known who is online: only the coordinator hears that, and at the broker."""
+    if not facts.reachable:
+        return "the broker cannot be reached"
+    if not facts.running:
+        stopped = facts.beacon != "online"
+        return "the coordinator is stopped: start it" if stopped else "it runs elsewhere"
+    return "" if facts.beacon == "online" else "the coordinator has no link"
+
+
+def _buffer(facts: Facts) -> Iterator[Finding]:
+    """A round takes one update of each device: a larger buffer is full only with late ones."""
+    rounds, online = facts.rounds, len(facts.state.online)
+    if rounds.mode != "buffered" or facts.state.phase == "finished" or _blind(facts):
+        return
+    if 0 < online < rounds.buffer_size:
+        yield warning(
+            f"rounds.buffer_size {rounds.buffer_size} exceeds the {online} devices that are "
+            f"online: each model waits rounds.collect_ms ({duration(rounds.collect_ms)})",
+            f"set rounds.buffer_size to {max(online, rounds.quorum)} or less, or start more "
+            "devices",
+        )
 
 
 def _collecting(facts: Facts) -> Iterator[Finding]:
@@ -211,6 +273,13 @@ def _declines(facts: Facts) -> Iterator[Finding]:
 
 def _devices(facts: Facts) -> Iterator[Finding]:
     """One finding for each device that is waited for or in trouble."""
+    if facts.twins_refused:
+        yield Finding(
+            "ok",
+            f"a second installation under a name in use was refused {facts.twins_refused} times "
+            "so far",
+            "if the number grows, the coordinator's log names it: give each device its own name",
+        )
     found = [finding for device in facts.devices for finding in _device(device, facts)]
     found.sort(key=lambda finding: ("problem", "warning", "ok").index(finding.level))
     yield from found[:NAMED_MAX]
@@ -220,6 +289,9 @@ def _devices(facts: Facts) -> Iterator[Finding]:
 
 def _device(device: DeviceFacts, facts: Facts) -> Iterator[Finding]:
     name, doing = device.device_id, f": {device.doing}" if device.doing else ""
+    says = device.doing if device.phase != "offline" else ""
+    if "another installation uses the name" in says:
+        yield warning(f"{name}: {says}", "give each device a name, and a state_dir, of its own")
     if device.quarantined_ms:
         yield warning(
             f"{name} is quarantined for {duration(device.quarantined_ms)}: "
@@ -233,6 +305,8 @@ def _device(device: DeviceFacts, facts: Facts) -> Iterator[Finding]:
         yield warning(f"{name}: its update was rejected: {device.answer_reason}", "")
     elif device.answer == "silent":
         yield warning(f"{name} took too long and has lost its place; its update may still come")
+    elif "the disk is full" in says:
+        yield warning(f"{name}: {says}", f"free space on {name}; it goes on by itself")
     elif device.answer == "none":
         yield from _awaited(device, facts, doing)
 
@@ -259,6 +333,8 @@ def _awaited(device: DeviceFacts, facts: Facts, doing: str) -> Iterator[Finding]
             f"{duration(facts.upload_quiet_ms or 0)}",
             f"its link is down or very slow, or the broker drops its messages; {there}",
         )
+    elif device.phase == "idle" and device.newly_invited:
+        yield ok(f"{name} has just been invited")
     elif device.phase == "idle":
         yield warning(
             f"{name} was invited and does nothing about it{doing}",

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coordinator.config import CoordinatorConfig
-from coordinator.diagnosis import DeviceFacts, Facts, diagnose
+from coordinator.diagnosis import DeviceFacts, Facts, confirmed, diagnose, seem_idle
 from coordinator.inquest import Known, damage, read_store, upload_quiet_ms
 from coordinator.round_state import RoundState
 from fedtide.broker_check import Probe, Trip, check_access, forbidden
@@ -27,6 +27,8 @@ from fedtide.topics import Topics
 
 LISTEN_S = 0.5
 """For what is retained: it comes at once."""
+AGAIN_S = 1.5
+"""Between two looks at what does not fit together."""
 ROUNDS_OF_ROOM = 10
 
 
@@ -42,7 +44,11 @@ def check(path: Path, seconds: float) -> Iterator[Finding]:
     groups = [("this machine", case.host), ("the broker", case.broker)]
     yield from examine(groups, seconds)
     if not case.unreadable:
-        yield from diagnose(case.facts())
+        facts = case.facts()
+        suspects = seem_idle(facts)
+        if suspects and case.look_again():
+            facts = confirmed(case.facts(), suspects)
+        yield from diagnose(facts)
 
 
 class _Case:
@@ -228,6 +234,22 @@ class _Case:
 
     # ---- the diagnosis ----
 
+    def look_again(self) -> bool:
+        """Presences and then the database, a moment later; False: that could not be done."""
+        left_s = self._until_s - time.monotonic()
+        if left_s <= AGAIN_S:
+            return False
+        try:
+            with Inquiry(self._config.broker, "doctor") as inquiry:
+                probe = Probe(inquiry, self._picture, self._until_s)
+                if any(finding.level == "problem" for finding in probe.enter()):
+                    return False
+                probe.hear(AGAIN_S)
+            self._known = read_store(self._config.state_dir)
+        except FedtideError:
+            return False
+        return True
+
     def facts(self) -> Facts:
         """What is known by now."""
         known, picture = self._known, self._picture
@@ -246,6 +268,7 @@ class _Case:
             answered_ms=() if known is None else known.answered_ms,
             late_count=0 if known is None else known.late_count,
             declines=() if known is None else tuple(known.declines.values()),
+            twins_refused=0 if known is None else known.twins_refused,
             upload_quiet_ms=upload_quiet_ms(self._config.state_dir),
         )
 
@@ -271,6 +294,7 @@ def _devices(
                 phase="" if presence is None else presence.phase,
                 doing="" if presence is None else presence.reason,
                 answer=answer,
+                task_round=answers[name].round_id if name in answers else 0,
                 answer_reason=verdict,
                 quarantined_ms=max(0, until_ms - now_ms),
                 quarantined_because=because,

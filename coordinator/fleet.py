@@ -133,6 +133,10 @@ class Fleet:
         return gone
 
 
+TWIN_REFUSED = "refused: two installations of one device"
+"""What is counted with each such hello."""
+
+
 def twin_notice(device_id: str, installation: str) -> str:
     """What the second installation under one name is told."""
     return (

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+from coordinator.fleet import TWIN_REFUSED
 from coordinator.round_state import RoundState
 from coordinator.store import Store
 from fedtide.errors import StateError
@@ -37,6 +38,8 @@ class Known(NamedTuple):
     """Device -> until, reason."""
     answered_ms: tuple[int, ...]
     late_count: int
+    twins_refused: int
+    """Hellos of a second installation under a name in use."""
 
 
 def read_store(folder: Path) -> Known:
@@ -50,6 +53,7 @@ def read_store(folder: Path) -> Known:
         state = store.load_state()
         federation, bundle = store.fact("federation") or "", store.fact("bundle") or ""
         model = store.model(state.model_version)
+        counts = store.counts()
     finally:
         store.close()
     with _database(folder) as db:
@@ -66,6 +70,7 @@ def read_store(folder: Path) -> Known:
             standings=_standings(db),
             answered_ms=answered,
             late_count=late,
+            twins_refused=counts.get(TWIN_REFUSED, 0),
         )
 
 

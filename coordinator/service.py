@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from coordinator.aggregate_job import AggregateJob, JobFailed, JobResult
 from coordinator.config import CoordinatorConfig
-from coordinator.fleet import Fleet, twin_notice
+from coordinator.fleet import TWIN_REFUSED, Fleet, twin_notice
 from coordinator.intake import Intake
 from coordinator.ledger import Ledger
 from coordinator.publishing import Publisher
@@ -253,7 +253,7 @@ class Service:
         )
         if arrival == "twin":
             _log.warning("%s: %s", device_id, notice)
-            self._store.count("refused: two installations of one device")
+            self._store.count(TWIN_REFUSED)
             return
         if arrival == "new":
             self._ledger.heard(device_id, hello, at_ms)

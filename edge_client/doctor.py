@@ -202,12 +202,18 @@ def _coordinator(config: ClientConfig, probe: Probe, picture: Picture) -> Iterat
     """Whether anybody of this federation is there, and answers this device."""
     topics, user = Topics(config.federation), config.broker.username
     question = encode(Want(secrets.token_hex(32), ((0, 1),)), probe.device_id)
-    trip = probe.trip(topics.up(config.device), question, at=topics.down(config.device))
+    trip = probe.trip(
+        topics.up(config.device),
+        question,
+        at=topics.down(config.device),
+        # What the running client is told comes there as well.
+        is_it=lambda content: _answers(content, probe.device_id),
+    )
     snapshot = picture.snapshot(time.monotonic_ns() // 1_000_000)
     others = ", ".join(snapshot.others)
     if trip.refused:
         yield forbidden(user, "publish on", topics.up(config.device), trip.refused)
-    elif trip.arrived is not None and _answers(trip.arrived, probe.device_id):
+    elif trip.arrived is not None:
         yield ok("the coordinator answers this device")
     elif snapshot.coordinator == "online":
         yield problem(

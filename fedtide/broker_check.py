@@ -14,7 +14,7 @@ import ssl
 import stat
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from fedtide.bundle import sha256_hex
@@ -141,9 +141,17 @@ class Probe:
         """Subscribe."""
         self._inquiry.link.subscribe(filters)
 
-    def trip(self, topic: str, payload: bytes, *, at: str | None = None, hear: bool = True) -> Trip:
+    def trip(
+        self,
+        topic: str,
+        payload: bytes,
+        *,
+        at: str | None = None,
+        hear: bool = True,
+        is_it: Callable[[bytes], bool] = lambda _content: True,
+    ) -> Trip:
         """Publish on `topic`, and wait for the confirmation, and if `hear` for a message at `at`
-        (by default the same topic)."""
+        (by default the same topic) that `is_it`: others may speak there, too."""
         self._inquiry.link.subscribe([topic] if at is None else [at])
         token = self._inquiry.link.publish(topic, payload)
         if token is None:
@@ -160,7 +168,7 @@ class Probe:
                     # An answer takes longer: somebody has to give it.
                     wait_s = ARRIVAL_S if at is None else TRIP_S
                     until_s = time.monotonic() + min(wait_s, self._left_s())
-                case Received(name, content, retained) if name == (at or topic):
+                case Received(name, content, retained) if name == (at or topic) and is_it(content):
                     trip = trip._replace(arrived=content, retained=retained)
                 case Disconnected(reason) | Refused(reason):
                     return trip._replace(lost=reason)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TypeGuard
@@ -21,10 +22,13 @@ from fedtide.messages import (
     AnyMessage,
     Beacon,
     Decline,
+    Envelope,
     Hello,
     Presence,
+    Problem,
     Status,
     Task,
+    Want,
     decode,
     encode,
 )
@@ -210,8 +214,15 @@ def test_a_device_without_its_coordinator(
     assert code == 8
     assert "no coordinator of 'tides' is known to this broker" in found
     retain(mosquitto.access(COORDINATOR), (TOPICS.beacon, Beacon(True, "s")))
-    code, found = doctor(client_toml(tmp_path, mosquitto), capsys)
-    assert "the coordinator is online but does not answer this device" in found
+    # What is told to the running client is no answer to the question, nor the end of the wait.
+    with Inquiry(mosquitto.access(COORDINATOR), "test") as busy:
+        busy.connect(10)
+        for answers, said in (
+            (True, "answers this"),
+            (False, "is online but does not answer this"),
+        ):
+            found = _doctored(busy, tmp_path, mosquitto, capsys, answers=answers)
+            assert f"the coordinator {said} device" in found
     code, found = doctor(client_toml(tmp_path, mosquitto, "tidse"), capsys)
     assert "no coordinator of a federation 'tidse' has ever been at this broker" in found
     assert "did you mean 'tides'?" in found
@@ -264,6 +275,36 @@ def test_a_round_that_stands_still(
         retain(broker.access(COORDINATOR), (TOPICS.beacon, Beacon(False, "s")))  # its will
         code, found = doctor(path, capsys)
         assert "problem: the coordinator is not running: no round can go on" in found
+
+
+def _doctored(
+    busy: Inquiry,
+    folder: Path,
+    broker: Broker,
+    capsys: pytest.CaptureFixture[str],
+    *,
+    answers: bool,
+) -> str:
+    """What the device's doctor finds where another is told something, and then it, if at all."""
+    done = threading.Event()
+
+    def answer() -> None:
+        while not done.is_set():
+            event = busy.next_event(0.1)
+            asked = decode(event.payload) if isinstance(event, Received) else None
+            if isinstance(asked, Envelope) and isinstance(asked.body, Want):
+                for regarding in ("another", asked.id) if answers else ("another",):
+                    told = encode(Problem(regarding, "no such blob"), "p")
+                    busy.link.publish(TOPICS.down("alpha"), told)
+
+    busy.listen([TOPICS.up("alpha")])
+    thread = threading.Thread(target=answer)
+    thread.start()
+    try:
+        return doctor(client_toml(folder, broker), capsys)[1]
+    finally:
+        done.set()
+        thread.join(5)
 
 
 def say_hello(broker: Broker, *devices: str) -> Task:

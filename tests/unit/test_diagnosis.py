@@ -7,10 +7,14 @@ from typing import Any, NamedTuple
 import pytest
 
 from coordinator.config import RoundsConfig
-from coordinator.diagnosis import NAMED_MAX, DeviceFacts, Facts, diagnose
+from coordinator.diagnosis import NAMED_MAX, DeviceFacts, Facts, confirmed, diagnose, seem_idle
+from coordinator.fleet import twin_notice
 from coordinator.round_state import Member, RoundState
 from fedtide.checkup import Finding, Level
 
+BUFFERED = RoundsConfig(
+    count=10, mode="buffered", buffer_size=10, quorum=2, devices_min=2, collect_ms=60_000
+)
 ROUNDS = RoundsConfig(count=10, cohort_size=2, quorum=2, devices_min=2, collect_ms=60_000)
 
 
@@ -115,6 +119,23 @@ CASES = [
          "warning", "the round opened with fewer devices online: it asks for 2 updates"),
     Case("blind", facts("collecting", HERE, reachable=False), "warning",
          "what it does is not known without the broker"),
+    Case("stopped", facts("waiting", device("a", answer=""), device("b", answer=""),
+                          running=False, beacon="offline"), "warning",
+         "how many devices are online is unknown while the coordinator is stopped: start it"),
+    Case("no broker", facts("waiting", device("a", answer=""), reachable=False, beacon="unknown"),
+         "warning", "how many devices are online is unknown while the broker cannot be reached"),
+    Case("newly invited", facts("collecting", HERE, device("b", newly_invited=True)), "ok",
+         "b has just been invited"),
+    Case("large buffer", facts("collecting", HERE, online=["a", "b"], rounds=BUFFERED), "warning",
+         "rounds.buffer_size 10 exceeds the 2 devices that are online: each model waits "
+         "rounds.collect_ms (1 min)", "set rounds.buffer_size to 2 or less"),
+    Case("twins now", facts("waiting", device("a", answer="", doing=twin_notice("a", "0123"))),
+         "warning", "a: another installation uses the name a now", "a name, and a state_dir"),
+    Case("twins once", facts(twins_refused=7), "ok",
+         "a second installation under a name in use was refused 7 times so far", "log names it"),
+    Case("full disk", facts("collecting", HERE, device(
+             "b", "training", doing="the disk is full: the update waits for room")), "warning",
+         "b: the disk is full: the update waits for room", "free space on b"),
 ]  # fmt: skip
 
 
@@ -143,3 +164,19 @@ def test_a_large_fleet_is_counted_not_listed() -> None:
     found = diagnose(facts("collecting", *devices))
     assert len(found) < NAMED_MAX + 5
     assert found[-1] == Finding("warning", "... and 480 more devices", "see fedtide status")
+
+
+@pytest.mark.parametrize(("task_round", "level"), [(3, "warning"), (4, "ok")])
+def test_idle_is_who_was_so_with_the_same_task_a_moment_ago(task_round: int, level: Level) -> None:
+    suspects = seem_idle(facts("collecting", HERE, device("b", task_round=3)))
+    assert suspects == {"b": 3}
+    second = facts("collecting", HERE, device("b", task_round=task_round))
+    found = diagnose(confirmed(second, suspects))
+    assert [f.level for f in found if f.what.startswith("b ")] == [level]
+
+
+@pytest.mark.parametrize("why", [{"running": False, "beacon": "offline"}, {"reachable": False}])
+def test_who_is_online_is_not_guessed(why: dict[str, Any]) -> None:
+    for rounds in (ROUNDS, BUFFERED):
+        found = diagnose(facts("waiting", device("a", answer=""), rounds=rounds, **why))
+        assert not [f for f in found if "not here" in f.what or "devices that are" in f.what]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from coordinator.fleet import TWIN_REFUSED
 from coordinator.inquest import damage, read_store, upload_quiet_ms
 from coordinator.round_state import Member, RoundState, TaskDeclined
 from coordinator.store import Store
@@ -24,6 +25,7 @@ def test_everything_that_the_diagnosis_needs(tmp_path: Path) -> None:
         store.save_event(TaskDeclined(1, "c"), state, 0)
         store.save_event(TaskDeclined(2, "b", "no data"), state, 0)
         store.heard("a", "{}", 70)
+        store.count(TWIN_REFUSED)
     database = sqlite3.connect(tmp_path / "coordinator.db")
     with database:
         for round_id, opened, closed in ((1, 1_000, 5_000), (2, 6_000, None)):
@@ -57,6 +59,7 @@ def test_everything_that_the_diagnosis_needs(tmp_path: Path) -> None:
     assert known.standings == {"d": (NOW_MS + DAY_MS, "bad")}
     assert sorted(known.answered_ms) == [3_000, 4_500]
     assert known.late_count == 1
+    assert known.twins_refused == 1
     assert damage(tmp_path) == ""
 
 
