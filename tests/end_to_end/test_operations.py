@@ -265,6 +265,10 @@ def test_a_round_that_stands_still(
         monkeypatch.setattr("coordinator.diagnosis.STALLED_MS", -1)
         code, found = doctor(path, capsys)
         assert "warning: alpha is uploading: 34 of 102 blocks, but no block has come for" in found
+        idle = (TOPICS.presence("alpha"), Presence(True, "idle", 1, "waiting for a task"))
+        retain(broker.access("alpha"), idle)
+        code, found = doctor(path, capsys)
+        assert "warning: alpha was invited and does nothing about it" in found  # at two looks
         # A device's doctor is answered, under its name, while its client may be running.
         code, found = doctor(client_toml(tmp_path, broker), capsys)
         assert code == 0, found
