@@ -92,6 +92,7 @@ class Soak:
                 "devices_min": 5, "collect_ms": 15_000, "back_off_ms": 500,
                 "abandoned_max": 1_000_000,
             },
+            history={"rounds_kept": 1_000_000},  # all of them are recomputed in the end
         )  # fmt: skip
         self.clients = [self._client(number, group) for number, group in enumerate(groups)]
         self.devices = [folder / "devices" / name for name in names]
