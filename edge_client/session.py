@@ -153,15 +153,15 @@ class Session:
 
     def _observe(self, at_ms: int) -> None:
         """Tell the log what has been waited for too long, and all what this device does."""
-        fetching = self._fetching.wait()
         steps = self._runner.steps_count
-        waits = waits_of(self._state, fetching, steps, unsaved=bool(self._unsaved))
+        waits = waits_of(self._state, self._fetching.wait(), steps, unsaved=bool(self._unsaved))
         self.waits.observe(waits, at_ms)
+        for text in self.waits.noticed(at_ms):
+            _log.info("%s", text)
         for text in self.waits.overdue(at_ms):
             _log.warning("%s", text)
         now = presence(self._state, sending=self._sender.busy())
-        told = self.waits.told()
-        if told:
+        if told := self.waits.told():
             now = msgspec.structs.replace(now, reason="; ".join(told)[:TEXT_CHARS_MAX])
         self._speaking.announce(now, at_ms, connected=self._state.connected)
 

@@ -97,7 +97,8 @@ class State(Struct, frozen=True):
     """Updates of the outbox by id, and when to offer them again."""
     outbox_bytes_max: int = OUTBOX_BYTES_MAX
     link_reason: str = "not connected yet"
-    """Why there is no link, if there is none."""
+    retry_ms: int = 0
+    """Why there is no link, if there is none, and the pause before the next attempt."""
     spread_ms: int = 0
     notice: str = ""
     """As the last Welcome said: how a fleet spreads its hellos; why this device is not invited."""
@@ -115,8 +116,7 @@ def next_deadline_at_ms(state: State) -> int | None:
     if not state.connected:
         return None
     offers = state.offers.values() if state.welcomed else ()  # nobody listens before
-    waits = [wait.at_ms for wait in (state.hello, *offers) if wait is not None]
-    return min(waits, default=None)
+    return min((wait.at_ms for wait in (state.hello, *offers) if wait is not None), default=None)
 
 
 def presence(state: State, *, sending: bool) -> Presence:
@@ -127,8 +127,8 @@ def presence(state: State, *, sending: bool) -> Presence:
         return Presence(True, "uploading", round_id, f"{len(state.durable.outbox)} in the outbox")
     reason = state.reason
     if phase == "idle" and not reason:
-        reason = "waiting for a task" if state.welcomed else "waiting for the coordinator"
-        reason = state.notice or reason
+        expected = "a task" if state.welcomed else "the coordinator"
+        reason = state.notice or f"waiting for {expected}"
     if phase == "training" and not reason and state.durable.task is not None:
         reason = f"{state.durable.epochs_saved} of {state.durable.task.plan.epochs} epochs are done"
     return Presence(True, phase, round_id, reason)
@@ -142,12 +142,12 @@ def step(state: State, event: Event, at_ms: int) -> Step:
             state = _with(state, connected=True, welcomed=False, offers=offers)
             return _greet(state, at_ms)
         case Unlinked(reason, retry_ms):
-            known = not state.connected and reason == state.link_reason
+            news = state.connected or reason != state.link_reason
             note = Note(f"{reason}; trying again in {max(1, round(retry_ms / 1000))} s")
             # A link that never lives for this device's share must not keep it from its hello.
             spread_ms = state.spread_ms >> (state.connected and not state.welcomed)
             state = _with(state, connected=False, welcomed=False, hello=None, spread_ms=spread_ms)
-            return Step(() if known else (note,), _with(state, link_reason=reason))
+            return Step((note,) * news, _with(state, link_reason=reason, retry_ms=retry_ms))
         case Heard(message):
             return _heard(state, message, at_ms)
         case BlocksArrived():

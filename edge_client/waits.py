@@ -1,5 +1,7 @@
 """What this device waits for, said to a person: after two minutes, then ever more rarely.
 
+A link is missed after half a minute; a coordinator that has not answered is noted after 10 s.
+
 Pure: told what is being waited for and the time, it says what is overdue.
 """
 
@@ -12,6 +14,8 @@ from edge_client.session_machine import State
 
 FIRST_MS, REPEAT_MS_MAX = 120_000, 6 * 3_600_000
 """When a wait is first told, and the longest pause between two times."""
+LINK_FIRST_MS, NOTICE_MS = 30_000, 10_000
+"""When a missing link is first told, and when what has a notice is noted."""
 HUNG_TIMES = 6
 """Training that was told this often to make no step, the last time after 64 minutes, hangs."""
 
@@ -24,6 +28,9 @@ class Wait(NamedTuple):
     """While this changes, things go on and the wait begins anew."""
     at_once: bool = False
     """To be told from the beginning (the log hears of it anyway)."""
+    first_ms: int = FIRST_MS
+    notice: str = ""
+    """To be noted once, long before it is overdue."""
 
 
 class _Running(NamedTuple):
@@ -32,6 +39,7 @@ class _Running(NamedTuple):
     due_ms: int
     told: str = ""
     times: int = 0
+    noticed: bool = False
 
 
 class Waits:
@@ -47,13 +55,29 @@ class Waits:
         for name, wait in waits.items():
             running = self._running.get(name)
             if running is None or running.wait.progress != wait.progress:
-                self._running[name] = _Running(wait, at_ms, at_ms + FIRST_MS)
+                self._running[name] = _Running(wait, at_ms, at_ms + wait.first_ms)
             else:
                 self._running[name] = running._replace(wait=wait)
 
     def deadline_at_ms(self) -> int | None:
-        """When to call `overdue`."""
-        return min((running.due_ms for running in self._running.values()), default=None)
+        """When to call `noticed` and `overdue`."""
+        due_ms = [running.due_ms for running in self._running.values()]
+        notices = [
+            running.since_ms + NOTICE_MS
+            for running in self._running.values()
+            if running.wait.notice and not running.noticed
+        ]
+        return min([*due_ms, *notices], default=None)
+
+    def noticed(self, at_ms: int) -> list[str]:
+        """What is to be noted now; nothing is wrong yet."""
+        notices = []
+        for name, running in sorted(self._running.items()):
+            wait = running.wait
+            if wait.notice and not running.noticed and running.since_ms + NOTICE_MS <= at_ms:
+                self._running[name] = running._replace(noticed=True)
+                notices.append(wait.notice)
+        return notices
 
     def overdue(self, at_ms: int) -> list[str]:
         """What is to be told now."""
@@ -62,7 +86,7 @@ class Waits:
             if running.due_ms <= at_ms:
                 waited_ms = at_ms - running.since_ms
                 text = f"{running.wait.text} (for {duration(waited_ms)})"
-                due_ms = at_ms + min(max(waited_ms, FIRST_MS), REPEAT_MS_MAX)
+                due_ms = at_ms + min(max(waited_ms, running.wait.first_ms), REPEAT_MS_MAX)
                 self._running[name] = running._replace(
                     due_ms=due_ms, told=text, times=running.times + 1
                 )
@@ -93,11 +117,15 @@ def waits_of(
     """What a device in this state waits for; waiting for a task is its ordinary life."""
     waits: dict[str, Wait] = {}
     if not state.connected:
-        waits["link"] = Wait(f"no link to the broker, trying again: {state.link_reason}")
+        pause = f" {duration(state.retry_ms)} after each failure" if state.retry_ms else ""
+        text = f"no link to the broker, trying again{pause}: {state.link_reason}"
+        waits["link"] = Wait(text, first_ms=LINK_FIRST_MS)
     elif not state.welcomed:
         waits["coordinator"] = Wait(
             f"no coordinator of federation {state.durable.federation!r} answers; "
-            "it may be off, or the name may be wrong"
+            "it may be off, or the name may be wrong",
+            notice=f"no coordinator of federation {state.durable.federation!r} has answered yet; "
+            "it may be off, or the name may be wrong; `fedtide doctor` tells more",
         )
     elif state.durable.outbox:
         count = len(state.durable.outbox)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import random
 import zlib
@@ -623,8 +624,10 @@ def test_a_newer_task_waits_for_the_update_that_waits_for_room(
 def test_a_coordinator_that_never_answers_is_told_of(
     voice: Voice, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     voice.pass_time(3_600_000, wakes_max=200)
     said = [r.message for r in caplog.records if "no coordinator of federation 'test'" in r.message]
+    assert "has answered yet" in said.pop(0)
     assert 3 <= len(said) <= 8
     assert "for 2 minutes" in said[0]
     assert "no coordinator of federation 'test'" in voice.presence[-1].reason

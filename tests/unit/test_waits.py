@@ -8,7 +8,17 @@ import pytest
 
 from edge_client.durable import Durable
 from edge_client.session_machine import State
-from edge_client.waits import FIRST_MS, HUNG_TIMES, REPEAT_MS_MAX, Wait, Waits, duration, waits_of
+from edge_client.waits import (
+    FIRST_MS,
+    HUNG_TIMES,
+    LINK_FIRST_MS,
+    NOTICE_MS,
+    REPEAT_MS_MAX,
+    Wait,
+    Waits,
+    duration,
+    waits_of,
+)
 from tests.property.test_session_machine import task_of, update_of
 
 OWING = Durable(federation="f", outbox=(update_of(task_of(1)),))
@@ -29,6 +39,34 @@ def test_a_wait_is_told_ever_more_rarely() -> None:
     assert day[:4] == [FIRST_MS, 2 * FIRST_MS, 4 * FIRST_MS, 8 * FIRST_MS]
     assert len(day) <= 12
     assert max(b - a for a, b in itertools.pairwise(day)) <= REPEAT_MS_MAX
+
+
+def test_a_missing_link_is_told_sooner_and_when_it_is_tried_again() -> None:
+    waits = Waits()
+    state = State(link_reason="refused", retry_ms=41_500)
+    waits.observe(waits_of(state, None, 0), 0)
+    assert waits.overdue(LINK_FIRST_MS - 1) == []
+    assert waits.overdue(LINK_FIRST_MS) == [
+        "no link to the broker, trying again 41 s after each failure: refused (for 30 s)"
+    ]
+    hour = told_at(waits, 3_600_000)
+    assert hour[:3] == [2 * LINK_FIRST_MS, 4 * LINK_FIRST_MS, 8 * LINK_FIRST_MS]
+    assert len(hour) <= 7
+
+
+def test_a_coordinator_that_has_not_answered_is_noted_once_before_it_is_overdue() -> None:
+    waits = Waits()
+    found = waits_of(State(durable=Durable(federation="hoem"), connected=True), None, 0)
+    waits.observe(found, 0)
+    assert waits.deadline_at_ms() == NOTICE_MS
+    assert waits.noticed(NOTICE_MS - 1) == waits.overdue(NOTICE_MS) == []
+    (notice,) = waits.noticed(NOTICE_MS)
+    assert notice.startswith("no coordinator of federation 'hoem' has answered yet; ")
+    waits.observe(found, NOTICE_MS)
+    assert waits.noticed(FIRST_MS) == []
+    assert waits.told() == [], "nothing is wrong yet"
+    assert waits.deadline_at_ms() == FIRST_MS
+    assert len(waits.overdue(FIRST_MS)) == 1
 
 
 def test_what_goes_on_is_no_wait() -> None:
