@@ -25,11 +25,13 @@ from fedtide.manifest import (
 from fedtide.measures import Measure, Metrics
 from fedtide.vectors import Vector
 
+ELEMENTS = 50_000
+"""Three chunks of float32."""
 HELD_OUT = Metrics(4, {"loss": Measure(2.0, 4.0), "accuracy": Measure(3.0, 4.0)})
 
 
 @cache
-def fake_bundle(elements: int, local: int = 0) -> Bundle:
+def fake_bundle(elements: int = ELEMENTS, local: int = 0) -> Bundle:
     """A bundle whose graphs are never run; `local` values do not travel, and are 0.5."""
     contents = {name: name.encode() for name in ("train", "evaluate", "initial", "inference")}
     tensors = [Tensor("w", (elements,), 0, "parameter", shared=True)]

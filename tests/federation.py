@@ -23,25 +23,12 @@ from coordinator.ledger import begin_run
 from coordinator.service import Service
 from coordinator.store import Store
 from edge_client.session import Session
-from edge_client.session_events import (
-    TaskDone,
-)
+from edge_client.session_events import TaskDone
 from edge_client.speaking import will_of
 from edge_client.worker import update_id
 from fedtide.blobs import blocks_count, split
-from fedtide.bundle import Bundle, open_bundle, sha256_hex
+from fedtide.bundle import Bundle, sha256_hex
 from fedtide.limits import BLOCK_BYTES
-from fedtide.manifest import (
-    MANIFEST_NAME,
-    Array,
-    File,
-    Manifest,
-    PortableRuntime,
-    Runtimes,
-    Tensor,
-    encode_manifest,
-)
-from fedtide.measures import Measure, Metrics
 from fedtide.memory import MemoryBroker, MemoryTransport
 from fedtide.messages import (
     AnyMessage,
@@ -57,46 +44,11 @@ from fedtide.messages import (
 from fedtide.topics import Topics
 from fedtide.transport import LinkEvent, Received
 from fedtide.vectors import Vector, decode_vector, encode_vector
-
-ELEMENTS = 50_000
-"""Three chunks of float32."""
-
+from simulator.learning import ELEMENTS, HELD_OUT, fake_bundle
 
 _abandoned: deque[Store] = deque()
 """Of federations that are gone, to be closed here: SQLite wants the thread that opened them, and a
 finaliser may run in any."""
-
-
-def fake_bundle(elements: int = ELEMENTS, local: int = 0) -> Bundle:
-    """A bundle whose graphs are never run; `local` values do not travel, and are 0.5."""
-    contents = {name: name.encode() for name in ("train", "evaluate", "initial", "inference")}
-    tensors = [Tensor("w", (elements,), 0, "parameter", shared=True)]
-    if local:
-        tensors.append(Tensor("own", (local,), elements, "parameter", shared=False))
-        contents["rest"] = np.full(local, 0.5, "<f4").tobytes()
-    manifest = Manifest(
-        format_version=2,
-        name="fake",
-        tensors=tuple(tensors),
-        inputs=Array((2,), "float32"),
-        labels=Array((), "int64"),
-        classes=2,
-        ignored_label=None,
-        loss="cross_entropy",
-        metrics=("accuracy",),
-        optimizers=("sgd", "adamw"),
-        additive=True,
-        random=False,
-        opset=18,
-        runtimes=Runtimes(PortableRuntime("train", "evaluate")),
-        initial_model="initial",
-        rest="rest" if local else None,
-        inference="inference",
-        files={name: File(len(raw), sha256_hex(raw)) for name, raw in contents.items()},
-    )
-    raw = encode_manifest(manifest)
-    contents[MANIFEST_NAME] = raw
-    return open_bundle(raw, contents.__getitem__)
 
 
 def learn(device_id: str, model: Vector) -> Vector:
@@ -153,7 +105,7 @@ class FakeRunner:
             encoding=task.encoding,
             steps=1,
             training_ms=5,
-            held_out=Metrics(4, {"loss": Measure(2.0, 4.0), "accuracy": Measure(3.0, 4.0)}),
+            held_out=HELD_OUT,
         )
         device.session.task_event(TaskDone(update), device.federation.now_ms)
 

@@ -21,9 +21,10 @@ from fedtide.files import write_atomically
 from fedtide.generations import Generations
 from fedtide.messages import BlobRef, Envelope, Offer, Receipt, Task, decode
 from fedtide.plan import Plan
+from simulator.learning import fake_bundle
 from tests.faults.conftest import Record
 from tests.faults.power_cut import Deaf, Disk, sweep
-from tests.federation import Federation, fake_bundle
+from tests.federation import Federation
 
 History = Callable[[Disk, Path], None]
 Check = Callable[[Path, list[Any]], None]

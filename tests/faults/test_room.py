@@ -14,7 +14,8 @@ import pytest
 from edge_client.room import ROOM_MS
 from fedtide import failpoints
 from fedtide.failpoints import Step
-from tests.federation import Federation, fake_bundle
+from simulator.learning import fake_bundle
+from tests.federation import Federation
 
 SMALL = 500
 STEPS: tuple[Step, ...] = ("disk: write", "disk: rename")

@@ -52,8 +52,9 @@ from fedtide.plan import Plan
 from fedtide.safetensors import decode_safetensors, encode_safetensors
 from fedtide.topics import Topics
 from fedtide.vectors import decode_vector
+from simulator.learning import fake_bundle
 from tests.bundles import CACHE
-from tests.federation import Federation, Peer, fake_bundle
+from tests.federation import Federation, Peer
 from tests.golden.test_golden import MESSAGES
 from tests.hostile.mutation import Grammar
 from tests.hostile.test_bundles import BOMBS, CRASHERS

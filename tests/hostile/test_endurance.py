@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from fedtide.messages import BlobRef, Hello, Offer, Receipt, Want, encode
-from tests.federation import ELEMENTS, Federation, Peer
+from simulator.learning import ELEMENTS
+from tests.federation import Federation, Peer
 from tests.hostile.test_service import complete, peer
 
 

@@ -38,7 +38,8 @@ from fedtide.messages import (
     encode,
 )
 from fedtide.vectors import decode_vector, encode_vector
-from tests.federation import ELEMENTS, Federation, Peer
+from simulator.learning import ELEMENTS
+from tests.federation import Federation, Peer
 
 GOOD = encode_vector(np.full(ELEMENTS, 0.5, dtype=np.float32), "f32")
 NAN = np.full(ELEMENTS, np.nan, dtype="<f4").tobytes()

@@ -46,7 +46,8 @@ from fedtide.plan import Plan
 from fedtide.topics import Topics
 from fedtide.transport import LinkEvent, Received
 from fedtide.vectors import encode_vector
-from tests.federation import ELEMENTS, Device, Federation, learn
+from simulator.learning import ELEMENTS
+from tests.federation import Device, Federation, learn
 from tests.property.test_session_machine import update_of
 
 MODEL = encode_vector(learn("model", np.zeros(ELEMENTS, dtype=np.float32)), "f32")

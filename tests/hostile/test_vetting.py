@@ -14,7 +14,8 @@ from coordinator.records import Standing
 from coordinator.vetting import Verdict, next_standing
 from fedtide.messages import Offer, Receipt, Task, Welcome
 from fedtide.vectors import encode_vector
-from tests.federation import ELEMENTS, Federation, Peer
+from simulator.learning import ELEMENTS
+from tests.federation import Federation, Peer
 
 
 def content(value: float) -> bytes:

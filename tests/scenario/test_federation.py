@@ -14,7 +14,8 @@ import pytest
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from fedtide.measures import Measure, Metrics
 from fedtide.messages import Offer, Receipt, encode
-from tests.federation import ELEMENTS, Federation, Peer, learn
+from simulator.learning import ELEMENTS
+from tests.federation import Federation, Peer, learn
 
 
 @pytest.fixture

@@ -16,7 +16,8 @@ from coordinator.store import Store
 from fedtide import cli
 from fedtide.messages import Decline, Offer, Receipt, Task
 from fedtide.vectors import decode_vector, encode_vector
-from tests.federation import ELEMENTS, Federation, Peer
+from simulator.learning import ELEMENTS
+from tests.federation import Federation, Peer
 
 
 def assert_all_is_accounted_for(federation: Federation) -> None:

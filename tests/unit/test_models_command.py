@@ -9,7 +9,8 @@ import pytest
 
 from fedtide import cli
 from fedtide.safetensors import decode_safetensors
-from tests.federation import ELEMENTS, Federation
+from simulator.learning import ELEMENTS
+from tests.federation import Federation
 
 
 def test_missing_folders_are_made_and_said(
