@@ -39,7 +39,7 @@ from demo.proxy import Line, Proxy
 from fedtide.mqtt import MqttTransport
 from fedtide.transport import LinkEvent
 from fedtide.vectors import encode_vector
-from simulator.learning import fake_bundle
+from simulator.faults.fake_learning import fake_bundle
 
 ELEMENTS = 1_663_370
 """The paper's MNIST CNN: 6.65 MB."""

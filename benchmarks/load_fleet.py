@@ -40,7 +40,7 @@ from fedtide.mqtt import MqttTransport
 from fedtide.safetensors import encode_safetensors
 from fedtide.topics import Topics
 from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Received
-from simulator.learning import fake_bundle, initial_model
+from simulator.faults.fake_learning import fake_bundle, initial_model
 
 FLEET = "fleet"
 """The user that speaks for every device."""

@@ -34,7 +34,7 @@ from fedtide.mqtt import MqttTransport
 from fedtide.topics import Topics
 from fedtide.transport import LinkEvent
 from fedtide.vectors import encode_vector
-from simulator.learning import HELD_OUT, learn
+from simulator.faults.fake_learning import HELD_OUT, learn
 
 WAIT_S = 1.0
 """Longest wait between two looks at the clock."""

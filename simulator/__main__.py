@@ -6,6 +6,6 @@ import sys
 # Before numpy: the vectors are small, and each process has a core of its own.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-from simulator.command import main
+from simulator.faults.command import main
 
 sys.exit(main())

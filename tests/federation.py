@@ -44,7 +44,7 @@ from fedtide.messages import (
 from fedtide.topics import Topics
 from fedtide.transport import LinkEvent, Received
 from fedtide.vectors import Vector, decode_vector, encode_vector
-from simulator.learning import ELEMENTS, HELD_OUT, fake_bundle
+from simulator.faults.fake_learning import ELEMENTS, HELD_OUT, fake_bundle
 
 _abandoned: deque[Store] = deque()
 """Of federations that are gone, to be closed here: SQLite wants the thread that opened them, and a

@@ -12,7 +12,7 @@ from unittest import mock
 
 import pytest
 
-from simulator.learning import fake_bundle
+from simulator.faults.fake_learning import fake_bundle
 from tests.faults.checker import Books, check_device, check_logs, check_receipts, check_store
 from tests.federation import Federation
 

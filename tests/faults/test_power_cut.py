@@ -21,7 +21,7 @@ from fedtide.files import write_atomically
 from fedtide.generations import Generations
 from fedtide.messages import BlobRef, Envelope, Offer, Receipt, Task, decode
 from fedtide.plan import Plan
-from simulator.learning import fake_bundle
+from simulator.faults.fake_learning import fake_bundle
 from tests.faults.conftest import Record
 from tests.faults.power_cut import Deaf, Disk, sweep
 from tests.federation import Federation

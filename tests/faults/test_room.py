@@ -14,7 +14,7 @@ import pytest
 from edge_client.room import ROOM_MS
 from fedtide import failpoints
 from fedtide.failpoints import Step
-from simulator.learning import fake_bundle
+from simulator.faults.fake_learning import fake_bundle
 from tests.federation import Federation
 
 SMALL = 500

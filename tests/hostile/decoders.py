@@ -52,7 +52,7 @@ from fedtide.plan import Plan
 from fedtide.safetensors import decode_safetensors, encode_safetensors
 from fedtide.topics import Topics
 from fedtide.vectors import decode_vector
-from simulator.learning import fake_bundle
+from simulator.faults.fake_learning import fake_bundle
 from tests.bundles import CACHE
 from tests.federation import Federation, Peer
 from tests.golden.test_golden import MESSAGES

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fedtide.messages import BlobRef, Hello, Offer, Receipt, Want, encode
-from simulator.learning import ELEMENTS
+from simulator.faults.fake_learning import ELEMENTS
 from tests.federation import Federation, Peer
 from tests.hostile.test_service import complete, peer
 

@@ -38,7 +38,7 @@ from fedtide.messages import (
     encode,
 )
 from fedtide.vectors import decode_vector, encode_vector
-from simulator.learning import ELEMENTS
+from simulator.faults.fake_learning import ELEMENTS
 from tests.federation import Federation, Peer
 
 GOOD = encode_vector(np.full(ELEMENTS, 0.5, dtype=np.float32), "f32")

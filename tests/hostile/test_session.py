@@ -46,7 +46,7 @@ from fedtide.plan import Plan
 from fedtide.topics import Topics
 from fedtide.transport import LinkEvent, Received
 from fedtide.vectors import encode_vector
-from simulator.learning import ELEMENTS
+from simulator.faults.fake_learning import ELEMENTS
 from tests.federation import Device, Federation, learn
 from tests.property.test_session_machine import update_of
 

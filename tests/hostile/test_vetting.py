@@ -14,7 +14,7 @@ from coordinator.records import Standing
 from coordinator.vetting import Verdict, next_standing
 from fedtide.messages import Offer, Receipt, Task, Welcome
 from fedtide.vectors import encode_vector
-from simulator.learning import ELEMENTS
+from simulator.faults.fake_learning import ELEMENTS
 from tests.federation import Federation, Peer
 
 

@@ -14,7 +14,7 @@ import pytest
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from fedtide.measures import Measure, Metrics
 from fedtide.messages import Offer, Receipt, encode
-from simulator.learning import ELEMENTS
+from simulator.faults.fake_learning import ELEMENTS
 from tests.federation import Federation, Peer, learn
 
 

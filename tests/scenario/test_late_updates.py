@@ -16,7 +16,7 @@ from coordinator.store import Store
 from fedtide import cli
 from fedtide.messages import Decline, Offer, Receipt, Task
 from fedtide.vectors import decode_vector, encode_vector
-from simulator.learning import ELEMENTS
+from simulator.faults.fake_learning import ELEMENTS
 from tests.federation import Federation, Peer
 
 

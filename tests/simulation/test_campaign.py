@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from simulator.campaign import run_campaign
-from simulator.world import simulate
+from simulator.faults.campaign import run_campaign
+from simulator.faults.world import simulate
 
 SEEDS = range(1_000)
 
@@ -37,7 +37,7 @@ round_machine.select_cohort = lambda *words: tuple(set(sorted_cohort(*words)))
 
 @pytest.mark.parametrize("planted", ["", UNSORTED], ids=["as it is", "unsorted cohort"])
 def test_a_seed_gives_the_same_transcript_under_another_hash_seed(planted: str) -> None:
-    code = f"{planted}\nfrom simulator.world import simulate\n"
+    code = f"{planted}\nfrom simulator.faults.world import simulate\n"
     code += "print(*(simulate(seed).digest for seed in range(20, 30)))"
 
     def digests(hash_seed: str) -> str:

@@ -11,7 +11,7 @@ import pytest
 from coordinator.aggregate_job import Aggregated
 from coordinator.ledger import Ledger
 from coordinator.round_machine import RoundAggregated
-from simulator.sweep import CrashPoint, crash_at, crash_points
+from simulator.faults.sweep import CrashPoint, crash_at, crash_points
 
 SEED = 2
 

@@ -24,8 +24,8 @@ from edge_client.session_events import Heard
 from edge_client.session_machine import Wait
 from fedtide.messages import Receipt
 from fedtide.transport import Delivered
-from simulator import hostile
-from simulator.world import simulate
+from simulator.faults import hostile
+from simulator.faults.world import simulate
 
 Patch = pytest.MonkeyPatch
 

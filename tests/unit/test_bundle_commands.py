@@ -30,7 +30,7 @@ from fedtide.errors import BundleError
 from fedtide.manifest import MANIFEST_NAME, File, Tensor, encode_manifest
 from fedtide.runtime import import_onnxruntime
 from fedtide.safetensors import decode_safetensors, encode_safetensors, read_initial_model
-from simulator.learning import fake_bundle
+from simulator.faults.fake_learning import fake_bundle
 from tests.bundles import build, export_python
 
 needs_runtime = pytest.mark.skipif(not available_runtimes(), reason="no onnxruntime here")

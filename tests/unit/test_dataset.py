@@ -13,7 +13,7 @@ from edge_client.trainers.batches import check_batch
 from fedtide.dataset import Dataset, load_dataset
 from fedtide.errors import BundleError, DataError
 from fedtide.manifest import Array, Manifest, encode_manifest, parse_manifest
-from simulator.learning import fake_bundle
+from simulator.faults.fake_learning import fake_bundle
 
 MANIFEST = fake_bundle(8).manifest  # x: float32[2], y: int64, two classes
 X = np.arange(20, dtype=np.float32).reshape(10, 2)

@@ -18,7 +18,7 @@ from edge_client.optimizers import OptimizerState
 from fedtide.errors import StateError
 from fedtide.messages import Task
 from fedtide.plan import Plan
-from simulator.learning import fake_bundle
+from simulator.faults.fake_learning import fake_bundle
 from tests.property.test_session_machine import task_of
 
 BUNDLE = fake_bundle(8, local=3)

@@ -9,7 +9,7 @@ import pytest
 
 from fedtide import cli
 from fedtide.safetensors import decode_safetensors
-from simulator.learning import ELEMENTS
+from simulator.faults.fake_learning import ELEMENTS
 from tests.federation import Federation
 
 

@@ -10,7 +10,7 @@ import pytest
 from fedtide.errors import BundleError
 from fedtide.manifest import Array, Manifest, Tensor
 from fedtide.ports import check_evaluation_ports, check_train_ports
-from simulator.learning import fake_bundle
+from simulator.faults.fake_learning import fake_bundle
 
 MANIFEST = msgspec.structs.replace(
     fake_bundle(8).manifest,

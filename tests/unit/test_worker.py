@@ -23,7 +23,7 @@ from edge_client.training import TrainResult
 from edge_client.worker import DATA_REASON, DivergedError, Worker, public_reason
 from fedtide.blobs import BlobStore
 from fedtide.errors import BundleError, ConfigError, DataError, GraphFailedError, StateError
-from simulator.learning import fake_bundle
+from simulator.faults.fake_learning import fake_bundle
 from tests.property.test_session_machine import task_of, update_of
 
 pytestmark = pytest.mark.skipif(

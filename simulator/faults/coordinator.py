@@ -13,12 +13,12 @@ from coordinator.store import Store
 from fedtide.messages import Beacon, encode
 from fedtide.transport import LinkEvent, Will
 from fedtide.vectors import encode_vector
-from simulator.learning import fake_bundle, initial_model
-from simulator.link import Speed
-from simulator.process import Process
+from simulator.faults.fake_learning import fake_bundle, initial_model
+from simulator.faults.link import Speed
+from simulator.faults.process import Process
 
 if TYPE_CHECKING:
-    from simulator.world import World
+    from simulator.faults.world import World
 
 LATE_MS = 70_000
 """Of an aggregation that takes longer than any deadline for it."""

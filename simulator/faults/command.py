@@ -7,9 +7,9 @@ import logging
 import os
 import sys
 
-from simulator.campaign import EXIT_CODES, run_campaign
-from simulator.coverage import never_reached
-from simulator.world import simulate
+from simulator.faults.campaign import EXIT_CODES, run_campaign
+from simulator.faults.coverage import never_reached
+from simulator.faults.world import simulate
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

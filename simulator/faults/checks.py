@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from simulator.store_checks import StoreChecks
+from simulator.faults.store_checks import StoreChecks
 
 if TYPE_CHECKING:
-    from simulator.coordinator import Coordinator
-    from simulator.device import Device
-    from simulator.process import Process
-    from simulator.world import World
+    from simulator.faults.coordinator import Coordinator
+    from simulator.faults.device import Device
+    from simulator.faults.process import Process
+    from simulator.faults.world import World
 
 OUTBOX_MAX = 16
 MESSAGES_MAX = 600

@@ -20,15 +20,15 @@ from fedtide.failpoints import Step
 from fedtide.messages import BlobRef
 from fedtide.topics import Topics
 from simulator.agenda import Agenda, generator
-from simulator.broker import Broker
-from simulator.checks import Checks
-from simulator.coordinator import Coordinator
-from simulator.device import Device
-from simulator.faults import Faults
-from simulator.process import Process
-from simulator.seams import replaced
-from simulator.settings import Settings, draw_settings
-from simulator.weather import Weather
+from simulator.faults.broker import Broker
+from simulator.faults.checks import Checks
+from simulator.faults.coordinator import Coordinator
+from simulator.faults.device import Device
+from simulator.faults.kinds import Faults
+from simulator.faults.process import Process
+from simulator.faults.seams import replaced
+from simulator.faults.settings import Settings, draw_settings
+from simulator.faults.weather import Weather
 
 Kind = Literal["crash", "safety", "liveness"]
 OVERHEARD_MAX = 50

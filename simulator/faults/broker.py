@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Literal
 from fedtide.memory import matches
 from fedtide.transport import Delivered, Received
 from simulator.agenda import Agenda
-from simulator.weather import Weather
+from simulator.faults.weather import Weather
 
 if TYPE_CHECKING:
-    from simulator.link import Connection
+    from simulator.faults.link import Connection
 
 Memory = Literal["all", "saved", "nothing"]
 """What retained messages a broker has after a crash."""

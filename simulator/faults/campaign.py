@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
-from simulator.coverage import never_reached
-from simulator.world import Failure, Outcome, simulate
+from simulator.faults.coverage import never_reached
+from simulator.faults.world import Failure, Outcome, simulate
 
 PROGRESS_S = 10.0
 EXIT_CODES = {"crash": 11, "safety": 12, "liveness": 13}

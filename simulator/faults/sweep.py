@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from simulator.world import Outcome, World, simulate
+from simulator.faults.world import Outcome, World, simulate
 
 SECOND_STEPS = (1, 2, 3, 5, 8, 13)
 """Steps of the second life before it dies, too; the points of the first take turns."""

@@ -18,12 +18,12 @@ from fedtide.failpoints import reach
 from fedtide.messages import Task, Update
 from fedtide.transport import LinkEvent
 from fedtide.vectors import encode_vector
-from simulator.learning import HELD_OUT, learn
-from simulator.process import Process
-from simulator.settings import DeviceSettings
+from simulator.faults.fake_learning import HELD_OUT, learn
+from simulator.faults.process import Process
+from simulator.faults.settings import DeviceSettings
 
 if TYPE_CHECKING:
-    from simulator.world import World
+    from simulator.faults.world import World
 
 Twist = Callable[[Update, bytes], tuple[Update, bytes]]
 """What a hostile device makes of its update and the content."""

@@ -14,8 +14,8 @@ from typing import Literal
 from fedtide.memory import matches
 from fedtide.transport import Connected, Deliver, Disconnected, LinkEvent, Received, Will
 from simulator.agenda import Agenda
-from simulator.broker import Broker
-from simulator.weather import Weather
+from simulator.faults.broker import Broker
+from simulator.faults.weather import Weather
 
 Direction = Literal["up", "down"]
 RETRY_MS_MIN = 500

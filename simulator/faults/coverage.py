@@ -10,7 +10,7 @@ from coordinator.round_machine import Phase
 from edge_client.session_events import Event as SessionEvent
 from fedtide.failpoints import STEPS
 from fedtide.messages import ToDevice
-from simulator.faults import KINDS
+from simulator.faults.kinds import KINDS
 
 SESSION_PHASES = ("idle", "fetching", "training")
 

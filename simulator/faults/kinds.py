@@ -9,16 +9,16 @@ import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from simulator import hostile
 from simulator.agenda import generator
-from simulator.coordinator import Coordinator
-from simulator.device import Device
-from simulator.process import Process
-from simulator.settings import PACKET_LIMITS
+from simulator.faults import hostile
+from simulator.faults.coordinator import Coordinator
+from simulator.faults.device import Device
+from simulator.faults.process import Process
+from simulator.faults.settings import PACKET_LIMITS
 
 if TYPE_CHECKING:
-    from simulator.broker import Memory
-    from simulator.world import World
+    from simulator.faults.broker import Memory
+    from simulator.faults.world import World
 
 DAY_MS = 86_400_000
 

@@ -19,11 +19,11 @@ from fedtide.errors import FedtideError
 from fedtide.failpoints import Step
 from fedtide.transport import LinkEvent
 from simulator.agenda import generator
-from simulator.link import SimulatedLink, Speed
-from simulator.seams import PowerCut
+from simulator.faults.link import SimulatedLink, Speed
+from simulator.faults.seams import PowerCut
 
 if TYPE_CHECKING:
-    from simulator.world import World
+    from simulator.faults.world import World
 
 SPINS_MAX = 20
 """Wake-ups in a row that leave the deadline in the past."""

@@ -10,7 +10,7 @@ import msgspec
 
 from coordinator.config import CoordinatorConfig
 from fedtide.plan import Plan
-from simulator.link import Speed
+from simulator.faults.link import Speed
 
 PACKET_LIMITS = (17_500, 20_000, 40_000, 66_000, 132_096)
 """From one block in a message to all seven."""

@@ -1,0 +1,1 @@
+"""The federation under virtual time, with faults: what must hold (docs/simulation.md)."""
