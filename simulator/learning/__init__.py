@@ -1,0 +1,1 @@
+"""Real learning on simulated devices: data sets, their partitions, local training, models."""
