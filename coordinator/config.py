@@ -11,6 +11,9 @@ from fedtide.config import BrokerConfig, Positive
 from fedtide.messages import Encoding, Identifier
 from fedtide.plan import Plan
 
+LEARNING_RATE_MIN = 1e-30
+"""Less is as good as nothing to float32."""
+
 
 class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Synchronous rounds (McMahan et al. 2016; over-selection after Bonawitz et al. 2019, §3).
@@ -51,6 +54,8 @@ class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Stop, with a reason, after this many abandoned rounds in a row."""
     seed: Annotated[int, Meta(ge=0, lt=2**53)] = 0
     """Seeds the lottery of devices and the order of their examples."""
+    learning_rate_decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
+    """The plan's learning rate is multiplied by this with each new version of the model."""
 
 
 class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -99,8 +104,18 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How often a device says what it holds and what it owes."""
 
     def __post_init__(self) -> None:
-        """One way to size a cohort, which a buffer has not, and a quorum that can be reached."""
+        """One way to size a cohort, which a buffer has not, and a quorum that can be reached.
+
+        And a learning rate in the last round that is still one.
+        """
         rounds, size = self.rounds, self.rounds.cohort_size
+        decay = rounds.learning_rate_decay
+        last = self.plan.learning_rate * decay ** (rounds.count - 1)
+        if decay < 1 and last < LEARNING_RATE_MIN:
+            raise ValueError(
+                f"rounds.learning_rate_decay {decay} leaves a learning rate of {last:.3g} in round "
+                f"{rounds.count:,}, which changes nothing; choose a decay nearer to 1"
+            )
         if rounds.mode == "buffered":
             if rounds.quorum > rounds.buffer_size:
                 raise ValueError(

@@ -15,6 +15,7 @@ import msgspec
 
 from coordinator.aggregate_job import Aggregated, AggregateJob
 from coordinator.config import CoordinatorConfig
+from coordinator.plans import round_plan
 from coordinator.records import Terms
 from coordinator.round_machine import (
     AbandonRound,
@@ -97,17 +98,15 @@ class Ledger:
         return AggregateJob(state.round_id, base, parts, shared_count, factor)
 
     def _new_terms(self, state: RoundState) -> Terms:
-        """Each round shuffles the examples anew, from the configured seeds."""
-        plan = self._config.plan
-        seed = (plan.seed + self._config.rounds.seed + state.round_id) % 2**53
+        config, version = self._config, state.model_version
         norms = self._store.norms()
         return Terms(
-            plan=msgspec.structs.replace(plan, seed=seed),
-            encoding=self._config.encoding,
+            plan=round_plan(config.plan, config.rounds, state.round_id, version),
+            encoding=config.encoding,
             kind=state.kind,
-            base_version=state.model_version,
+            base_version=version,
             norm_reference=median(norms) if norms else None,
-            norm_factor=self._config.vetting.norm_factor,
+            norm_factor=config.vetting.norm_factor,
         )
 
     def apply(self, event: Event, at_ms: int) -> Commands:

@@ -26,6 +26,7 @@ PURE = frozenset(
         "coordinator/cohort.py",
         "coordinator/diagnosis.py",
         "coordinator/aggregation.py",
+        "coordinator/plans.py",
         "coordinator/vetting.py",
         "edge_client/durable.py",
         "edge_client/session_machine.py",

@@ -127,6 +127,10 @@ def test_defaults_and_relative_paths(tmp_path: Path) -> None:
             "rounds.cohort_size or rounds.cohort_fraction",
         ),
         (("cohort_size = 3", "cohort_size = 3\nquorum = 4"), "rounds.quorum 4"),
+        (
+            ("cohort_size = 3", "cohort_size = 3\ncount = 200\nlearning_rate_decay = 0.5"),
+            "rounds.learning_rate_decay 0.5",
+        ),
         (("cohort_size = 3", "cohort_size = 3\ncollect_ms = 5"), "rounds.collect_ms"),
         (("cohort_size = 3", "mode = 'buffered'\nquorum = 11"), "rounds.quorum 11 exceeds"),
         (("cohort_size = 3", "cohort_size = 3\nlate = 'never'"), "rounds.late"),
