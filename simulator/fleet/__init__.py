@@ -1,0 +1,1 @@
+"""A fleet of devices under virtual time: conditions, policies, records (docs/simulate.md)."""
