@@ -20,6 +20,7 @@ from fedtide.limits import BLOCK_BYTES, CHUNK_HEADER_BYTES_MAX
 
 T = TypeVar("T")
 _IDENTIFIER_RULE = "a name of letters, digits, '.', '_' or '-', at most 64"
+_HINT = "docs/configuration.md lists every key and its meaning"
 _VALUE_CHARS_MAX = 60
 """Of a value that a message quotes."""
 _log = logging.getLogger(__name__)
@@ -85,8 +86,8 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
             ) from exc
 
 
-def load_config(path: Path, kind: type[T]) -> T:
-    """Read `path` as a `kind`.
+def load_config(path: Path, kind: type[T], *, hint: str = _HINT) -> T:
+    """Read `path` as a `kind`; `hint` says where its keys are explained.
 
     Raises:
         ConfigError: no such file, not TOML, an unknown or missing key, a wrong value; the message
@@ -98,19 +99,27 @@ def load_config(path: Path, kind: type[T]) -> T:
         raise ConfigError(f"cannot read {str(path)!r}: {exc.strerror}") from exc
     except (ValueError, RecursionError) as exc:  # TOMLDecodeError is not all it raises
         raise ConfigError(f"{str(path)!r} is not TOML: {exc}") from exc
+    return convert_config(raw, kind, repr(str(path)), folder=path.parent, hint=hint)
+
+
+def convert_config(
+    raw: dict[str, Any], kind: type[T], where: str, *, folder: Path = Path(), hint: str = _HINT
+) -> T:
+    """`raw` as a `kind`; relative paths are relative to `folder`, `where` begins the message.
+
+    Raises:
+        ConfigError: an unknown or missing key, a wrong value; the message names the key.
+    """
 
     def decode(wanted: type, value: Any) -> Any:
         if wanted is Path and isinstance(value, str) and value:
-            return (path.parent / Path(value).expanduser()).resolve()
+            return (folder / Path(value).expanduser()).resolve()
         raise ValueError("Expected a path")
 
     try:
         return msgspec.convert(raw, kind, dec_hook=decode)
     except msgspec.ValidationError as exc:
-        raise ConfigError(
-            f"{str(path)!r}: {_explained(str(exc), raw, kind)}",
-            hint="docs/configuration.md lists every key and its meaning",
-        ) from exc
+        raise ConfigError(f"{where}: {_explained(str(exc), raw, kind)}", hint=hint) from exc
 
 
 def _explained(text: str, raw: Any, kind: Any) -> str:

@@ -1,0 +1,140 @@
+"""The conditions of a scenario: what each device is, when it is on, and what befalls its tasks.
+
+Pure: functions of the scenario and its seed alone, the same for every policy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from fedtide.plan import Plan
+from simulator.fleet import profiles
+from simulator.fleet.availability import Availability, Interval
+from simulator.fleet.dropouts import Fate, Fates
+from simulator.fleet.links import Direction, link_numbers, transfer_ms
+from simulator.fleet.lots import Lots, log_normal
+from simulator.fleet.profiles import StepTimes
+from simulator.fleet.scenario import GroupConfig, LinkNumbers, Scenario
+
+
+class Traits(NamedTuple):
+    """What a device is."""
+
+    profile: str
+    link: str
+    times: StepTimes
+    """Of its training steps."""
+    step_ms: float
+    """Of a step with the scenario's `plan.batch_size`."""
+    line: LinkNumbers
+    examples: int
+    """Local training examples. With real learning the partition knows better."""
+
+
+class Conditions:
+    """The conditions of one scenario.
+
+    Raises:
+        ConfigError: an unknown profile, link or model; a benchmark or trace that cannot be used.
+    """
+
+    def __init__(self, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.parameters = profiles.parameters_of(scenario.learning)
+        """Values of the model that travel; None: the bundle knows."""
+        self._availability = Availability(scenario.availability, scenario.seed)
+        self._fates = Fates(scenario.dropouts, scenario.stragglers, scenario.seed)
+        self._traits = _fleet(scenario)
+
+    def __len__(self) -> int:
+        return len(self._traits)
+
+    def traits(self, device: int) -> Traits:
+        """What device number `device` is."""
+        return self._traits[device]
+
+    def presence(self, device: int) -> Iterator[Interval]:
+        """[from_ms, until_ms) since the start in which it is on: ascending, may be endless."""
+        return self._availability.intervals(device)
+
+    def fate(self, device: int, round_id: int, attempt: int = 0) -> Fate:
+        """What befalls a device's task of a round; see `Fates.of`."""
+        return self._fates.of(device, round_id, attempt)
+
+    def training_ms(self, device: int, plan: Plan, examples: int | None = None) -> float:
+        """Milliseconds of a whole training, without the task's `slow_factor`.
+
+        `examples`: default, those of the traits.
+        """
+        traits = self._traits[device]
+        return profiles.training_ms(traits.times, plan, examples or traits.examples)
+
+    def epoch_ms(self, device: int, plan: Plan, examples: int | None = None) -> float:
+        """The same of one epoch."""
+        traits = self._traits[device]
+        return profiles.epoch_ms(traits.times, plan, examples or traits.examples)
+
+    def transfer_ms(self, device: int, size_bytes: int, direction: Direction) -> float:
+        """Milliseconds from asking for `size_bytes` on the wire to the arrival of the last one."""
+        return transfer_ms(self._traits[device].line, size_bytes, direction)
+
+
+def device_name(device: int) -> str:
+    """The name of device number `device`."""
+    return f"device-{device:05}"
+
+
+def _fleet(scenario: Scenario) -> list[Traits]:
+    """The traits of all devices."""
+    speeds, sizes = Lots(scenario.seed, "speed"), Lots(scenario.seed, "examples")
+    learning, plan, kinds = scenario.learning, scenario.plan, _kinds(scenario)
+    found = []
+    for device, group in enumerate(_groups(scenario)):
+        config, name, times, link, line = kinds[group]
+        if config.speed_spread:
+            times = times.scaled(log_normal(speeds.draw(device).first, config.speed_spread))
+        examples = learning.examples
+        if learning.examples_spread:
+            spread = log_normal(sizes.draw(device).first, learning.examples_spread)
+            examples = max(1, round(examples * spread))
+        batch = examples if plan.batch_size == "all" else plan.batch_size
+        step_ms = profiles.batch_ms(times, plan, batch)
+        found.append(Traits(name, link, times, step_ms, line, examples))
+    return found
+
+
+class _Kind(NamedTuple):
+    config: GroupConfig
+    profile: str
+    times: StepTimes
+    link: str
+    line: LinkNumbers
+
+
+def _kinds(scenario: Scenario) -> list[_Kind]:
+    reference = profiles.reference_times(scenario.learning, scenario.plan)
+    kinds = []
+    for number, group in enumerate(scenario.fleet.group):
+        where = f"fleet.group[{number}]"
+        name, times = profiles.group_times(group, reference, scenario.plan, where)
+        line = link_numbers(group.link, f"{where}.link")
+        link = group.link if isinstance(group.link, str) else "own"
+        kinds.append(_Kind(group, name, times, link, line))
+    return kinds
+
+
+def _groups(scenario: Scenario) -> list[int]:
+    """The group of each device: exact shares, by lot who gets into which."""
+    devices, groups = scenario.fleet.devices, scenario.fleet.group
+    lots = Lots(scenario.seed, "groups")
+    order = sorted(range(devices), key=lambda device: lots.draw(device).first)
+    chosen = [0] * devices
+    begin, total = 0, 0.0
+    for number, group in enumerate(groups):
+        total += group.share
+        end = devices if number == len(groups) - 1 else round(total * devices)
+        for device in order[begin:end]:
+            chosen[device] = number
+        begin = end
+    return chosen

@@ -1,0 +1,197 @@
+"""How long a training step takes: on the reference machine, and on devices by profile.
+
+Sources of every number: docs/simulate.md, "Profiles".
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from edge_client.training import steps_per_epoch
+from fedtide.errors import ConfigError
+from fedtide.plan import Plan
+from simulator.fleet.scenario import GroupConfig, LearningConfig
+
+PROFILES = {
+    "pi-zero-2w": 1 / 50,
+    "pi-4": 1 / 30,
+    "pi-5": 1 / 10,
+    "phone-mid": 1 / 10,
+    "phone-fast": 1 / 4,
+    "laptop": 1 / 4,
+}
+"""Speed of a training step as a fraction of the reference machine's."""
+
+
+class StepTimes(NamedTuple):
+    """Time of an optimizer step by its batch size, from one or two measured sizes."""
+
+    small: int
+    """Examples in a batch."""
+    small_ms: float
+    large: int
+    large_ms: float
+
+    def at(self, batch: float) -> float:
+        """Milliseconds of a step on `batch` examples.
+
+        On the straight line through both measurements; below the smaller one never less than its
+        share. With one measured size (`small` = `large`): in proportion.
+        """
+        share = self.small_ms * batch / self.small
+        if self.small == self.large:
+            return share
+        slope = (self.large_ms - self.small_ms) / (self.large - self.small)
+        line = self.small_ms + slope * (batch - self.small)
+        return line if batch >= self.small else max(line, share)
+
+    def scaled(self, factor: float) -> StepTimes:
+        """The times of a machine that takes `factor` times as long."""
+        return self._replace(small_ms=self.small_ms * factor, large_ms=self.large_ms * factor)
+
+
+class Model(NamedTuple):
+    """A model that is known by name."""
+
+    parameters: int
+    times: StepTimes
+    """On the reference machine, with the portable runtime and one thread."""
+
+
+MODELS = {
+    "digits": Model(4_810, StepTimes(10, 0.06, 50, 0.08)),
+    "mnist_2nn": Model(199_210, StepTimes(10, 0.136, 50, 0.361)),
+    "mnist_cnn": Model(1_663_370, StepTimes(10, 7.107, 50, 46.33)),
+    "cifar_cnn": Model(1_068_298, StepTimes(10, 10.777, 50, 49.513)),
+    "char_lstm": Model(822_570, StepTimes(10, 38.637, 50, 144.066)),
+    "word_lstm": Model(4_360_144, StepTimes(10, 14.972, 50, 62.372)),
+}
+
+
+def batch_ms(times: StepTimes, plan: Plan, batch: int) -> float:
+    """Milliseconds of one optimizer step on `batch` examples, in parts as the plan says."""
+    parts = -(-batch // plan.examples_at_once)
+    return parts * times.at(batch / parts)
+
+
+def epoch_ms(times: StepTimes, plan: Plan, examples: int) -> float:
+    """Milliseconds of one pass over `examples`, the smaller last batch included."""
+    size = examples if plan.batch_size == "all" else min(plan.batch_size, examples)
+    whole, rest = divmod(examples, size)
+    return whole * batch_ms(times, plan, size) + (batch_ms(times, plan, rest) if rest else 0.0)
+
+
+def training_ms(times: StepTimes, plan: Plan, examples: int) -> float:
+    """Milliseconds of a whole training: epochs, or as many steps as the plan allows."""
+    in_epoch = steps_per_epoch(plan, examples)
+    steps = plan.epochs * in_epoch
+    if plan.steps_max is not None:
+        steps = min(steps, plan.steps_max)
+    epochs, steps_left = divmod(steps, in_epoch)
+    size = examples if plan.batch_size == "all" else min(plan.batch_size, examples)
+    return epochs * epoch_ms(times, plan, examples) + steps_left * batch_ms(times, plan, size)
+
+
+class _Measured(Struct):
+    threads: int
+    batch_size: int
+    median_s: float | None = None
+
+
+class _Benchmark(Struct):
+    name: str
+    results: tuple[_Measured, ...]
+
+
+def read_benchmark(path: Path) -> StepTimes:
+    """Step times that `fedtide client benchmark BUNDLE --json` measured on a device.
+
+    Of the smallest and the largest batch, each with the fastest runtime and number of threads.
+
+    Raises:
+        ConfigError: it cannot be read, or is something else.
+    """
+    hint = "fedtide client benchmark BUNDLE --batch-size 10,50 --json > FILE"
+    try:
+        told = msgspec.json.decode(path.read_bytes(), type=_Benchmark)
+    except OSError as exc:
+        raise ConfigError(f"benchmark {str(path)!r} cannot be read: {exc.strerror}") from exc
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise ConfigError(
+            f"benchmark {str(path)!r} is not what `fedtide client benchmark` prints: {exc}",
+            hint=hint,
+        ) from exc
+    fastest: dict[int, float] = {}
+    for entry in told.results:
+        if entry.median_s is not None and 0 < entry.median_s < math.inf and entry.batch_size > 0:
+            known = fastest.get(entry.batch_size, math.inf)
+            fastest[entry.batch_size] = min(known, entry.median_s * 1_000)
+    if not fastest:
+        raise ConfigError(f"benchmark {str(path)!r} holds no measurement", hint=hint)
+    small, large = min(fastest), max(fastest)
+    return StepTimes(small, fastest[small], large, fastest[large])
+
+
+def parameters_of(learning: LearningConfig) -> int | None:
+    """Values of the model that travel; None: only its bundle knows.
+
+    Raises:
+        ConfigError: modelled learning of a model that is not known by name.
+    """
+    if learning.parameters is not None:
+        return learning.parameters
+    if learning.model in MODELS:
+        return MODELS[learning.model].parameters
+    if learning.kind == "real":
+        return None
+    raise ConfigError(
+        f"learning.model is {learning.model!r}, expected one of: {', '.join(MODELS)}",
+        hint="for another model give learning.parameters and learning.step_ms",
+    )
+
+
+def reference_times(learning: LearningConfig, plan: Plan) -> StepTimes | None:
+    """Step times on the reference machine; None: not known."""
+    if learning.step_ms is not None:
+        return given_times(learning.step_ms, plan)
+    if learning.model in MODELS and learning.parameters is None:
+        return MODELS[learning.model].times
+    return None
+
+
+def given_times(step_ms: float, plan: Plan) -> StepTimes:
+    """Step times in proportion to the batch, from those of the plan's batch size."""
+    size = plan.examples_at_once if plan.batch_size == "all" else plan.batch_size
+    return StepTimes(size, step_ms, size, step_ms)
+
+
+def group_times(
+    group: GroupConfig, reference: StepTimes | None, plan: Plan, where: str
+) -> tuple[str, StepTimes]:
+    """Name and step times of a group's median device.
+
+    Raises:
+        ConfigError: an unknown profile, no time to relate it to, a benchmark that cannot be used.
+    """
+    if group.step_ms is not None:
+        return f"{group.step_ms:g} ms", given_times(group.step_ms, plan)
+    if group.benchmark is not None:
+        return group.benchmark.stem, read_benchmark(group.benchmark)
+    assert group.profile is not None
+    if group.profile not in PROFILES:
+        raise ConfigError(
+            f"{where}.profile is {group.profile!r}, expected one of: {', '.join(PROFILES)}",
+            hint="or give step_ms, or benchmark, in its place",
+        )
+    if reference is None:
+        raise ConfigError(
+            f"{where}.profile {group.profile!r} is relative to the reference machine, whose time "
+            "for this model is not known",
+            hint="give learning.step_ms: milliseconds of a step there",
+        )
+    return group.profile, reference.scaled(1 / PROFILES[group.profile])
