@@ -1,0 +1,162 @@
+"""One run of FedAvg in the protocol of McMahan et al. 2016: a setting, a learning rate, a curve.
+
+Every device is there and answers: what is left of a federation is Algorithm 1. Cohorts, plans,
+training, reduction and evaluation are the production's; a run goes on where it was interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from msgspec import Struct
+from numpy.typing import NDArray
+
+from coordinator.cohort import select_cohort, wanted_count
+from coordinator.config import RoundsConfig
+from fedtide.plan import Plan
+from simulator.learning.bundles import open_named_bundle
+from simulator.learning.learner import Learner
+from simulator.learning.models import DivergedError, Models, Part, Version
+from simulator.learning.workers import open_workers
+
+Partition = Literal["iid", "shards", "natural", "iid_as_natural"]
+MARGIN = 0.003
+"""Of accuracy below the target, from where on every version is measured."""
+
+
+class Experiment(Struct, frozen=True, forbid_unknown_fields=True):
+    """A setting of the paper. FedSGD is `epochs=1, batch_size="all"`."""
+
+    model: str
+    data: str
+    partition: Partition
+    devices: int
+    fraction: float
+    """C; 0: one device a round."""
+    epochs: int
+    batch_size: int | Literal["all"]
+    target: float
+    """Accuracy on the test set."""
+    rounds_max: int
+    learning_rate: float
+    learning_rate_decay: float = 1.0
+    """Of each round."""
+    seed: int = 0
+    evaluate_every: int = 1
+    """Rounds between two evaluations, as long as the target is far."""
+    examples_at_once: int = 20
+    """Parts of a large batch: fastest where they fit into the processor's cache."""
+
+    def rounds(self) -> RoundsConfig:
+        """As the coordinator would be configured."""
+        if self.fraction == 0:
+            return RoundsConfig(count=self.rounds_max, cohort_size=1, seed=self.seed)
+        return RoundsConfig(
+            count=self.rounds_max, cohort_fraction=self.fraction, seed=self.seed
+        )
+
+    def plan(self, round_id: int) -> Plan:
+        """Of a round."""
+        rate = self.learning_rate * self.learning_rate_decay ** (round_id - 1)
+        return Plan(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            examples_at_once=self.examples_at_once,
+            learning_rate=rate,
+            seed=(self.seed + round_id) % 2**53,
+        )
+
+
+class Result(Struct, frozen=True):
+    """What came of it."""
+
+    experiment: Experiment
+    rounds: float | None
+    """To the target, interpolated; None: not reached."""
+    ended: str
+    versions: tuple[Version, ...]
+
+
+def run(
+    experiment: Experiment,
+    folder: Path,
+    learner: Learner,
+    workers_count: int,
+    *,
+    rounds_max: Callable[[], float] = lambda: float("inf"),
+    on_version: Callable[[Version], None] = lambda _: None,
+) -> Result:
+    """Run until the target, `experiment.rounds_max`, or `rounds_max()`, which may fall.
+
+    Raises:
+        FedtideError: of data, disk or a worker.
+    """
+    best = 0.0
+
+    def told(version: Version) -> None:
+        nonlocal best
+        if version.metrics is not None:
+            best = max(best, version.metrics.accuracy or 0.0)
+        on_version(version)
+
+    names = [f"device-{number:05}" for number in range(experiment.devices)]
+    rounds = experiment.rounds()
+    wanted = wanted_count(rounds, experiment.devices)
+    workers = open_workers(learner, workers_count)
+
+    def due(version: int) -> bool:
+        return version % experiment.evaluate_every == 0 or best >= experiment.target - MARGIN
+
+    try:
+        models = Models(
+            learner.bundle, workers, learner.test_batches, folder, on_version=told, due=due
+        )
+        ended = "rounds_max"
+        for round_id in range(1, experiment.rounds_max + 1):
+            if best >= experiment.target:
+                ended = "target"
+                break
+            if round_id > rounds_max():
+                ended = "slower than another"
+                break
+            cohort = select_cohort(names, wanted, 1.0, experiment.seed, round_id)
+            plan = experiment.plan(round_id)
+            parts = [Part(int(name[7:]), plan, round_id - 1) for name in cohort]
+            try:
+                models.advance(round_id, parts)
+            except (DivergedError, OverflowError) as exc:
+                ended = f"diverged: {exc}"
+                break
+        models.settle()
+        models.save()
+        if best >= experiment.target:
+            ended = "target"
+        curve = [
+            (version.version, version.metrics.accuracy or 0.0)
+            for version in models.history
+            if version.metrics is not None
+        ]
+        reached = rounds_to_target(curve, experiment.target)
+        return Result(experiment, reached, ended, tuple(models.history))
+    finally:
+        workers.close()
+
+
+def rounds_to_target(curve: Sequence[tuple[int, float]], target: float) -> float | None:
+    """Rounds until the best accuracy so far reaches `target`; None: it does not.
+
+    The paper's measure (section 3): the curve of (round, accuracy) is made monotone, and the
+    crossing is interpolated between the two measured rounds around it.
+    """
+    before_round, before = 0, 0.0
+    for number, accuracy in curve:
+        if accuracy >= target:
+            if number == before_round or accuracy == before:
+                return float(number)
+            share = (target - before) / (accuracy - before)
+            return before_round + share * (number - before_round)
+        before_round, before = number, max(before, accuracy)
+    return None

@@ -1,0 +1,237 @@
+"""The versions of a federation's model: reduction as the coordinator's, and a journal on disk.
+
+A version is a function of the versions before it and of who counted, so an interrupted run goes on
+from its last checkpoint: asked for the versions up to there again, `advance` only looks them up.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import numpy as np
+from msgspec import Struct
+
+from coordinator.aggregation import Contribution, apply_delta, weighted_mean
+from fedtide.bundle import Bundle, sha256_hex
+from fedtide.errors import DamagedError, FedtideError
+from fedtide.files import disk_errors_of, make_folder, write_atomically
+from fedtide.measures import Metrics, add_up
+from fedtide.plan import Plan
+from fedtide.safetensors import read_initial_model
+from fedtide.vectors import Vector, decode_vector, encode_vector
+from simulator.learning.learner import Learned, Train
+from simulator.learning.workers import Evaluation, Task, Workers
+
+JOURNAL = "journal.jsonl"
+CHECKPOINT_S = 20.0
+"""Between checkpoints: so much work, at most, is done again."""
+
+
+class Part(NamedTuple):
+    """One update that counts."""
+
+    device: int
+    plan: Plan
+    """As the device got it, its seed included."""
+    base_version: int
+    """Of the model that the device started from."""
+    staleness: int = 0
+    """Versions between that and the one it is added to."""
+
+
+class Version(Struct, frozen=True):
+    """A line of the journal."""
+
+    version: int
+    digest: str
+    """SHA-256 of the model, encoded as f32."""
+    examples: int = 0
+    """Of all updates in it."""
+    training_loss: float | None = None
+    """Mean over the updates of their last epoch's loss, weighted by examples."""
+    metrics: Metrics | None = None
+    """On the test set."""
+    worker_s: float = 0.0
+    """Spent in training."""
+
+
+OnVersion = Callable[[Version], None]
+
+
+class DivergedError(FedtideError):
+    """What a device learned is not finite: a real one would decline, and nothing would be gained."""
+
+
+class Models:
+    """See the module. Version 0 is the bundle's initial model, or one that is given."""
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        workers: Workers,
+        test_batches: int,
+        folder: Path | None = None,
+        *,
+        initial: Vector | None = None,
+        versions_kept: int = 1,
+        on_version: OnVersion = lambda _: None,
+        due: Callable[[int], bool] = lambda _: True,
+    ) -> None:
+        """`versions_kept`: how many of the newest versions can be started from.
+
+        `due(version)`: whether a version is to be measured; of the others only digest and
+        training loss are known.
+
+        `initial`: float32[shared_count]. `on_version` hears of each version once it is measured,
+        in order, those of an interrupted run included.
+
+        Raises:
+            StateError: the folder holds another run's models, or cannot be used.
+        """
+        self._workers = workers
+        self._test_batches = test_batches
+        self._folder = folder
+        self._kept = versions_kept
+        self._on_version = on_version
+        self._due = due
+        self._pending: tuple[Version, Evaluation] | None = None
+        self.history: list[Version] = []
+        self._saved_at_s = time.monotonic()
+        if initial is None:
+            initial = read_initial_model(bundle)[: bundle.manifest.shared_count]
+        self._vectors: dict[int, Vector] = {0: initial}
+        self._resumable = 0
+        """Versions up to this one are on disk."""
+        if folder is not None:
+            self._resume(folder, len(initial))
+        if not self.history:
+            self._measure(Version(0, _digest(initial)), initial)
+
+    def advance(self, version: int, parts: Sequence[Part]) -> None:
+        """Make `version` of the one before it and `parts`, in the order of aggregation.
+
+        Raises:
+            FedtideError: of a worker.
+            ValueError, OverflowError: the aggregate is unusable.
+        """
+        if version <= self._resumable:
+            return
+        before = self._vectors[version - 1]
+        learned: list[Learned] = []
+        delta = weighted_mean(self._contributions(parts, learned), len(before))
+        model = apply_delta(before, delta)
+        self._vectors[version] = model
+        for old in [v for v in self._vectors if v <= version - self._kept]:
+            del self._vectors[old]
+        examples = sum(one.examples for one in learned)
+        loss = sum(one.losses[-1] * one.examples for one in learned) / max(examples, 1)
+        seconds = sum(one.seconds for one in learned)
+        self._measure(Version(version, _digest(model), examples, loss, None, seconds), model)
+        if self._folder is not None and time.monotonic() - self._saved_at_s > CHECKPOINT_S:
+            self.save()
+
+    def vector(self, version: int) -> Vector:
+        """float32[shared_count] of one of the newest versions."""
+        return self._vectors[version]
+
+    def settle(self) -> None:
+        """Wait until the newest version is measured."""
+        if self._pending is None:
+            return
+        version, evaluation = self._pending
+        self._pending = None
+        parts = [part for measured in evaluation.result() for part in measured.parts]
+        self._record(msgspec.structs.replace(version, metrics=add_up(parts)))
+
+    def save(self) -> None:
+        """Make all versions up to the newest safe on disk.
+
+        Raises:
+            StateError: the disk is full or failing.
+        """
+        if self._folder is None:
+            return
+        self.settle()
+        newest = max(self._vectors)
+        lines = b"".join(msgspec.json.encode(version) + b"\n" for version in self.history)
+        paths = {_path(self._folder, version): vector for version, vector in self._vectors.items()}
+        with disk_errors_of(self._folder):
+            for path, vector in paths.items():
+                if not path.exists():
+                    write_atomically(path, encode_vector(vector, "f32"))
+            write_atomically(self._folder / JOURNAL, lines)
+            for old in self._folder.glob("model-*.f32"):
+                if old not in paths:
+                    old.unlink()
+        self._resumable = newest
+        self._saved_at_s = time.monotonic()
+
+    def _contributions(
+        self, parts: Sequence[Part], learned: list[Learned]
+    ) -> Iterator[Contribution]:
+        tasks = [Task(Train(part.device, part.plan), self._vectors[part.base_version]) for part in parts]
+        for part, done in zip(parts, self._workers.train(tasks), strict=True):
+            assert isinstance(done.reply, Learned)
+            if not done.reply.finite:
+                raise DivergedError(
+                    f"device {part.device} learned values that are not finite, from model "
+                    f"{part.base_version} with learning rate {part.plan.learning_rate:g}",
+                    hint="try a lower learning rate",
+                )
+            learned.append(done.reply)
+            yield Contribution(done.reply.examples, done.vector, part.staleness)
+
+    def _measure(self, version: Version, model: Vector) -> None:
+        """Begin to; the version before has had a round's time for it."""
+        self.settle()
+        if self._due(version.version):
+            self._pending = version, self._workers.begin_evaluation(model, self._test_batches)
+        else:
+            self._record(version)
+
+    def _record(self, version: Version) -> None:
+        self.history.append(version)
+        self._on_version(version)
+
+    def _resume(self, folder: Path, count: int) -> None:
+        path = folder / JOURNAL
+        with disk_errors_of(folder):
+            make_folder(folder)
+            if not path.exists():
+                return
+            lines = path.read_bytes().splitlines()
+            contents = {file: file.read_bytes() for file in folder.glob("model-*.f32")}
+        try:
+            history = [msgspec.json.decode(line, type=Version) for line in lines]
+            for file, content in contents.items():
+                version = int(file.stem.removeprefix("model-"))
+                if version <= history[-1].version:
+                    self._vectors[version] = decode_vector(content, "f32", count)
+        except (msgspec.DecodeError, ValueError, IndexError) as exc:
+            raise _damaged(folder, str(exc)) from exc
+        newest = history[-1]
+        known = self._vectors.get(newest.version)
+        if known is None or _digest(known) != newest.digest:
+            raise _damaged(folder, f"model {newest.version} is not the journal's")
+        for version in history:
+            self._record(version)
+        self._resumable = newest.version
+
+
+def _damaged(folder: Path, why: str) -> DamagedError:
+    return DamagedError(
+        f"the models saved in {str(folder)!r} cannot be used: {why}",
+        hint="remove the folder to begin anew",
+    )
+
+
+def _digest(model: Vector) -> str:
+    return sha256_hex(np.ascontiguousarray(model, "<f4").tobytes())
+
+
+def _path(folder: Path, version: int) -> Path:
+    return folder / f"model-{version:07}.f32"

@@ -1,0 +1,302 @@
+"""Who does the learning of a simulation: this process, or several that share its memory.
+
+Whatever the number of workers the bits are the same: each task is a function of its arguments, and
+results are taken in the order in which they were asked for.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from mmap import mmap
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import NamedTuple, Protocol
+
+import msgspec
+import numpy as np
+
+from fedtide.errors import FedtideError, StateError
+from fedtide.vectors import Vector
+from simulator.learning.learner import Evaluate, Learned, Learner, Measured, Train
+
+Work = Train | Evaluate
+Reply = Learned | Measured
+
+
+class Task(NamedTuple):
+    """Work on a model."""
+
+    work: Work
+    model: Vector
+    """float32[shared_count]; only read."""
+
+
+class Done(NamedTuple):
+    """A result."""
+
+    reply: Reply
+    vector: Vector
+    """After training the delta, float32[shared_count]: valid until the next result is taken."""
+
+
+class Evaluation(Protocol):
+    """One that is under way."""
+
+    def result(self) -> Sequence[Measured]:
+        """Wait for it; in the order of the test set."""
+
+
+class Workers(Protocol):
+    """See the module."""
+
+    @property
+    def count(self) -> int:
+        """How many work at once."""
+
+    def train(self, tasks: Sequence[Task]) -> Iterator[Done]:
+        """Results in the order of the tasks; few vectors are in memory at a time.
+
+        Raises:
+            FedtideError: what the learner raised, or a worker is gone.
+        """
+
+    def begin_evaluation(self, model: Vector, batches: int) -> Evaluation:
+        """Measure a model while other work goes on. `model` is copied."""
+
+    def close(self) -> None:
+        """Let go of processes and memory."""
+
+
+def split_batches(batches: int, parts: int) -> list[Evaluate]:
+    """Neighbouring batches for each of `parts` workers."""
+    bounds = [batches * part // parts for part in range(parts + 1)]
+    return [
+        Evaluate(first, last - first)
+        for first, last in zip(bounds, bounds[1:], strict=False)
+        if last > first
+    ]
+
+
+class InProcess:
+    """No other process: for small things, and to debug."""
+
+    count = 1
+
+    def __init__(self, learner: Learner) -> None:
+        self._learner = learner
+        self._vector: Vector = np.zeros(learner.shared_count, np.float32)
+
+    def train(self, tasks: Sequence[Task]) -> Iterator[Done]:
+        """See `Workers`."""
+        for work, model in tasks:
+            assert isinstance(work, Train)
+            self._vector[:] = model
+            yield Done(self._learner.train(work, self._vector), self._vector)
+
+    def begin_evaluation(self, model: Vector, batches: int) -> Evaluation:
+        """See `Workers`; it is done at once."""
+        measured = self._learner.evaluate(Evaluate(0, batches), model)
+        return _Finished((measured,))
+
+    def close(self) -> None:
+        """See `Workers`."""
+
+
+class _Finished(NamedTuple):
+    measured: tuple[Measured, ...]
+
+    def result(self) -> Sequence[Measured]:
+        return self.measured
+
+
+class _Failed(msgspec.Struct, frozen=True, tag=True):
+    """What a learner raised."""
+
+    text: str
+    exit_code: int
+
+
+class _Ok(msgspec.Struct, frozen=True, tag=True):
+    learned: Learned | None = None
+    measured: Measured | None = None
+
+
+class _Job:
+    """One task on its way through a worker."""
+
+    def __init__(self, slot: int, request: bytes, *, keeps_slot: bool) -> None:
+        self.slot = slot
+        self.request = request
+        self.keeps_slot = keeps_slot
+        self.reply: Reply | None = None
+
+
+class _Request(msgspec.Struct, frozen=True):
+    slot: int
+    work: Work
+
+
+class Processes:
+    """Forked processes, one a core: data are read once, and vectors travel in shared memory.
+
+    A slot holds the model when a task begins and, after training, the delta.
+    """
+
+    def __init__(self, learner: Learner, count: int) -> None:
+        """Start `count` processes; nothing of onnxruntime may have been opened in this one."""
+        self.count = count
+        self._slots_count = 3 * count
+        size_bytes = 4 * learner.shared_count
+        self._memory = mmap(-1, self._slots_count * size_bytes)
+        vectors = np.frombuffer(self._memory, np.float32)
+        self._vectors = vectors.reshape(self._slots_count, learner.shared_count)
+        self._free = deque(range(self._slots_count))
+        self._waiting: deque[_Job] = deque()
+        self._busy: dict[int, _Job] = {}
+        self._connections: list[Connection] = []
+        self._processes: list[BaseProcess] = []
+        self._decoder = msgspec.msgpack.Decoder(_Ok | _Failed)
+        context = multiprocessing.get_context("fork")
+        for _ in range(count):
+            ours, theirs = context.Pipe()
+            others = [*self._connections, ours]
+            process = context.Process(
+                target=_serve, args=(learner, self._vectors, theirs, others), daemon=True
+            )
+            process.start()
+            theirs.close()
+            self._connections.append(ours)
+            self._processes.append(process)
+
+    def train(self, tasks: Sequence[Task]) -> Iterator[Done]:
+        """See `Workers`."""
+        window: deque[_Job] = deque()
+        upcoming = iter(tasks)
+        for task in upcoming:
+            window.append(self._submit(task, keeps_slot=True))
+            if len(window) >= 2 * self.count:
+                yield from self._take(window.popleft())
+        while window:
+            yield from self._take(window.popleft())
+
+    def _take(self, job: _Job) -> Iterator[Done]:
+        self._pump(lambda: job.reply is not None)
+        assert job.reply is not None
+        yield Done(job.reply, self._vectors[job.slot])
+        self._free.append(job.slot)
+
+    def begin_evaluation(self, model: Vector, batches: int) -> Evaluation:
+        """See `Workers`."""
+        works = split_batches(batches, self.count)
+        return _Underway(
+            self, [self._submit(Task(work, model), keeps_slot=False) for work in works]
+        )
+
+    def finish(self, jobs: Sequence[_Job]) -> Sequence[Measured]:
+        """Wait for an evaluation."""
+        self._pump(lambda: all(job.reply is not None for job in jobs))
+        return [job.reply for job in jobs if isinstance(job.reply, Measured)]
+
+    def _submit(self, task: Task, *, keeps_slot: bool) -> _Job:
+        self._pump(lambda: bool(self._free))
+        slot = self._free.popleft()
+        self._vectors[slot] = task.model
+        job = _Job(slot, msgspec.msgpack.encode(_Request(slot, task.work)), keeps_slot=keeps_slot)
+        self._waiting.append(job)
+        self._dispatch()
+        return job
+
+    def _dispatch(self) -> None:
+        for worker, connection in enumerate(self._connections):
+            if worker not in self._busy and self._waiting:
+                job = self._busy[worker] = self._waiting.popleft()
+                try:
+                    connection.send_bytes(job.request)
+                except OSError:
+                    self._gone(worker)
+
+    def _pump(self, enough: Callable[[], bool]) -> None:
+        """Hear replies and hand out work until it is enough."""
+        while not enough():
+            ready = wait([self._connections[worker] for worker in self._busy])
+            for worker in [w for w in self._busy if self._connections[w] in ready]:
+                try:
+                    reply = self._decoder.decode(self._connections[worker].recv_bytes())
+                except (OSError, EOFError):
+                    self._gone(worker)
+                if isinstance(reply, _Failed):
+                    error = FedtideError(reply.text)
+                    error.exit_code = reply.exit_code
+                    raise error
+                job = self._busy.pop(worker)
+                job.reply = reply.learned or reply.measured
+                if not job.keeps_slot:
+                    self._free.append(job.slot)
+            self._dispatch()
+
+    def _gone(self, worker: int) -> None:
+        """Nobody is left at the other end.
+
+        Raises:
+            StateError: always.
+        """
+        process = self._processes[worker]
+        process.join(5)
+        code = process.exitcode
+        how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
+        raise StateError(
+            f"worker {worker} of {self.count} (process {process.pid}) ended with {how}",
+            hint="SIGKILL is often the system's answer to memory running out: try fewer workers; "
+            "the same command goes on where it was",
+        )
+
+    def close(self) -> None:
+        """See `Workers`."""
+        for connection in self._connections:
+            connection.close()
+        for process in self._processes:
+            process.terminate()
+            process.join()
+
+
+class _Underway(NamedTuple):
+    workers: Processes
+    jobs: Sequence[_Job]
+
+    def result(self) -> Sequence[Measured]:
+        return self.workers.finish(self.jobs)
+
+
+def _serve(
+    learner: Learner, vectors: Vector, connection: Connection, others: list[Connection]
+) -> None:
+    """A worker's life: until its master closes the pipe, or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the master says when to stop
+    for other in others:  # inherited: with them open a pipe would outlive its master
+        other.close()
+    decoder = msgspec.msgpack.Decoder(_Request)
+    while True:
+        try:
+            request = decoder.decode(connection.recv_bytes())
+        except (OSError, EOFError):
+            os._exit(0)
+        answer: _Ok | _Failed
+        try:
+            if isinstance(request.work, Train):
+                answer = _Ok(learned=learner.train(request.work, vectors[request.slot]))
+            else:
+                answer = _Ok(measured=learner.evaluate(request.work, vectors[request.slot]))
+        except FedtideError as exc:
+            answer = _Failed(str(exc), exc.exit_code)
+        connection.send_bytes(msgspec.msgpack.encode(answer))
+
+
+def open_workers(learner: Learner, count: int) -> Workers:
+    """`count` processes, or none beside this one where there is no fork or only one is wanted."""
+    if count <= 1 or "fork" not in multiprocessing.get_all_start_methods():
+        return InProcess(learner)
+    return Processes(learner, count)
