@@ -10,14 +10,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 from msgspec import Struct
-from numpy.typing import NDArray
 
 from coordinator.cohort import select_cohort, wanted_count
 from coordinator.config import RoundsConfig
+from coordinator.plans import round_plan
 from fedtide.plan import Plan
-from simulator.learning.bundles import open_named_bundle
 from simulator.learning.learner import Learner
 from simulator.learning.models import DivergedError, Models, Part, Version
 from simulator.learning.workers import open_workers
@@ -52,21 +50,21 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True):
 
     def rounds(self) -> RoundsConfig:
         """As the coordinator would be configured."""
-        if self.fraction == 0:
-            return RoundsConfig(count=self.rounds_max, cohort_size=1, seed=self.seed)
         return RoundsConfig(
-            count=self.rounds_max, cohort_fraction=self.fraction, seed=self.seed
+            count=self.rounds_max,
+            cohort_size=None if self.fraction else 1,
+            cohort_fraction=self.fraction or None,
+            learning_rate_decay=self.learning_rate_decay,
+            seed=self.seed,
         )
 
-    def plan(self, round_id: int) -> Plan:
-        """Of a round."""
-        rate = self.learning_rate * self.learning_rate_decay ** (round_id - 1)
+    def plan(self) -> Plan:
+        """As the coordinator would be configured."""
         return Plan(
             epochs=self.epochs,
             batch_size=self.batch_size,
             examples_at_once=self.examples_at_once,
-            learning_rate=rate,
-            seed=(self.seed + round_id) % 2**53,
+            learning_rate=self.learning_rate,
         )
 
 
@@ -95,6 +93,7 @@ def run(
         FedtideError: of data, disk or a worker.
     """
     best = 0.0
+    test_batches = learner.test_batches  # read before there are processes: they share it
 
     def told(version: Version) -> None:
         nonlocal best
@@ -111,9 +110,7 @@ def run(
         return version % experiment.evaluate_every == 0 or best >= experiment.target - MARGIN
 
     try:
-        models = Models(
-            learner.bundle, workers, learner.test_batches, folder, on_version=told, due=due
-        )
+        models = Models(learner.bundle, workers, test_batches, folder, on_version=told, due=due)
         ended = "rounds_max"
         for round_id in range(1, experiment.rounds_max + 1):
             if best >= experiment.target:
@@ -123,7 +120,7 @@ def run(
                 ended = "slower than another"
                 break
             cohort = select_cohort(names, wanted, 1.0, experiment.seed, round_id)
-            plan = experiment.plan(round_id)
+            plan = round_plan(experiment.plan(), rounds, round_id, round_id - 1)
             parts = [Part(int(name[7:]), plan, round_id - 1) for name in cohort]
             try:
                 models.advance(round_id, parts)

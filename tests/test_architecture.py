@@ -10,7 +10,16 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("fedtide", "edge_client", "coordinator", "export", "simulator", "demo", "benchmarks")
+PACKAGES = (
+    "fedtide",
+    "edge_client",
+    "coordinator",
+    "export",
+    "simulator",
+    "repro",
+    "demo",
+    "benchmarks",
+)
 MAY_IMPORT = {
     "fedtide": {"fedtide"},
     "edge_client": {"edge_client", "fedtide"},

@@ -63,7 +63,7 @@ OnVersion = Callable[[Version], None]
 
 
 class DivergedError(FedtideError):
-    """What a device learned is not finite: a real one would decline, and nothing would be gained."""
+    """What a device learned is not finite; a real one would decline."""
 
 
 class Models:
@@ -173,7 +173,9 @@ class Models:
     def _contributions(
         self, parts: Sequence[Part], learned: list[Learned]
     ) -> Iterator[Contribution]:
-        tasks = [Task(Train(part.device, part.plan), self._vectors[part.base_version]) for part in parts]
+        tasks = [
+            Task(Train(part.device, part.plan), self._vectors[part.base_version]) for part in parts
+        ]
         for part, done in zip(parts, self._workers.train(tasks), strict=True):
             assert isinstance(done.reply, Learned)
             if not done.reply.finite:
@@ -217,8 +219,8 @@ class Models:
         known = self._vectors.get(newest.version)
         if known is None or _digest(known) != newest.digest:
             raise _damaged(folder, f"model {newest.version} is not the journal's")
-        for version in history:
-            self._record(version)
+        for known_version in history:
+            self._record(known_version)
         self._resumable = newest.version
 
 

@@ -6,6 +6,7 @@ results are taken in the order in which they were asked for.
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
 import os
 import signal
@@ -75,9 +76,7 @@ def split_batches(batches: int, parts: int) -> list[Evaluate]:
     """Neighbouring batches for each of `parts` workers."""
     bounds = [batches * part // parts for part in range(parts + 1)]
     return [
-        Evaluate(first, last - first)
-        for first, last in zip(bounds, bounds[1:], strict=False)
-        if last > first
+        Evaluate(first, last - first) for first, last in itertools.pairwise(bounds) if last > first
     ]
 
 

@@ -72,5 +72,10 @@ def data_folder() -> Path:
     """Where data are by default: $FEDTIDE_DATA, else fedtide/data in the user's cache."""
     if chosen := os.environ.get("FEDTIDE_DATA"):
         return Path(chosen)
+    return cache_folder() / "data"
+
+
+def cache_folder() -> Path:
+    """Where this program keeps, for this user, what it can make or get again."""
     cache = os.environ.get("XDG_CACHE_HOME")
-    return (Path(cache) if cache else Path.home() / ".cache") / "fedtide" / "data"
+    return (Path(cache) if cache else Path.home() / ".cache") / "fedtide"
