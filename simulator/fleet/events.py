@@ -34,7 +34,7 @@ class Off(Struct, frozen=True, array_like=True, tag="off"):
 
 
 class RoundOpened(Struct, frozen=True, array_like=True, tag="round"):
-    """A round opens; its cohort is who is given a task."""
+    """A round opens. After the last training round, one more only evaluates the final model."""
 
     at_ms: Natural
     round_id: Natural
@@ -45,6 +45,14 @@ class RoundOpened(Struct, frozen=True, array_like=True, tag="round"):
     quorum: Natural
     online: Natural
     """Devices that could be invited."""
+
+
+class Invited(Struct, frozen=True, array_like=True, tag="invite"):
+    """These devices are asked to take part in the open round; who is not there hears nothing."""
+
+    at_ms: Natural
+    round_id: Natural
+    devices: tuple[Natural, ...]
 
 
 class TaskGiven(Struct, frozen=True, array_like=True, tag="task"):
@@ -104,6 +112,15 @@ class GivenUp(Struct, frozen=True, array_like=True, tag="given up"):
     at_ms: Natural
     device: Natural
     round_id: Natural
+
+
+class Declined(Struct, frozen=True, array_like=True, tag="declined"):
+    """A device says that it cannot do a task."""
+
+    at_ms: Natural
+    device: Natural
+    round_id: Natural
+    reason: str
 
 
 class DroppedOut(Struct, frozen=True, array_like=True, tag="drop"):
@@ -210,12 +227,14 @@ Event = (
     On
     | Off
     | RoundOpened
+    | Invited
     | TaskGiven
     | DownloadBegan
     | DownloadEnded
     | TrainingBegan
     | TrainingEnded
     | GivenUp
+    | Declined
     | DroppedOut
     | UploadBegan
     | UploadEnded

@@ -1,8 +1,9 @@
 """The sums that a summary needs, from the events of a run one by one. Memory is O(devices).
 
 Work is device time spent in training. It is useful when its update is in a model; wasted when its
-task was dropped, given up, discarded, rejected or lost; until then it is neither (`pending`), and
-what is pending at the end came to nothing.
+task was dropped, declined, given up, discarded, rejected, lost, or not done when the run ended, and
+where an epoch had to be done again. Until its fate is known it is neither. What is downloaded while
+there is no task (the bundle, a model ahead of its round) is neither for ever.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ class Totals:
         self.wasted = Cost()
         """Of the tasks of which nothing came."""
         self.tasks = 0
+        self.declined = 0
         self.dropped: dict[str, int] = {}
         """Dropouts by phase."""
         self.verdicts: dict[str, int] = {}
@@ -54,19 +56,22 @@ class Totals:
         self.model_version = 0
         self.invited = [0] * devices
         self.counted = [0] * devices
-        """Tasks given and updates in models, by device: who takes part, who is heard."""
+        """Training tasks and updates in models, by device: who is asked, who is heard."""
         self.evaluations: list[events.Evaluated] = []
         self.finished: events.Finished | None = None
         self._tasks: dict[int, dict[int, Cost]] = {}
         self._current: dict[int, int] = {}
         self._began_ms: dict[int, int] = {}
-        self._rounds: dict[int, str] = {}
+        self._kind = ""
+        self._in_work: tuple[events.Counted, ...] = ()
         self._handlers: dict[type, Callable[[Any], None]] = {
+            events.Invited: self._invited,
             events.TaskGiven: self._given,
             events.DownloadEnded: self._downloaded,
             events.TrainingBegan: self._training,
             events.TrainingEnded: self._trained,
             events.GivenUp: self._given_up,
+            events.Declined: self._declined,
             events.DroppedOut: self._dropped,
             events.UploadEnded: self._uploaded,
             events.Verdict: self._verdict,
@@ -79,8 +84,8 @@ class Totals:
         }
 
     @property
-    def pending(self) -> Cost:
-        """Of tasks whose end is not known yet, and of downloads that belong to no task."""
+    def open(self) -> Cost:
+        """Neither useful nor wasted; at the end, what was downloaded ahead of tasks."""
         known = self.useful, self.wasted
         return Cost(
             self.spent.work_ms - sum(cost.work_ms for cost in known),
@@ -97,9 +102,13 @@ class Totals:
         if not isinstance(event, events.Evaluated):
             self.at_ms = event.at_ms
 
+    def _invited(self, event: events.Invited) -> None:
+        if self._kind == "train":
+            for device in event.devices:
+                self.invited[device] += 1
+
     def _given(self, event: events.TaskGiven) -> None:
         self.tasks += 1
-        self.invited[event.device] += 1
         self._tasks.setdefault(event.device, {})[event.round_id] = Cost()
         self._current[event.device] = event.round_id
 
@@ -130,6 +139,10 @@ class Totals:
         if cost is not None:
             cost.work_ms += took_ms - event.lost_ms
 
+    def _declined(self, event: events.Declined) -> None:
+        self.declined += 1
+        self._end(event.device, event.round_id, self.wasted)
+
     def _given_up(self, event: events.GivenUp) -> None:
         self._end(event.device, event.round_id, self.wasted)
 
@@ -151,26 +164,37 @@ class Totals:
             self._end(event.device, event.round_id, self.wasted)
 
     def _opened(self, event: events.RoundOpened) -> None:
-        self._rounds = {event.round_id: event.kind}
+        self._kind = event.kind
 
     def _closed(self, event: events.RoundClosed) -> None:
-        train = self._rounds.get(event.round_id) == "train"
-        self.rounds_done += train
-        for part in event.parts:
+        self._in_work = event.parts
+        if self._kind == "evaluate":
+            self._count()
+
+    def _made(self, event: events.ModelMade) -> None:
+        self.rounds_done += 1
+        self.model_version = event.version
+        for part in self._in_work:
+            self.counted[part.device] += 1
+        self._count()
+
+    def _count(self) -> None:
+        for part in self._in_work:
             self._end(part.device, part.round_id, self.useful)
-            self.counted[part.device] += train
+        self._in_work = ()
 
     def _abandoned(self, event: events.RoundAbandoned) -> None:
         self.rounds_abandoned += 1
+        self._in_work = ()
         for device, round_id in event.lost:
             self._end(device, round_id, self.wasted)
-
-    def _made(self, event: events.ModelMade) -> None:
-        self.model_version = event.version
 
     def _evaluated(self, event: events.Evaluated) -> None:
         self.evaluations.append(event)
 
     def _finished(self, event: events.Finished) -> None:
         self.finished = event
+        for tasks in self._tasks.values():
+            for cost in tasks.values():
+                self.wasted.add(cost)
         self._tasks.clear()

@@ -26,6 +26,7 @@ HISTORY: list[events.Event] = [
     events.On(0, 1),
     events.On(5, 2),
     events.RoundOpened(10, 1, "train", 0, 1, 1, 3),
+    events.Invited(10, 1, (0, 1)),
     events.TaskGiven(10, 0, 1, 0),
     events.TaskGiven(10, 1, 1, 0),
     events.DownloadBegan(10, 0, 1500),
@@ -68,7 +69,7 @@ def test_the_totals_of_a_run(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl")
     totals = read_record(tmp_path / "a.jsonl").totals
     assert (totals.spent.work_ms, totals.useful.work_ms, totals.wasted.work_ms) == (80, 50, 30)
-    assert totals.pending.work_ms == 0
+    assert totals.open.work_ms == 0
     assert (totals.useful.down_bytes, totals.useful.up_bytes) == (1500, 1000)
     assert totals.invited == [1, 1, 0]
     assert totals.counted == [1, 0, 0]
@@ -101,7 +102,7 @@ def test_a_record_that_was_cut_is_read_as_far_as_it_goes(tmp_path: Path) -> None
     [
         (b'["on",5,2]', b'["on",6,2]', "not those that were recorded"),
         (b'["on",5,2]', b'["on",5,3]', "not those"),
-        (b'["task",10,1,1,0]', b'["task",10,9,1,0]', "line 7 names a device"),
+        (b'["task",10,1,1,0]', b'["task",10,9,1,0]', "line 8 names a device"),
         (b'["on",5,2]', b'["on",5]', "line 4"),
         (b'["on",5,2]', b'["moon",5]', "line 4"),
         (b'["on",5,2]', b'["on",-5,2]', "line 4"),
