@@ -11,7 +11,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple, Protocol, cast
@@ -22,7 +22,7 @@ from msgspec import Meta, Struct
 from fedtide.errors import DamagedError, StateError
 from fedtide.files import disk_errors_of
 from fedtide.measures import Natural
-from simulator.fleet.events import Event
+from simulator.fleet.events import Event, Invited, RoundAbandoned, RoundClosed
 from simulator.fleet.totals import Totals
 
 BUFFER_LINES = 10_000
@@ -187,11 +187,12 @@ def read_record(path: Path) -> Record:
                 break  # an interrupted run's last line
             digest.update(line)
             try:
-                totals.observe(_event_decoder.decode(line))
+                event = _event_decoder.decode(line)
             except (msgspec.DecodeError, UnicodeDecodeError) as exc:
                 raise _damaged(path, f"line {number}: {exc}") from exc
-            except IndexError as exc:
-                raise _damaged(path, f"line {number} names a device that is not there") from exc
+            if max(_devices_of(event), default=0) >= header.devices:
+                raise _damaged(path, f"line {number} names a device that is not there")
+            totals.observe(event)
         return Record(path, header, totals, digest.hexdigest(), complete=False)
 
 
@@ -220,6 +221,18 @@ def lines(path: Path, count: int | None = None) -> Iterator[bytes]:
                 return
             number += 1
             yield line[:-1]
+
+
+def _devices_of(event: Event) -> Iterable[int]:
+    match event:
+        case Invited(devices=devices):
+            return devices
+        case RoundClosed(parts=parts):
+            return (part.device for part in parts)
+        case RoundAbandoned(lost=lost):
+            return (device for device, _ in lost)
+        case _:
+            return (getattr(event, "device", 0),)
 
 
 @contextmanager
