@@ -8,11 +8,15 @@ version.
 from __future__ import annotations
 
 import hashlib
+import heapq
+import math
+import random
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedtide.errors import ConfigError
+from simulator.agenda import generator
 
 Indices = NDArray[np.int64]
 
@@ -44,6 +48,91 @@ def shards(labels: Indices, devices: int, shards_per_device: int, seed: int) -> 
     pieces = np.array_split(np.argsort(labels, kind="stable").astype(np.int64), count)
     drawn = order(count, seed, "shards").reshape(devices, shards_per_device)
     return [np.sort(np.concatenate([pieces[shard] for shard in mine])) for mine in drawn]
+
+
+def dirichlet(
+    labels: Indices, devices: int, alpha: float, seed: int, examples_min: int = 1
+) -> list[Indices]:
+    """Each class divided among the devices in proportions of its own, drawn from Dir(alpha).
+
+    The smaller alpha, the fewer classes a device has: about one at 0.01, nearly the same mix for
+    all at 100. Sizes differ, too (Yurochkin et al. 2019, "Bayesian nonparametric federated learning
+    of neural networks", §4); Hsu et al. 2019 draw each device's mix instead, at equal sizes.
+    Devices with less than `examples_min` then get single examples of whoever has most.
+
+    Raises:
+        ConfigError: alpha is not above 0, or there are too few examples for all devices.
+    """
+    if not 0 < alpha < math.inf:
+        raise ConfigError(f"alpha is {alpha}, expected a number above 0")
+    if examples_min < 0:
+        raise ConfigError(f"examples_min is {examples_min}, expected 0 or more")
+    _enough(len(labels), devices, "devices")
+    if devices * examples_min > len(labels):
+        raise ConfigError(
+            f"{len(labels):,} examples are too few for {devices:,} devices with at least "
+            f"{examples_min:,} each",
+            hint="ask for fewer",
+        )
+    shuffled = order(len(labels), seed, "dirichlet")
+    owner = np.empty(len(labels), np.int64)
+    for label in np.unique(labels):
+        mine = shuffled[labels[shuffled] == label]
+        ends = np.cumsum(_proportions(devices, alpha, generator(seed, "dirichlet", label)))
+        cuts = np.rint(ends[:-1] * len(mine)).astype(np.int64)
+        owner[mine] = np.searchsorted(cuts, np.arange(len(mine)), side="right")
+    _top_up(owner, devices, examples_min, shuffled)
+    return _by_owner(owner, devices)
+
+
+def natural(groups: Indices) -> list[Indices]:
+    """A device for each natural user, in the order of their numbers."""
+    _, owner = np.unique(groups, return_inverse=True)
+    return _by_owner(owner, int(owner.max(initial=-1)) + 1)
+
+
+def iid_like(groups: Indices, seed: int) -> list[Indices]:
+    """As many devices as there are natural users, but shuffled and balanced: the paper's IID
+    version of Shakespeare (McMahan et al. 2016, §3)."""
+    return iid(len(groups), len(np.unique(groups)), seed)
+
+
+def _proportions(count: int, alpha: float, lots: random.Random) -> NDArray[np.float64]:
+    """float64[count], from Dir(alpha, ..., alpha): gamma variates, divided by their sum.
+
+    In logarithms, because most variates of a small alpha are too small for a float:
+    Gamma(alpha) = Gamma(alpha + 1) * U^(1 / alpha).
+    """
+    logs = np.array(
+        [
+            math.log(lots.gammavariate(alpha + 1, 1)) + math.log(1 - lots.random()) / alpha
+            for _ in range(count)
+        ]
+    )
+    weights: NDArray[np.float64] = np.exp(logs - logs.max())
+    weights /= weights.sum()
+    return weights
+
+
+def _top_up(owner: Indices, devices: int, examples_min: int, shuffled: Indices) -> None:
+    """Give single examples of whoever has most to those with less than `examples_min`."""
+    sizes = np.bincount(owner, minlength=devices)
+    poor = np.repeat(np.arange(devices), np.maximum(examples_min - sizes, 0))
+    if not len(poor):
+        return
+    rich = [(-int(sizes[device]), int(device)) for device in np.flatnonzero(sizes > examples_min)]
+    heapq.heapify(rich)
+    held = [iter(shuffled[places]) for places in _by_owner(owner[shuffled], devices)]
+    for taker in poor:
+        size, giver = rich[0]
+        owner[next(held[giver])] = taker
+        heapq.heapreplace(rich, (size + 1, giver))
+
+
+def _by_owner(owner: Indices, devices: int) -> list[Indices]:
+    """The examples of each device, given the device of each example."""
+    ends = np.cumsum(np.bincount(owner, minlength=devices))[:-1]
+    return np.split(np.argsort(owner, kind="stable").astype(np.int64, copy=False), ends)
 
 
 def order(count: int, seed: int, *names: object) -> Indices:

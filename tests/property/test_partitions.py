@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,7 +12,15 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from fedtide.errors import ConfigError
-from simulator.learning.partitions import Indices, iid, order, shards
+from simulator.learning.partitions import (
+    Indices,
+    dirichlet,
+    iid,
+    iid_like,
+    natural,
+    order,
+    shards,
+)
 
 SEEDS = st.integers(0, 2**64)
 
@@ -68,6 +77,73 @@ def test_shards_as_in_the_paper() -> None:
     assert {len(np.unique(labels[part])) for part in parts} == {1, 2}
 
 
+@given(
+    st.lists(st.integers(0, 9), min_size=1, max_size=300),
+    st.integers(1, 40),
+    st.floats(1e-4, 1e4),
+    st.integers(0, 10),
+    SEEDS,
+)
+def test_dirichlet(labels: list[int], devices: int, alpha: float, least: int, seed: int) -> None:
+    y = np.array(labels, np.int64)
+    devices = min(devices, len(y))
+    least = min(least, len(y) // devices)
+    parts = dirichlet(y, devices, alpha, seed, least)
+    check(parts, len(y))
+    assert len(parts) == devices
+    assert min(len(part) for part in parts) >= least
+    assert same(parts, dirichlet(y, devices, alpha, seed, least))
+
+
+def test_a_smaller_alpha_is_a_more_uneven_mix() -> None:
+    labels = np.tile(np.arange(10), 1000)
+    kinds = []
+    for alpha in (0.01, 0.3, 100):
+        parts = dirichlet(labels, 20, alpha, seed=1)
+        kinds.append(np.mean([len(np.unique(labels[part])) for part in parts]))
+    assert kinds[0] < 3 < kinds[1] < 10 == kinds[2]
+    sizes = [len(part) for part in dirichlet(labels, 20, 1e4, seed=1)]
+    assert max(sizes) < 1.1 * min(sizes)
+
+
+def test_dirichlet_is_the_same_everywhere_and_forever() -> None:
+    parts = dirichlet(np.arange(12) % 3, 3, 0.5, 7, 2)
+    assert [part.tolist() for part in parts] == [[9, 10], [0, 1, 2, 4, 7], [3, 5, 6, 8, 11]]
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=200), SEEDS)
+def test_natural_users_and_as_many_devices(groups: list[int], seed: int) -> None:
+    of = np.array(groups, np.int64)
+    parts = natural(of)
+    check(parts, len(of))
+    assert [set(of[part]) for part in parts] == [{user} for user in sorted(set(groups))]
+    balanced = iid_like(of, seed)
+    check(balanced, len(of))
+    assert len(balanced) == len(parts)
+    sizes = [len(part) for part in balanced]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_ten_thousand_devices() -> None:
+    labels = np.tile(np.arange(10), 6000)
+    for parts in (dirichlet(labels, 10_000, 0.1, 1, 2), shards(labels, 10_000, 2, 1)):
+        check(parts, 60_000)
+        assert len(parts) == 10_000
+
+
+@pytest.mark.parametrize("planted", ["lost", "twice", "unsorted"])
+def test_the_check_notices_a_planted_fault(planted: str) -> None:
+    parts = iid(100, 10, 1)
+    if planted == "lost":
+        parts[3] = parts[3][:-1]
+    elif planted == "twice":
+        parts[3][0] = parts[4][0]
+    else:
+        parts[3] = parts[3][::-1]
+    with pytest.raises(AssertionError):
+        check(parts, 100)
+
+
 def test_the_order_is_the_same_everywhere_and_forever() -> None:
     assert order(10, 7, "iid").tolist() == [8, 7, 4, 2, 3, 5, 6, 1, 0, 9]
     assert order(10, 8, "iid").tolist() != order(10, 7, "iid").tolist()
@@ -90,3 +166,13 @@ def test_what_cannot_be_is_said_with_its_numbers() -> None:
         shards(labels, 60, 2, 0)
     with pytest.raises(ConfigError, match=r"0 shards per device"):
         shards(labels, 60, 0, 0)
+    with pytest.raises(ConfigError, match=r"alpha is 0, expected a number above 0"):
+        dirichlet(labels, 10, 0, 0)
+    with pytest.raises(ConfigError, match=r"alpha is nan"):
+        dirichlet(labels, 10, math.nan, 0)
+    with pytest.raises(ConfigError, match=r"100 examples are too few for 101 devices"):
+        dirichlet(labels, 101, 1, 0)
+    with pytest.raises(ConfigError, match=r"100 .* too few for 10 devices with at least 11 each"):
+        dirichlet(labels, 10, 1, 0, 11)
+    with pytest.raises(ConfigError, match=r"examples_min is -1"):
+        dirichlet(labels, 10, 1, 0, -1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +15,7 @@ from fedtide.dataset import Examples
 from fedtide.errors import ConfigError
 from simulator.learning.datasets.digits import Digits
 from simulator.learning.datasets.mnist import Mnist
+from simulator.learning.datasets.shakespeare import ShakespeareCharacters, ShakespeareWords
 
 
 class TrainingData(Protocol):
@@ -50,7 +52,13 @@ class TrainingData(Protocol):
         """The whole test set; made when first asked for."""
 
 
-DATA_SETS: dict[str, Callable[[Path], TrainingData]] = {"mnist": Mnist, "digits": Digits}
+DATA_SETS: dict[str, Callable[[Path], TrainingData]] = {
+    "digits": Digits,
+    "mnist": Mnist,
+    "shakespeare": ShakespeareCharacters,
+    "shakespeare_sequences": partial(ShakespeareCharacters, cut="sequence"),
+    "shakespeare_words": ShakespeareWords,
+}
 """What opens each, given the folder of all data."""
 
 

@@ -8,17 +8,17 @@ from __future__ import annotations
 
 import math
 import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedtide.errors import DataError
+from simulator.learning.datasets.files import AGAIN, read_compressed, unreadable
 
 UNSIGNED_BYTE = 8
-BYTES_MAX = 1 << 30
-"""Of the values: MNIST's largest file has 47 MB."""
+BYTES_MAX = 1 << 28
+"""Of a compressed file's content: MNIST's largest has 47 MB."""
 
 
 def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
@@ -30,73 +30,43 @@ def read_idx(path: Path, dimensions: int) -> NDArray[np.uint8]:
         FileNotFoundError: there is neither.
         DataError: it is damaged, or something else.
     """
-    try:
-        if path.exists() or not _compressed(path).exists():
-            return _mapped(path, dimensions)
-        return _decompressed(_compressed(path), dimensions)
-    except FileNotFoundError:
-        raise
-    except OSError as exc:
-        raise DataError(f"{str(path)!r} cannot be read: {exc}") from exc
-
-
-def _compressed(path: Path) -> Path:
-    return path.with_name(f"{path.name}.gz")
+    compressed = path.with_name(f"{path.name}.gz")
+    if path.exists() or not compressed.exists():
+        return _mapped(path, dimensions)
+    content = read_compressed(compressed, BYTES_MAX)
+    header = 4 + 4 * dimensions
+    shape = _shape(compressed, content[:header], len(content) - header, dimensions)
+    return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
 
 def _mapped(path: Path, dimensions: int) -> NDArray[np.uint8]:
     header = 4 + 4 * dimensions
-    with path.open("rb") as file:
-        shape = _shape(path, file.read(header), dimensions)
-    there, said = path.stat().st_size - header, math.prod(shape)
-    if there != said:
-        raise _wrong_size(path, shape, "more" if there > said else f"{there:,}")
-    if not said:
-        return np.zeros(shape, np.uint8)  # nothing cannot be mapped
-    return np.memmap(path, np.uint8, "r", header, shape)
-
-
-def _decompressed(path: Path, dimensions: int) -> NDArray[np.uint8]:
-    stream = zlib.decompressobj(wbits=31)  # gzip, with its checksum
     try:
-        head = stream.decompress(path.read_bytes(), 4 + 4 * dimensions)
-        shape = _shape(path, head, dimensions)
-        # One more byte than there may be: so the end, and its checksum, are seen.
-        values = stream.decompress(stream.unconsumed_tail, math.prod(shape) + 1)
-    except zlib.error as exc:
-        raise DataError(f"{str(path)!r} is damaged: {exc}", hint=_AGAIN) from exc
-    if len(values) != math.prod(shape):
-        there = "more" if len(values) > math.prod(shape) else f"{len(values):,}"
-        raise _wrong_size(path, shape, there)
-    if not stream.eof:
-        raise DataError(f"{str(path)!r} is damaged: the end is missing", hint=_AGAIN)
-    return np.frombuffer(values, np.uint8).reshape(shape)
+        with path.open("rb") as file:
+            shape = _shape(path, file.read(header), path.stat().st_size - header, dimensions)
+        if not math.prod(shape):
+            return np.zeros(shape, np.uint8)  # nothing cannot be mapped
+        return np.memmap(path, np.uint8, "r", header, shape)
+    except FileNotFoundError:
+        raise
+    except OSError as exc:
+        raise unreadable(path, exc) from exc
 
 
-_AGAIN = "get it again: delete it and use --download"
-
-
-def _shape(path: Path, header: bytes, dimensions: int) -> tuple[int, ...]:
+def _shape(path: Path, header: bytes, values: int, dimensions: int) -> tuple[int, ...]:
     expected = bytes((0, 0, UNSIGNED_BYTE, dimensions))
-    if header[:4] != expected or len(header) < 4 + 4 * dimensions:
+    if header[:4] != expected or values < 0:
         raise DataError(
-            f"{str(path)!r} begins with {header[:4].hex(' ') or 'nothing'}, expected "
-            f"{expected.hex(' ')}: IDX, unsigned bytes, {dimensions} dimensions",
-            hint=_AGAIN,
+            f"{str(path)!r} begins with {header[:4].hex(' ') or 'nothing'} and has "
+            f"{max(0, values + 4 + 4 * dimensions):,} bytes, expected {expected.hex(' ')} "
+            f"(IDX, unsigned bytes, {dimensions} dimensions) and more",
+            hint=AGAIN,
         )
     shape: tuple[int, ...] = struct.unpack(f">{dimensions}I", header[4:])
-    if math.prod(shape) > BYTES_MAX:
+    if math.prod(shape) != values:
         raise DataError(
-            f"{str(path)!r} is said to have the shape {list(shape)}, {math.prod(shape):,} bytes, "
-            f"at most {BYTES_MAX:,} are read",
-            hint=_AGAIN,
+            f"{str(path)!r} is damaged: its shape {list(shape)} takes {math.prod(shape):,} bytes, "
+            f"there are {values:,}",
+            hint=AGAIN,
         )
     return shape
-
-
-def _wrong_size(path: Path, shape: tuple[int, ...], there: str) -> DataError:
-    return DataError(
-        f"{str(path)!r} is damaged: its shape {list(shape)} takes {math.prod(shape):,} bytes, "
-        f"there are {there}",
-        hint=_AGAIN,
-    )

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from fedtide.dataset import Examples
 from fedtide.errors import DataError
+from simulator.learning.datasets.files import missing
 from simulator.learning.datasets.idx import read_idx
-from simulator.learning.datasets.missing import missing
 
 SIDE = 28
 CLASSES = 10
