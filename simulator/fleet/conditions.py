@@ -10,12 +10,13 @@ from typing import NamedTuple
 
 from fedtide.plan import Plan
 from simulator.fleet import profiles
-from simulator.fleet.availability import Availability, Interval
+from simulator.fleet.availability import Availability
 from simulator.fleet.dropouts import Fate, Fates
 from simulator.fleet.links import Direction, link_numbers, transfer_ms
 from simulator.fleet.lots import Lots, log_normal
 from simulator.fleet.profiles import StepTimes
 from simulator.fleet.scenario import GroupConfig, LinkNumbers, Scenario
+from simulator.fleet.trace import Interval
 
 
 class Traits(NamedTuple):
@@ -37,13 +38,19 @@ class Conditions:
 
     Raises:
         ConfigError: an unknown profile, link or model; a benchmark or trace that cannot be used.
+        BundleError: the model is a folder, and what is in it is no bundle.
     """
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
         self.parameters = profiles.parameters_of(scenario.learning)
-        """Values of the model that travel; None: the bundle knows."""
-        self._availability = Availability(scenario.availability, scenario.seed)
+        """Values of the model that travel."""
+        self._availability = Availability(
+            scenario.availability,
+            scenario.seed,
+            devices=scenario.fleet.devices,
+            hours_max=scenario.hours_max,
+        )
         self._fates = Fates(scenario.dropouts, scenario.stragglers, scenario.seed)
         self._traits = _fleet(scenario)
 
@@ -55,7 +62,8 @@ class Conditions:
         return self._traits[device]
 
     def presence(self, device: int) -> Iterator[Interval]:
-        """[from_ms, until_ms) since the start in which it is on: ascending, may be endless."""
+        """[from_ms, until_ms) since the start in which a device is on: ascending, neither empty
+        nor touching; lazily, those that begin before the scenario's end."""
         return self._availability.intervals(device)
 
     def fate(self, device: int, round_id: int, attempt: int = 0) -> Fate:
@@ -93,10 +101,10 @@ def _fleet(scenario: Scenario) -> list[Traits]:
     for device, group in enumerate(_groups(scenario)):
         config, name, times, link, line = kinds[group]
         if config.speed_spread:
-            times = times.scaled(log_normal(speeds.draw(device).first, config.speed_spread))
+            times = times.scaled(log_normal(speeds.draw(device)[0], config.speed_spread))
         examples = learning.examples
         if learning.examples_spread:
-            spread = log_normal(sizes.draw(device).first, learning.examples_spread)
+            spread = log_normal(sizes.draw(device)[0], learning.examples_spread)
             examples = max(1, round(examples * spread))
         batch = examples if plan.batch_size == "all" else plan.batch_size
         step_ms = profiles.batch_ms(times, plan, batch)
@@ -128,7 +136,7 @@ def _groups(scenario: Scenario) -> list[int]:
     """The group of each device: exact shares, by lot who gets into which."""
     devices, groups = scenario.fleet.devices, scenario.fleet.group
     lots = Lots(scenario.seed, "groups")
-    order = sorted(range(devices), key=lambda device: lots.draw(device).first)
+    order = sorted(range(devices), key=lambda device: lots.draw(device)[0])
     chosen = [0] * devices
     begin, total = 0, 0.0
     for number, group in enumerate(groups):

@@ -43,7 +43,8 @@ class Fates:
         self._slow = Lots(seed, "stragglers")
         rates = (getattr(dropouts, phase) for phase in PHASES)
         self._rates = tuple(zip(PHASES, rates, strict=True))
-        self._none = not dropouts.total and stragglers.kind == "none"
+        self._any_cut = dropouts.total > 0
+        self._any_slow = stragglers.kind != "none"
 
     def of(self, device: int, round_id: int, attempt: int = 0) -> Fate:
         """The fate of a device's task of a round.
@@ -51,27 +52,21 @@ class Fates:
         `attempt` counts how often the device has set about it before. A task is cut short once
         at the most: rates are of tasks, so a later attempt has no dropout.
         """
-        if self._none:
-            return _ORDINARY
-        return Fate(
-            self._factor(device, round_id), None if attempt else self._cut(device, round_id)
-        )
+        dropout = self._cut(device, round_id) if self._any_cut and not attempt else None
+        factor = self._factor(device, round_id) if self._any_slow else 1.0
+        return Fate(factor, dropout) if dropout or factor != 1 else _ORDINARY
 
     def _factor(self, device: int, round_id: int) -> float:
         config = self._stragglers
-        if config.kind == "none":
-            return 1.0
         number = round_id + 1 if config.per == "task" else 0
-        drawn = self._slow.draw(device, number)
-        if drawn.first >= config.fraction:
+        for_whether, for_factor, *_ = self._slow.draw(device, number)
+        if for_whether >= config.fraction:
             return 1.0
-        return config.factor if config.kind == "factor" else log_normal(drawn.second, config.sigma)
+        return config.factor if config.kind == "factor" else log_normal(for_factor, config.sigma)
 
     def _cut(self, device: int, round_id: int) -> Dropout | None:
-        if not self._dropouts.total:
-            return None
         drawn = self._cuts.draw(device, round_id)
-        left = drawn.first
+        left = drawn[0]
         for phase, rate in self._rates:
             left -= rate
             if left < 0:
@@ -80,8 +75,9 @@ class Fates:
 
     def _dropout(self, phase: Phase, drawn: Draw) -> Dropout:
         config = self._dropouts
+        _, fraction, for_pause, _ = drawn
         epoch = config.at_epoch if phase == "in_training" else None
         back_after_ms = None
         if config.back_after_s:
-            back_after_ms = max(1, round(exponential(drawn.third, config.back_after_s) * 1_000))
-        return Dropout(phase, drawn.second, epoch, back_after_ms)
+            back_after_ms = max(1, round(exponential(for_pause, config.back_after_s) * 1_000))
+        return Dropout(phase, fraction, epoch, back_after_ms)

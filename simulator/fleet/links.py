@@ -15,13 +15,14 @@ _MATHIS = math.sqrt(1.5)
 
 _MBIT = 1e6 / 8
 LINKS = {
-    "ethernet": LinkNumbers(1_000 * _MBIT, 1_000 * _MBIT, 0.5),
-    "wifi": LinkNumbers(115.22 * _MBIT, 17.18 * _MBIT, 7),
-    "4g": LinkNumbers(9 * _MBIT, 9 * _MBIT, 85),
-    "3g": LinkNumbers(1.6 * _MBIT, 0.768 * _MBIT, 150),
-    "2g": LinkNumbers(0.28 * _MBIT, 0.256 * _MBIT, 400),
-    "satellite": LinkNumbers(19.73 * _MBIT, 2.43 * _MBIT, 362),
+    "ethernet": LinkNumbers(1_000 * _MBIT, 1_000 * _MBIT, 0.5),  # nominal
+    "wifi": LinkNumbers(115.22 * _MBIT, 17.18 * _MBIT, 7),  # median of US homes, Ookla, Q2 2021
+    "4g": LinkNumbers(12 * _MBIT, 12 * _MBIT, 35),  # WebPageTest's profile LTE
+    "3g": LinkNumbers(1.6 * _MBIT, 0.768 * _MBIT, 150),  # its 3G
+    "2g": LinkNumbers(0.24 * _MBIT, 0.2 * _MBIT, 420),  # its Edge
+    "satellite": LinkNumbers(19.73 * _MBIT, 2.43 * _MBIT, 362),  # HughesNet, Ookla, Q2 2021
 }
+"""Latency is half of the published ping."""
 
 
 def link_numbers(link: str | LinkNumbers, where: str) -> LinkNumbers:

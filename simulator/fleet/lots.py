@@ -1,7 +1,7 @@
 """Random numbers by what they are for: no state, so that draws of one component, device or task
 never move those of another, and every policy sees the same fates.
 
-Derived by BLAKE2b with a key of its own for each component: some microseconds a draw, no memory.
+Derived by BLAKE2b with a key of its own for each component: a microsecond or two a draw, no memory.
 """
 
 from __future__ import annotations
@@ -10,34 +10,36 @@ import hashlib
 import math
 import struct
 from statistics import NormalDist
-from typing import NamedTuple
 
-_QUESTION = struct.Struct("<3Q")
+_QUESTION = struct.Struct("<2Q")
 _ANSWER = struct.Struct("<4Q")
 _NORMAL = NormalDist()
+_STEP = 2.0**-52
 
 
-class Draw(NamedTuple):
-    """Four independent numbers, uniform in the open interval (0, 1)."""
-
-    first: float
-    second: float
-    third: float
-    fourth: float
+Draw = tuple[float, float, float, float]
+"""Independent numbers, uniform in the open interval (0, 1)."""
 
 
 class Lots:
     """The draws of one component."""
 
     def __init__(self, seed: int, component: str) -> None:
-        self._key = hashlib.sha256(f"{seed}/{component}".encode()).digest()
+        key = hashlib.sha256(f"{seed}/{component}".encode()).digest()
+        self._keyed = hashlib.blake2b(digest_size=_ANSWER.size, key=key)
 
-    def draw(self, device: int, number: int = 0, part: int = 0) -> Draw:
-        """The numbers of one device's `number`-th draw; all arguments in [0, 2^64)."""
-        question = _QUESTION.pack(device, number, part)
-        answer = hashlib.blake2b(question, digest_size=32, key=self._key).digest()
-        a, b, c, d = _ANSWER.unpack(answer)
-        return Draw(_open(a), _open(b), _open(c), _open(d))
+    def draw(self, device: int, number: int = 0) -> Draw:
+        """The numbers of one device's `number`-th draw; both in [0, 2^64)."""
+        hashed = self._keyed.copy()
+        hashed.update(_QUESTION.pack(device, number))
+        a, b, c, d = _ANSWER.unpack(hashed.digest())
+        # 52 of the bits, and a half, so that it is neither 0 nor 1.
+        return (
+            ((a >> 12) + 0.5) * _STEP,
+            ((b >> 12) + 0.5) * _STEP,
+            ((c >> 12) + 0.5) * _STEP,
+            ((d >> 12) + 0.5) * _STEP,
+        )
 
 
 def exponential(uniform: float, mean: float) -> float:
@@ -48,8 +50,3 @@ def exponential(uniform: float, mean: float) -> float:
 def log_normal(uniform: float, sigma: float) -> float:
     """The value of a log-normal distribution with median 1 at this quantile."""
     return math.exp(sigma * _NORMAL.inv_cdf(uniform)) if sigma else 1.0
-
-
-def _open(number: int) -> float:
-    """52 of its bits, and a half, so that it is neither 0 nor 1."""
-    return ((number >> 12) + 0.5) * 2.0**-52

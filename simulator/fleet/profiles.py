@@ -1,6 +1,6 @@
 """How long a training step takes: on the reference machine, and on devices by profile.
 
-Sources of every number: docs/simulate.md, "Profiles".
+The reference is the machine of `results/train_step.json` and `results/digits_step.json`.
 """
 
 from __future__ import annotations
@@ -13,19 +13,25 @@ import msgspec
 from msgspec import Struct
 
 from edge_client.training import steps_per_epoch
+from fedtide.bundle import open_bundle_dir
 from fedtide.errors import ConfigError
+from fedtide.manifest import Manifest
 from fedtide.plan import Plan
 from simulator.fleet.scenario import GroupConfig, LearningConfig
 
 PROFILES = {
-    "pi-zero-2w": 1 / 50,
-    "pi-4": 1 / 30,
-    "pi-5": 1 / 10,
-    "phone-mid": 1 / 10,
-    "phone-fast": 1 / 4,
-    "laptop": 1 / 4,
+    "pi-zero-2w": 0.017,
+    "pi-4": 0.060,
+    "pi-5": 0.16,
+    "phone-mid": 0.23,
+    "phone-fast": 0.34,
+    "laptop": 0.58,
 }
-"""Speed of a training step as a fraction of the reference machine's."""
+"""Speed of one core as a fraction of one of the reference machine's: estimates, from inference
+times that ncnn's users measured (docs/simulate.md, "Profiles", says how)."""
+FLOPS_PER_MS = 1e8
+"""Of the reference machine, for a model without a measured step: 100 GFLOP/s. The five models of
+the FedAvg paper reach 65 to 136, see docs/simulate.md."""
 
 
 class StepTimes(NamedTuple):
@@ -64,7 +70,7 @@ class Model(NamedTuple):
 
 
 MODELS = {
-    "digits": Model(4_810, StepTimes(10, 0.06, 50, 0.08)),
+    "digits": Model(76_810, StepTimes(10, 0.095, 50, 0.24)),
     "mnist_2nn": Model(199_210, StepTimes(10, 0.136, 50, 0.361)),
     "mnist_cnn": Model(1_663_370, StepTimes(10, 7.107, 50, 46.33)),
     "cifar_cnn": Model(1_068_298, StepTimes(10, 10.777, 50, 49.513)),
@@ -137,31 +143,49 @@ def read_benchmark(path: Path) -> StepTimes:
     return StepTimes(small, fastest[small], large, fastest[large])
 
 
-def parameters_of(learning: LearningConfig) -> int | None:
-    """Values of the model that travel; None: only its bundle knows.
+def parameters_of(learning: LearningConfig) -> int:
+    """Values of the model that travel.
 
     Raises:
-        ConfigError: modelled learning of a model that is not known by name.
+        ConfigError: the model is neither a known name nor the folder of a bundle.
+        BundleError: what is in the folder is no bundle.
     """
     if learning.parameters is not None:
         return learning.parameters
     if learning.model in MODELS:
         return MODELS[learning.model].parameters
-    if learning.kind == "real":
-        return None
-    raise ConfigError(
-        f"learning.model is {learning.model!r}, expected one of: {', '.join(MODELS)}",
-        hint="for another model give learning.parameters and learning.step_ms",
-    )
+    return _manifest(learning.model).shared_count
 
 
 def reference_times(learning: LearningConfig, plan: Plan) -> StepTimes | None:
-    """Step times on the reference machine; None: not known."""
+    """Step times on the reference machine; None: not known.
+
+    Raises:
+        ConfigError: the model is neither a known name nor the folder of a bundle.
+        BundleError: what is in the folder is no bundle.
+    """
     if learning.step_ms is not None:
         return given_times(learning.step_ms, plan)
-    if learning.model in MODELS and learning.parameters is None:
+    if learning.parameters is not None:
+        return None
+    if learning.model in MODELS:
         return MODELS[learning.model].times
-    return None
+    estimates = _manifest(learning.model).estimates
+    if estimates is None:
+        return None
+    example_ms = estimates.flops_per_example / FLOPS_PER_MS
+    return StepTimes(1, example_ms, 1, example_ms)
+
+
+def _manifest(model: str) -> Manifest:
+    folder = Path(model)
+    if not folder.is_dir():
+        raise ConfigError(
+            f"learning.model is {model!r}, expected the folder of a bundle or one of: "
+            f"{', '.join(MODELS)}",
+            hint="or, if only time matters, give learning.parameters and learning.step_ms",
+        )
+    return open_bundle_dir(folder).manifest
 
 
 def given_times(step_ms: float, plan: Plan) -> StepTimes:

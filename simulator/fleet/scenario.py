@@ -88,7 +88,7 @@ class AvailabilityConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """day_night: the same by day."""
     night_from_h: Hour = 22.0
     night_until_h: Hour = 6.0
-    night_spread_s: Seconds = 3_600.0
+    night_spread_s: Annotated[float, Meta(ge=0, le=86_400)] = 3_600.0
     """day_night: each device's nights are shifted by up to this much, either way."""
     zones_h: Annotated[float, Meta(ge=0, le=24)] = 0.0
     """day_night: width of the time zones that the fleet lives in."""
@@ -107,6 +107,8 @@ class AvailabilityConfig(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError(f'repeat_s is of kind = "trace", the kind is "{self.kind}"')
         if self.night_from_h % 24 == self.night_until_h % 24:
             raise ValueError(f"the night begins and ends at {self.night_from_h:g} h")
+        if self.kind == "day_night" and not self.night_share and not self.day_share:
+            raise ValueError("night_share and day_share are both 0: no device is ever on")
 
 
 class DropoutsConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -153,7 +155,7 @@ class LearningConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     kind: Literal["modelled", "real"] = "modelled"
     model: str = "mnist_2nn"
-    """A name, or the folder of a bundle."""
+    """A name, or the folder of a bundle: a path with a `/`."""
     data: str | None = None
     data_dir: Path | None = None
     partition: Literal["iid", "shards", "dirichlet", "natural"] = "iid"
@@ -219,6 +221,11 @@ def read_scenario(path: Path) -> Scenario:
             contradicts itself; the message names the key, the value and what was expected.
     """
     scenario = load_config(path, Scenario, hint=HINT)
+    model = scenario.learning.model
+    if "/" in model:  # a folder, relative to the file; a name has none
+        model = str((path.parent / Path(model).expanduser()).resolve())
+        learning = msgspec.structs.replace(scenario.learning, model=model)
+        scenario = msgspec.structs.replace(scenario, learning=learning)
     try:
         policies(scenario)
     except ConfigError as exc:
