@@ -2,7 +2,7 @@
 
 An event is a JSON array: its kind, then its fields in the order below. Times are virtual
 milliseconds since the start of the run, devices are indices; both are whole numbers. A task is
-named by its device and its round. What is as by default at the end of a line is left out.
+named by its device and its round.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def test_a_record_that_was_cut_is_read_as_far_as_it_goes(tmp_path: Path) -> None
         (b'["on",5,2]', b'["on",6,2]', "not those that were recorded"),
         (b'["on",5,2]', b'["on",5,1]', "not those"),
         (b"[0,1]]", b"[0,3]]", "line 6 names a device"),
-        (b"[[0,1,12.0]]", b"[[3,1,12.0]]", "line 20 names a device"),
+        (b"[[0,1,12.0,0]]", b"[[3,1,12.0,0]]", "line 20 names a device"),
         (b'["task",10,1,1,0]', b'["task",10,9,1,0]', "line 8 names a device"),
         (b'["on",5,2]', b'["on",5]', "line 4"),
         (b'["on",5,2]', b'["moon",5]', "line 4"),
