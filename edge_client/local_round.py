@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import functools
 import logging
-import time
 from collections.abc import Callable
+from time import monotonic
 from typing import NamedTuple
 
 import numpy as np
@@ -62,7 +62,7 @@ def do_task(
         DataError, GraphFailedError: as the trainer's.
         StateError: the disk is failing.
     """
-    started_s = time.monotonic()
+    started_s = monotonic()
 
     @functools.cache
     def basis() -> bytes:
@@ -84,7 +84,7 @@ def do_task(
     del saved  # its vectors are as large as the model
 
     def elapsed_ms() -> int:
-        return earlier_ms + round((time.monotonic() - started_s) * 1000)
+        return earlier_ms + round((monotonic() - started_s) * 1000)
 
     def save(progress: Progress, parameters: Vector, losses: tuple[float, ...]) -> None:
         checkpoint = Checkpoint(
@@ -93,6 +93,10 @@ def do_task(
         keeping.saved.save(basis(), checkpoint)
         reach("client: progress saved")
         keeping.on_saved(progress.epochs)
+
+    def enough() -> bool:
+        longest_ms = task.plan.training_ms_max
+        return longest_ms is not None and elapsed_ms() >= longest_ms
 
     reach("client: training started")
     if task.kind == "evaluate":
@@ -103,6 +107,7 @@ def do_task(
         task.plan,
         on_epoch=EpochSaver(trainer, task.plan.epochs, keeping.lost_ms_max, save, losses),
         on_step=on_step,
+        enough=enough,
         start_epoch=epochs_done,
         optimizer_state=optimizer_state,
         reference=start,

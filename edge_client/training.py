@@ -86,6 +86,7 @@ def train(
     *,
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
+    enough: Callable[[], bool] | None = None,
     start_epoch: int = 0,
     optimizer_state: OptimizerState | None = None,
     reference: Vector | None = None,
@@ -93,10 +94,11 @@ def train(
     """Train the trainer's current model on x[n, ...] and y[n, ...] as `plan` says.
 
     `on_step(steps, loss)` follows every step: it may sleep, to share the processor, and returns
-    False to stop. `on_epoch(progress)` follows every epoch: time to save `trainer.parameters()`
-    and the optimizer's state. To go on after a restart, give the trainer what was saved, the
-    number of epochs done as `start_epoch`, the optimizer's state, and the round's initial model
-    as `reference` (default: the model that the trainer has now).
+    False to stop. `enough()` follows every step once there is a loss; True ends training, and what
+    was learned is the result. `on_epoch(progress)` follows every epoch that did not end so: time to
+    save `trainer.parameters()` and the optimizer's state. To go on after a restart, give the
+    trainer what was saved, the number of epochs done as `start_epoch`, the optimizer's state, and
+    the round's initial model as `reference` (default: the model that the trainer has now).
 
     Raises:
         TrainingInterruptedError: `on_step` returned False.
@@ -116,14 +118,12 @@ def train(
         state=optimizer_state,
     )
     stepper = _Stepper(trainer, plan, optimizer, x, y)
-    epoch_steps = steps_per_epoch(plan, examples)
-    steps_max = plan.epochs * epoch_steps
-    if plan.steps_max is not None:
-        steps_max = min(steps_max, plan.steps_max)
-    steps = min(start_epoch * epoch_steps, steps_max)
+    steps_max = plan.steps_for(examples)
+    steps = min(start_epoch * steps_per_epoch(plan, examples), steps_max)
     losses: list[float] = []
+    ended = False
     for epoch in range(start_epoch, plan.epochs):
-        if steps == steps_max:
+        if ended or steps == steps_max:
             break
         total = Measure(0.0, 0.0)
         for loss in stepper.epoch(epoch, steps_max - steps):
@@ -131,10 +131,13 @@ def train(
             total = Measure(total.sum + loss.sum, total.weight + loss.weight)
             if on_step is not None and on_step(steps, loss.mean or 0.0) is False:
                 raise TrainingInterruptedError(f"stopped after {steps} of {steps_max} steps")
+            ended = enough is not None and total.weight > 0 and enough()
+            if ended:
+                break
         if total.mean is None:
             raise DataError("no example has a label that counts")
         losses.append(total.mean)
-        if on_epoch is not None:
+        if on_epoch is not None and not ended:
             on_epoch(Progress(epoch + 1, losses[-1], optimizer.state))
     new = trainer.parameters()
     local = new[manifest.local].copy()

@@ -13,8 +13,11 @@ Beta = Annotated[float, Meta(ge=0, lt=1)]
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
 
 
-class Plan(Struct, frozen=True, forbid_unknown_fields=True):
+class Plan(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     """Local training of one round. FedSGD is `epochs=1, batch_size="all"`.
+
+    Written without what is as by default, so that a peer which does not know a newer field still
+    understands the plans that do without it.
 
     Raises:
         ValueError: settings that contradict each other.
@@ -48,6 +51,10 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True):
     """Seeds the order of the examples, and dropout."""
     steps_max: Annotated[int, Meta(ge=1, lt=2**53)] | None = None
     """At most this many optimizer steps in all, whatever the epochs."""
+    training_ms_max: Annotated[int, Meta(ge=1, lt=2**53)] | None = None
+    """Training ends after the step in which the work on the task has taken this long, by the
+    device's monotonic clock; earlier lives of the client count, at least one step is made. What
+    comes of it depends on the number of steps, and on nothing else of the time."""
 
     def __post_init__(self) -> None:
         """Settings of one optimizer mean nothing to the other."""
@@ -59,6 +66,12 @@ class Plan(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("nesterov needs a momentum above 0")
         if self.optimizer_state == "kept" and not self.has_state:
             raise ValueError('optimizer_state is "kept", but sgd without momentum has no state')
+
+    def steps_for(self, examples: int) -> int:
+        """Optimizer steps for this many local examples, unless time ends training before."""
+        batches = 1 if self.batch_size == "all" else -(-examples // self.batch_size)
+        steps = self.epochs * batches
+        return steps if self.steps_max is None else min(steps, self.steps_max)
 
     @property
     def has_state(self) -> bool:

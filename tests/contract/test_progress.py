@@ -163,6 +163,33 @@ def test_every_life_may_be_cut_short(bench: Bench, whole: tuple[Update, set[byte
     assert bench.done(bench.task()) == whole[0]
 
 
+def test_a_budget_of_time_counts_every_life(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """4 steps an epoch, 10 ms a step by this clock: with 95 ms, training ends after the tenth."""
+    now_s = [100.0]
+
+    def step(_steps: int, _loss: float) -> bool:
+        now_s[0] += 0.010
+        return True
+
+    monkeypatch.setattr(local_round, "monotonic", lambda: now_s[0])
+    monkeypatch.setattr(Worker, "_pace", lambda _self, _dropped: step)
+    plan = msgspec.structs.replace(PLAN, training_ms_max=95)
+    task = msgspec.structs.replace(bench.task(), plan=plan)
+    assert isinstance(bench.life(task, nth("client: progress saved", 1))[-1], TaskFailed)
+    now_s[0] += 3_600  # the device was off
+    last = bench.life(task)[-1]
+    assert isinstance(last, TaskDone)
+    assert (last.update.steps, last.update.training_ms, len(last.update.losses)) == (10, 100, 3)
+
+    other = Bench(tmp_path / "other", bench.runtime)
+    plan = msgspec.structs.replace(PLAN, steps_max=10)
+    expected = other.done(msgspec.structs.replace(task, plan=plan))
+    assert (last.update.blob, last.update.losses) == (expected.blob, expected.losses)
+    assert bench.kept() == other.kept()  # the optimizer's state, too
+
+
 def test_what_is_safe_is_told(bench: Bench) -> None:
     reports = bench.life(bench.task())
     saved = [event.epochs for event in reports if isinstance(event, EpochsSaved)]

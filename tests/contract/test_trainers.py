@@ -431,6 +431,40 @@ def test_steps_max_and_interruption(mlp: tuple[Trainer, Any]) -> None:
         train(trainer, x[:0], y[:0], Plan())
 
 
+@pytest.mark.parametrize("steps", [1, 3, 4])
+def test_enough_ends_training_with_what_it_has(mlp: tuple[Trainer, Any], steps: int) -> None:
+    """In the middle of an epoch or at its end: what `steps_max` of that number gives."""
+    trainer, expected = mlp
+    x, y = data(30)
+    plan = Plan(epochs=9, batch_size=10, momentum=0.5)
+    trainer.set_parameters(expected["start"])
+    whole = train(trainer, x, y, msgspec.structs.replace(plan, steps_max=steps))
+    trainer.set_parameters(expected["start"])
+    answers = iter([*[False] * (steps - 1), True])
+    epochs: list[int] = []
+    part = train(
+        trainer,
+        x,
+        y,
+        plan,
+        enough=lambda: next(answers),
+        on_epoch=lambda progress: epochs.append(progress.epochs),
+    )
+    assert (part.steps, part.losses) == (steps, whole.losses)
+    assert part.delta.tobytes() == whole.delta.tobytes()
+    assert epochs == ([1] if steps == 4 else [])  # an epoch that was cut short is not one to save
+
+
+def test_a_batch_without_labels_is_never_enough(runtime: Any) -> None:
+    trainer, expected = opened("tiny_tokens", runtime)
+    x, y = expected["x"][:4], expected["y"][:4].copy()
+    y[epoch_order(0, 0, 4)[:2]] = -100
+    result = train(trainer, x, y, Plan(batch_size=1), enough=lambda: True)
+    assert result.steps >= 3
+    assert result.delta.any()
+    trainer.close()
+
+
 def test_order_is_a_stable_function_of_seed_and_epoch() -> None:
     assert epoch_order(0, 0, 8).tolist() == epoch_order(0, 0, 8).tolist()
     assert sorted(epoch_order(3, 1, 100).tolist()) == list(range(100))

@@ -12,6 +12,7 @@ import struct
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -59,6 +60,18 @@ UPDATE = Update(
     losses=(0.5, 0.25),
     held_out=Metrics(60, {"loss": Measure(30.5, 60.0), "accuracy": Measure(51.0, 60.0)}),
 )
+TASK = Task(
+    run_id="5f0c2a9be4d17386",
+    round_id=7,
+    kind="train",
+    bundle=MANIFEST,
+    model=MODEL,
+    model_version=3,
+    chunk_blocks=7,
+    plan=Plan(epochs=5, batch_size=10, learning_rate=0.125, momentum=0.5, clip_norm=1.0, seed=42),
+    encoding="f16",
+    deadline_ms=60_000,
+)
 MESSAGES: dict[str, AnyMessage] = {
     "hello": Hello("0.1.0", ("portable",), 600, ("f32",), (MANIFEST.digest,), ("u1",), "9c0f7e"),
     "offer": Offer(UPDATE),
@@ -67,19 +80,8 @@ MESSAGES: dict[str, AnyMessage] = {
     # CRC-32 of b"123456789" is 0xCBF43926: the check value of the algorithm's catalogue entry.
     "chunk": Chunk("dd" * 32, 9, 0, 0xCBF43926, b"123456789"),
     "welcome": Welcome(MANIFEST, MODEL, 3, 7, 30_000, 20_000, "quarantined for 59 min"),
-    "task": Task(
-        run_id="5f0c2a9be4d17386",
-        round_id=7,
-        kind="train",
-        bundle=MANIFEST,
-        model=MODEL,
-        model_version=3,
-        chunk_blocks=7,
-        plan=Plan(
-            epochs=5, batch_size=10, learning_rate=0.125, momentum=0.5, clip_norm=1.0, seed=42
-        ),
-        encoding="f16",
-        deadline_ms=60_000,
+    "task": msgspec.structs.replace(
+        TASK, plan=msgspec.structs.replace(TASK.plan, training_ms_max=20_000)
     ),
     "receipt": Receipt("0123456789abcdef01234567", "discarded", "late: round 7 has closed"),
     "problem": Problem("17", "malformed: Input data was truncated"),
@@ -113,6 +115,7 @@ MESSAGES: dict[str, AnyMessage] = {
 EARLIER = MESSAGES | {
     "hello": Hello("0.1.0", ("portable",), 600, ("f32", "f16"), (MANIFEST.digest,), ("u1",)),
     "welcome": Welcome(MANIFEST, MODEL, 3, 7, 30_000, spread_ms=0, notice=""),
+    "task": TASK,
     "status": Status("collecting", 7, 50, 3, ("a", "b"), ("a",), 1_500, "1 of 2", 0.5, 0.9375),
 }
 # +1, -2, 0.5 and 65504 (largest binary16): exact in both encodings.
@@ -217,6 +220,13 @@ def test_the_golden_bytes_are_read_as_the_message(wire: dict[str, Any], name: st
 def test_what_earlier_versions_sent_is_read(name: str) -> None:
     raw = bytes.fromhex(json.loads(EARLIER_WIRE.read_text())[name]["bytes"])
     assert decode(raw) == Envelope(1, "m1", EARLIER[name])
+
+
+def test_a_plan_says_only_what_is_not_as_by_default() -> None:
+    """Or no field could ever be added: an unknown one makes the task malformed."""
+    said = readable(read(encode(TASK, "m1")))["body"]["plan"]
+    assert {"steps_max", "training_ms_max"}.isdisjoint(said)
+    assert decode(encode(TASK, "m1")) == Envelope(1, "m1", TASK)
 
 
 @pytest.mark.parametrize("encoding", ["f32", "f16"])
