@@ -14,7 +14,7 @@ from simulator.fleet.availability import Availability
 from simulator.fleet.dropouts import Fate, Fates
 from simulator.fleet.links import Direction, link_numbers, transfer_ms
 from simulator.fleet.lots import Lots, log_normal
-from simulator.fleet.profiles import StepTimes
+from simulator.fleet.profiles import StepTimes, Work
 from simulator.fleet.scenario import GroupConfig, LinkNumbers, Scenario
 from simulator.fleet.trace import Interval
 
@@ -70,16 +70,18 @@ class Conditions:
         """What befalls a device's task of a round; see `Fates.of`."""
         return self._fates.of(device, round_id, attempt)
 
-    def training_ms(self, device: int, plan: Plan, examples: int | None = None) -> float:
-        """Milliseconds of a whole training, without the task's `slow_factor`.
+    def work(
+        self, device: int, plan: Plan, slow_factor: float = 1.0, examples: int | None = None
+    ) -> Work:
+        """Steps and milliseconds of a whole training, `plan.training_ms_max` obeyed.
 
-        `examples`: default, those of the traits.
+        `slow_factor`: of the task's fate. `examples`: default, those of the traits.
         """
         traits = self._traits[device]
-        return profiles.training_ms(traits.times, plan, examples or traits.examples)
+        return profiles.training(traits.times, plan, examples or traits.examples, slow_factor)
 
     def epoch_ms(self, device: int, plan: Plan, examples: int | None = None) -> float:
-        """The same of one epoch."""
+        """Milliseconds of one epoch, without any factor."""
         traits = self._traits[device]
         return profiles.epoch_ms(traits.times, plan, examples or traits.examples)
 

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from edge_client.training import steps_per_epoch
 from fedtide.bundle import open_bundle_dir
 from fedtide.errors import ConfigError
 from fedtide.manifest import Manifest
@@ -87,20 +86,39 @@ def batch_ms(times: StepTimes, plan: Plan, batch: int) -> float:
 
 def epoch_ms(times: StepTimes, plan: Plan, examples: int) -> float:
     """Milliseconds of one pass over `examples`, the smaller last batch included."""
-    size = examples if plan.batch_size == "all" else min(plan.batch_size, examples)
+    size = _batch_size(plan, examples)
     whole, rest = divmod(examples, size)
     return whole * batch_ms(times, plan, size) + (batch_ms(times, plan, rest) if rest else 0.0)
 
 
-def training_ms(times: StepTimes, plan: Plan, examples: int) -> float:
-    """Milliseconds of a whole training: epochs, or as many steps as the plan allows."""
-    in_epoch = steps_per_epoch(plan, examples)
-    steps = plan.epochs * in_epoch
-    if plan.steps_max is not None:
-        steps = min(steps, plan.steps_max)
-    epochs, steps_left = divmod(steps, in_epoch)
-    size = examples if plan.batch_size == "all" else min(plan.batch_size, examples)
-    return epochs * epoch_ms(times, plan, examples) + steps_left * batch_ms(times, plan, size)
+class Work(NamedTuple):
+    """A training, from its first step to its last."""
+
+    steps: int
+    """Optimizer steps; fewer than `Plan.steps_for` if `training_ms_max` ends it."""
+    ms: float
+
+
+def training(times: StepTimes, plan: Plan, examples: int, slow_factor: float = 1.0) -> Work:
+    """A whole training on this many examples by a device that takes `slow_factor` times as long."""
+    steps = plan.steps_for(examples)
+    size = _batch_size(plan, examples)
+    whole, rest = divmod(examples, size)
+    step_ms = batch_ms(times, plan, size) * slow_factor
+    rest_ms = batch_ms(times, plan, rest) * slow_factor if rest else 0.0
+    in_epoch = whole + (rest > 0)
+    pass_ms = whole * step_ms + rest_ms
+    if plan.training_ms_max is not None:
+        # It ends after the step in which the time is used up.
+        epochs, left_ms = divmod(plan.training_ms_max, pass_ms)
+        last = min(math.ceil(left_ms / step_ms), in_epoch)
+        steps = min(steps, max(1, int(epochs) * in_epoch + last))
+    epochs_done, steps_left = divmod(steps, in_epoch)
+    return Work(steps, epochs_done * pass_ms + steps_left * step_ms)
+
+
+def _batch_size(plan: Plan, examples: int) -> int:
+    return examples if plan.batch_size == "all" else min(plan.batch_size, examples)
 
 
 class _Measured(Struct):

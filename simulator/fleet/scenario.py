@@ -258,6 +258,13 @@ def _policy(scenario: Scenario, policy: PolicyConfig) -> Policy:
         "bundle": ".",
         "state_dir": ".",
     }
-    where = f"policy {policy.name!r}" if scenario.policy else ""
+    where = f"policy {policy.name!r}" if scenario.policy else "without a policy of its own"
     config = convert_config(raw, CoordinatorConfig, where)
+    devices = scenario.fleet.devices
+    for key in ("quorum", "devices_min"):
+        if getattr(config.rounds, key) > devices:
+            raise ConfigError(
+                f"{where}: rounds.{key} is {getattr(config.rounds, key)}, "
+                f"expected at most fleet.devices, {devices}"
+            )
     return Policy(policy.name, config.rounds, config.plan)
