@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from fedtide.dataset import Examples
 from fedtide.errors import ConfigError
+from simulator.learning.datasets.cifar10 import Cifar10
 from simulator.learning.datasets.digits import Digits
 from simulator.learning.datasets.mnist import Mnist
 from simulator.learning.datasets.shakespeare import ShakespeareCharacters, ShakespeareWords
@@ -53,6 +54,7 @@ class TrainingData(Protocol):
 
 
 DATA_SETS: dict[str, Callable[[Path], TrainingData]] = {
+    "cifar10": Cifar10,
     "digits": Digits,
     "mnist": Mnist,
     "shakespeare": ShakespeareCharacters,
