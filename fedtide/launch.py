@@ -5,6 +5,9 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
+
+_OURS = str(Path(__file__).resolve().parent.parent)
 
 
 def module_command(module: str, *words: str, python: str | None = None) -> list[str]:
@@ -13,6 +16,10 @@ def module_command(module: str, *words: str, python: str | None = None) -> list[
 
 
 def module_environment(**more: str) -> dict[str, str]:
-    """Ours and `more`, for a child of this interpreter that finds what we find."""
-    path = os.pathsep.join(path for path in sys.path if path)
-    return {**os.environ, **more, "PYTHONPATH": path}
+    """Ours and `more`, for a child of this interpreter that finds what we find.
+
+    Our own packages come first: beside a user's model, whose folder is on the path while it is
+    loaded, there may be a folder `export` or `demo`.
+    """
+    paths = dict.fromkeys([_OURS, *filter(None, sys.path)])
+    return {**os.environ, **more, "PYTHONPATH": os.pathsep.join(paths)}

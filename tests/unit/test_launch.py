@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -34,6 +35,24 @@ def test_code_of_the_current_folder_is_not_run(tmp_path: Path, environment: dict
 def test_a_child_finds_what_we_find(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(sys, "path", ["", str(tmp_path), *sys.path])
     environment = module_environment(OMP_NUM_THREADS="1")
-    assert environment["PYTHONPATH"].startswith(str(tmp_path))
+    assert str(tmp_path) in environment["PYTHONPATH"].split(os.pathsep)
     assert environment["OMP_NUM_THREADS"] == "1"
     assert module_command("a.b", "c", python="other") == ["other", "-P", "-m", "a.b", "c"]
+
+
+def test_what_is_called_like_ours_is_not_run(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """As with a model's file that lies beside a folder `export`."""
+    (tmp_path / "fedtide").mkdir()
+    (tmp_path / "fedtide" / "__init__.py").write_text("raise SystemExit('not ours')")
+    monkeypatch.syspath_prepend(tmp_path)
+    done = subprocess.run(
+        module_command("fedtide", "--version"),
+        env=module_environment(),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("fedtide "), done.stderr
