@@ -153,10 +153,15 @@ class _Stepper:
         self, trainer: Trainer, plan: Plan, optimizer: Optimizer, x: AnyArray, y: AnyArray
     ) -> None:
         self._trainer, self._plan, self._optimizer = trainer, plan, optimizer
-        self._x, self._y = x, y
+        # numpy's `take` would copy all of what is not contiguous, for every batch.
+        self._x, self._y = np.ascontiguousarray(x), np.ascontiguousarray(y)
         self._batch = len(x) if plan.batch_size == "all" else min(plan.batch_size, len(x))
         at_once = plan.examples_at_once if trainer.manifest.additive else self._batch
         self._parts = -(-self._batch // at_once)
+        self._plain = self._parts == 1 and plan.is_plain_sgd
+        # One room for all batches: a trainer that sees the same arrays again need not look anew.
+        largest = -(-self._batch // self._parts)
+        self._room = tuple(np.empty((largest, *a.shape[1:]), a.dtype) for a in (x, y))
 
     def epoch(self, epoch: int, steps_max: int) -> Iterator[Measure]:
         """Train one epoch, at most `steps_max` batches of it; the loss before each step."""
@@ -171,24 +176,34 @@ class _Stepper:
             yield self._step(order[start : start + self._batch], seeds[first : first + self._parts])
 
     def _step(self, chosen: NDArray[np.int64], seeds: list[int]) -> Measure:
-        x, y, trainer = self._x, self._y, self._trainer
-        if not has_labels(trainer.manifest, y[chosen]):
+        trainer = self._trainer
+        if not has_labels(trainer.manifest, self._y, chosen):
             return Measure(0.0, 0.0)  # a mean over nothing: there is no gradient
         if len(chosen) == 1 < self._batch and not trainer.manifest.additive:
             return Measure(0.0, 0.0)  # a rest of one has no variance; PyTorch refuses it, too
-        if self._parts == 1 and self._plan.is_plain_sgd:
-            return trainer.step(x[chosen], y[chosen], self._plan.learning_rate, seeds[0])
+        if self._plain:
+            return trainer.step(*self._gathered(chosen), self._plan.learning_rate, seeds[0])
         total = Measure(0.0, 0.0)
         for part, seed in zip(np.array_split(chosen, self._parts), seeds, strict=True):
             if not len(part):
                 continue  # the last batch may be smaller than the number of parts
-            loss = trainer.accumulate(x[part], y[part], seed)
+            loss = trainer.accumulate(*self._gathered(part), seed)
             total = Measure(total.sum + loss.sum, total.weight + loss.weight)
         if total.weight > 0:
             trainer.change(lambda weights, g: self._optimizer.step(weights, g, total.weight))
         else:
             trainer.change(lambda *_: None)  # all of it weighs nothing
         return total
+
+    def _gathered(self, chosen: NDArray[np.int64]) -> tuple[AnyArray, AnyArray]:
+        """The chosen examples, until the next call."""
+        x, y = self._room
+        if len(chosen) < len(x):
+            x, y = x[: len(chosen)], y[: len(chosen)]
+        # Every index is in range; "clip" says so, and only then numpy writes without a detour.
+        np.take(self._x, chosen, axis=0, out=x, mode="clip")
+        np.take(self._y, chosen, axis=0, out=y, mode="clip")
+        return x, y
 
 
 def evaluate(trainer: Trainer, x: AnyArray, y: AnyArray, *, batch_size: int = 32) -> Metrics:

@@ -167,8 +167,9 @@ def _first_outside(
 ) -> OutOfRange | None:
     """The first element that is neither in [0, below) nor `ignored`."""
     values = array.reshape(-1)
-    # Nearly always everything is right, and two passes without a copy say so.
-    if values.min(initial=0) >= 0 and values.max(initial=0) < below:
+    # Nearly always everything is right, and one pass without a copy says so: what is negative is
+    # huge without its sign.
+    if values.view(f"u{values.dtype.itemsize}").max(initial=0) < below:
         return None
     outside = (values < 0) | (values >= below)  # type: ignore[operator]
     if ignored is not None:

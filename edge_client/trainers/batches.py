@@ -31,13 +31,13 @@ def check_batch(manifest: Manifest, x: AnyArray, y: AnyArray) -> tuple[AnyArray,
     return x, y
 
 
-def has_labels(manifest: Manifest, y: AnyArray) -> bool:
-    """Whether any example of a batch counts: a mean over none of them is no loss."""
-    return manifest.ignored_label is None or bool((y != manifest.ignored_label).any())
+def has_labels(manifest: Manifest, y: AnyArray, chosen: NDArray[np.int64]) -> bool:
+    """Whether any of the chosen examples counts: a mean over none of them is no loss."""
+    return manifest.ignored_label is None or bool((y[chosen] != manifest.ignored_label).any())
 
 
 def _check(what: str, expected: Array, actual: AnyArray) -> AnyArray:
-    if actual.dtype.name != expected.dtype or actual.shape[1:] != expected.shape:
+    if actual.dtype != expected.dtype or actual.shape[1:] != expected.shape:
         raise DataError(
             f"{what} have shape {actual.shape} and dtype {actual.dtype}, the model expects "
             f"{('n', *expected.shape)} and {expected.dtype}"

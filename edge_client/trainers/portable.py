@@ -36,6 +36,20 @@ class _Place:
             self.values[tensor.name] = shared_value(view)
 
 
+class _Bound:
+    """A binding, and the batch that it is bound to."""
+
+    def __init__(self, binding: Any) -> None:
+        self.binding = binding
+        self._batch: dict[str, AnyArray] = {}
+
+    def see(self, name: str, array: AnyArray) -> None:
+        """Bind an input to `array`, unless it is the same as before, whatever it holds now."""
+        if self._batch.get(name) is not array:
+            self.binding.bind_ortvalue_input(name, shared_value(array))
+            self._batch[name] = array
+
+
 class PortableTrainer:
     """See `edge_client.trainers.Trainer`. The evaluation graph is loaded when first used."""
 
@@ -56,7 +70,7 @@ class PortableTrainer:
         self._frozen: _Place | None = None
         self._places: list[_Place] = []
         self._spare: _Place | None = None
-        self._bindings: dict[tuple[int, int, int], Any] = {}
+        self._bindings: dict[tuple[int, int, int], _Bound] = {}
         self._parts = 0
         self._loss, self._weight = np.zeros((), np.float32), np.zeros((), np.float32)
         self._scale, self._denominator = np.zeros((), np.float32), np.zeros((), np.float32)
@@ -138,13 +152,13 @@ class PortableTrainer:
     ) -> Measure:
         """`target` = `base` + scale * gradient of `current`; statistics go to the other place."""
         key = (id(current), id(base), id(target))
-        binding = self._bindings.get(key)
-        if binding is None:
-            binding = self._bindings[key] = self._bind(current, base, target)
-        binding.bind_ortvalue_input("x", shared_value(x))
-        binding.bind_ortvalue_input("y", shared_value(y))
+        bound = self._bindings.get(key)
+        if bound is None:
+            bound = self._bindings[key] = _Bound(self._bind(current, base, target))
+        bound.see("x", x)
+        bound.see("y", y)
         self._seed[()] = seed
-        run_bound(self._session, binding)
+        run_bound(self._session, bound.binding)
         return Measure(float(self._loss), float(self._weight))
 
     def _bind(self, current: _Place, base: _Place, target: _Place) -> Any:
