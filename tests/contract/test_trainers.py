@@ -410,6 +410,17 @@ def test_training_resumes_to_the_same_bits(plan_name: str, runtime: Any) -> None
     trainer.close()
 
 
+def test_data_need_not_lie_in_one_piece(mlp: tuple[Trainer, Any]) -> None:
+    trainer, expected = mlp
+    x, y = data(46)
+    plan, deltas = Plan(epochs=2, batch_size=10, learning_rate=LEARNING_RATE), []
+    for pair in ((x[::2], y[::2]), (x[::2].copy(), y[::2].copy()), (x[::2].copy("F"), y[::2])):
+        trainer.set_parameters(expected["start"])
+        deltas.append(train(trainer, *pair, plan).delta)
+    np.testing.assert_array_equal(deltas[0], deltas[1])
+    np.testing.assert_array_equal(deltas[0], deltas[2])
+
+
 def test_fedsgd_is_one_step_on_everything(mlp: tuple[Trainer, Any]) -> None:
     trainer, expected = mlp
     trainer.set_parameters(expected["start"])
