@@ -73,17 +73,12 @@ class Conditions:
     def work(
         self, device: int, plan: Plan, slow_factor: float = 1.0, examples: int | None = None
     ) -> Work:
-        """Steps and milliseconds of a whole training, `plan.training_ms_max` obeyed.
+        """Steps and time of a whole training, `plan.training_ms_max` obeyed.
 
         `slow_factor`: of the task's fate. `examples`: default, those of the traits.
         """
         traits = self._traits[device]
         return profiles.training(traits.times, plan, examples or traits.examples, slow_factor)
-
-    def epoch_ms(self, device: int, plan: Plan, examples: int | None = None) -> float:
-        """Milliseconds of one epoch, without any factor."""
-        traits = self._traits[device]
-        return profiles.epoch_ms(traits.times, plan, examples or traits.examples)
 
     def transfer_ms(self, device: int, size_bytes: int, direction: Direction) -> float:
         """Milliseconds from asking for `size_bytes` on the wire to the arrival of the last one."""

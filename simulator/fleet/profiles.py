@@ -84,19 +84,16 @@ def batch_ms(times: StepTimes, plan: Plan, batch: int) -> float:
     return parts * times.at(batch / parts)
 
 
-def epoch_ms(times: StepTimes, plan: Plan, examples: int) -> float:
-    """Milliseconds of one pass over `examples`, the smaller last batch included."""
-    size = _batch_size(plan, examples)
-    whole, rest = divmod(examples, size)
-    return whole * batch_ms(times, plan, size) + (batch_ms(times, plan, rest) if rest else 0.0)
-
-
 class Work(NamedTuple):
     """A training, from its first step to its last."""
 
     steps: int
     """Optimizer steps; fewer than `Plan.steps_for` if `training_ms_max` ends it."""
     ms: float
+    """Of them all, the `slow_factor` included, as in:"""
+    epoch_ms: float
+    """Of a whole epoch, whether or not one is done."""
+    steps_in_epoch: int
 
 
 def training(times: StepTimes, plan: Plan, examples: int, slow_factor: float = 1.0) -> Work:
@@ -107,14 +104,15 @@ def training(times: StepTimes, plan: Plan, examples: int, slow_factor: float = 1
     step_ms = batch_ms(times, plan, size) * slow_factor
     rest_ms = batch_ms(times, plan, rest) * slow_factor if rest else 0.0
     in_epoch = whole + (rest > 0)
-    pass_ms = whole * step_ms + rest_ms
+    epoch_ms = whole * step_ms + rest_ms
     if plan.training_ms_max is not None:
         # It ends after the step in which the time is used up.
-        epochs, left_ms = divmod(plan.training_ms_max, pass_ms)
+        epochs, left_ms = divmod(plan.training_ms_max, epoch_ms)
         last = min(math.ceil(left_ms / step_ms), in_epoch)
         steps = min(steps, max(1, int(epochs) * in_epoch + last))
     epochs_done, steps_left = divmod(steps, in_epoch)
-    return Work(steps, epochs_done * pass_ms + steps_left * step_ms)
+    ms = epochs_done * epoch_ms + steps_left * step_ms
+    return Work(steps, ms, epoch_ms, in_epoch)
 
 
 def _batch_size(plan: Plan, examples: int) -> int:
