@@ -157,14 +157,14 @@ def _pieces(url: str, say: Say) -> Iterator[bytes]:
     try:
         with urllib.request.urlopen(url, timeout=TIMEOUT_S) as answer:  # noqa: S310 - checked above
             said = int(answer.headers.get("Content-Length") or 0)
-            say(f"{url} ({f'{said / 1e6:.1f} MB' if said else 'of unknown size'})")
+            say(f"{url} ({f'{said:,} bytes' if said else 'of unknown size'})")
             while piece := answer.read(_PIECE_BYTES):
                 there += len(piece)
                 if there > BYTES_MAX:
                     raise DataError(f"{url} has more than {BYTES_MAX:,} bytes", hint=hint)
-                if said and 10 * there // said > told < 9:
+                if said > 10 * _PIECE_BYTES and 10 * there // said > told:
                     told = 10 * there // said
-                    say(f"  {there / 1e6:.1f} of {said / 1e6:.1f} MB")
+                    say(f"  {there / 1e6:.0f} of {said / 1e6:.0f} MB")
                 yield piece
     except (OSError, http.client.HTTPException, ValueError) as exc:
         if isinstance(exc, urllib.error.HTTPError):
