@@ -1,8 +1,8 @@
 """Which device holds which examples.
 
 Every partition is a list of int64 arrays, one a device: indices of training examples, ascending,
-each example on exactly one device. A function of its arguments only, on every machine and numpy
-version.
+each example on exactly one device (`natural` may leave users out). A function of its arguments
+only, on every machine and numpy version.
 """
 
 from __future__ import annotations
@@ -85,10 +85,25 @@ def dirichlet(
     return _by_owner(owner, devices)
 
 
-def natural(groups: Indices) -> list[Indices]:
-    """A device for each natural user, in the order of their numbers."""
-    _, owner = np.unique(groups, return_inverse=True)
-    return _by_owner(owner, int(owner.max(initial=-1)) + 1)
+def natural(groups: Indices, devices: int | None = None, seed: int = 0) -> list[Indices]:
+    """A device for each natural user, in the order of their numbers.
+
+    With fewer `devices` than users, as many users drawn at random; nobody has the others' examples.
+
+    Raises:
+        ConfigError: there are more devices than users.
+    """
+    users, owner = np.unique(groups, return_inverse=True)
+    parts = _by_owner(owner, len(users))
+    if devices is None:
+        return parts
+    if not 1 <= devices <= len(users):
+        raise ConfigError(
+            f"there are {len(users):,} natural users, expected as many devices or fewer; "
+            f"{devices:,} are asked for",
+            hint="ask for fewer, or divide the examples otherwise",
+        )
+    return [parts[user] for user in np.sort(order(len(users), seed, "natural")[:devices])]
 
 
 def iid_like(groups: Indices, seed: int) -> list[Indices]:

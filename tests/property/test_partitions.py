@@ -117,6 +117,11 @@ def test_natural_users_and_as_many_devices(groups: list[int], seed: int) -> None
     parts = natural(of)
     check(parts, len(of))
     assert [set(of[part]) for part in parts] == [{user} for user in sorted(set(groups))]
+    some = natural(of, 1 + len(parts) // 2, seed)
+    assert len(some) == 1 + len(parts) // 2
+    places = [next(i for i, part in enumerate(parts) if np.array_equal(part, one)) for one in some]
+    assert places == sorted(set(places))
+    assert same(some, natural(of, len(some), seed))
     balanced = iid_like(of, seed)
     check(balanced, len(of))
     assert len(balanced) == len(parts)
@@ -166,6 +171,10 @@ def test_what_cannot_be_is_said_with_its_numbers() -> None:
         shards(labels, 60, 2, 0)
     with pytest.raises(ConfigError, match=r"0 shards per device"):
         shards(labels, 60, 0, 0)
+    with pytest.raises(ConfigError, match=r"10 natural users, .* 11 are asked for"):
+        natural(labels, 11)
+    with pytest.raises(ConfigError, match=r"10 natural users, .* 0 are asked for"):
+        natural(labels, 0)
     with pytest.raises(ConfigError, match=r"alpha is 0, expected a number above 0"):
         dirichlet(labels, 10, 0, 0)
     with pytest.raises(ConfigError, match=r"alpha is nan"):
