@@ -5,11 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from coordinator.aggregation import Contribution, apply_delta, clip_scales, weighted_mean
+from coordinator.aggregation import (
+    Contribution,
+    apply_delta,
+    clip_scales,
+    fednova_scales,
+    weight_of,
+    weighted_mean,
+)
+from coordinator.config import Weights
+from coordinator.local_steps import steps_norm
 from fedtide.blobs import BlobStore
 from fedtide.failpoints import reach
 from fedtide.measures import Metrics
 from fedtide.messages import BlobRef, Update
+from fedtide.plan import Plan
 from fedtide.vectors import Vector, decode_vector, encode_vector
 
 Evaluate = Callable[[Vector], Metrics]
@@ -22,6 +32,8 @@ class Part(NamedTuple):
     staleness: int = 0
     norm: float | None = None
     """L2 norm of its delta; None in stores of earlier versions."""
+    plan: Plan = Plan()
+    """By which it was trained."""
 
 
 class AggregateJob(NamedTuple):
@@ -33,6 +45,7 @@ class AggregateJob(NamedTuple):
     """In order of device and task."""
     shared_count: int
     norm_factor: float | None = None
+    weights: Weights = "examples"
 
 
 class Aggregated(NamedTuple):
@@ -57,10 +70,20 @@ class MissingUpdateError(Exception):
     """An update is not on disk any more."""
 
 
+def scales_of(job: AggregateJob) -> list[float]:
+    """For each part what its delta is scaled by."""
+    norms = [part.norm for part in job.parts]
+    if job.weights == "examples":
+        return clip_scales(norms, job.norm_factor)
+    # An update of a round with other weights may be here, whose steps nobody looked at.
+    steps_norms = [steps_norm(part.plan, max(part.update.steps, 1)) for part in job.parts]
+    weights = [weight_of(part.update.examples, part.staleness) for part in job.parts]
+    return fednova_scales(weights, steps_norms, norms, job.norm_factor)
+
+
 def contributions(job: AggregateJob, blobs: BlobStore) -> Iterator[Contribution]:
     """The updates of a round, one in memory at a time."""
-    scales = clip_scales([part.norm for part in job.parts], job.norm_factor)
-    for (update, staleness, _), scale in zip(job.parts, scales, strict=True):
+    for (update, staleness, *_), scale in zip(job.parts, scales_of(job), strict=True):
         assert update.blob is not None
         content = blobs.read(update.blob.digest)
         delta = decode_vector(content, update.encoding, job.shared_count)

@@ -4,9 +4,11 @@
 
 which equals sum_k (n_k / n) w_k for a common start w. A delta that started from a model s versions
 before w has the weight n_k / sqrt(1 + s) (FedBuff, Nguyen et al. 2022, section 5); one whose norm
-stands out is scaled down (Sun et al. 2019). Deltas are read one at a time, in order of device and
-task, and summed in float64: memory is O(model) whatever the number of updates, and the bits are the
-same whatever the order of arrival.
+stands out is scaled down (Sun et al. 2019). With FedNova each is scaled to one step, and the mean
+of these to the mean number of steps (Wang et al. 2020, section 4). Scales follow from headers and
+norms, before the first delta is read. Deltas are read one at a time, in order of device and task,
+and summed in float64: memory is O(model) whatever the number of updates, and the bits are the same
+whatever the order of arrival.
 """
 
 from __future__ import annotations
@@ -59,6 +61,34 @@ def clip_scales(norms: Sequence[float | None], norm_factor: float | None) -> lis
     return [1.0 if norm <= bound or bound == 0 else bound / norm for norm in known]
 
 
+def weight_of(examples: int, staleness: int) -> float:
+    """What an update counts with in the mean, beside others."""
+    return examples / math.sqrt(1 + staleness)
+
+
+def fednova_scales(
+    weights: Sequence[float],
+    steps_norms: Sequence[float],
+    norms: Sequence[float | None],
+    norm_factor: float | None,
+) -> list[float]:
+    """For each update tau / a_k, with a_k > 0 what its steps amount to (`local_steps.steps_norm`).
+
+    tau = sum_k p_k a_k, with p_k the share of its weight. Then the norms are bounded as in
+    `clip_scales`, as they count now: of few steps, a small delta counts for much. And what is said
+    of steps is untrusted, too: in tau, no a_k counts with more than `norm_factor` times the median.
+    Any tau > 0 leads to the same model in the end (section 4: it is the size of the server's step).
+    """
+    counted = list(steps_norms)
+    if norm_factor and len(counted) >= NORMS_MIN:
+        most = max(1.0, norm_factor) * median(counted)
+        counted = [min(one, most) for one in counted]
+    tau = sum(w * a for w, a in zip(weights, counted, strict=True)) / sum(weights)
+    scales = [tau / one for one in steps_norms]
+    scaled = [None if n is None else n * s for n, s in zip(norms, scales, strict=True)]
+    return [s * c for s, c in zip(scales, clip_scales(scaled, norm_factor), strict=True)]
+
+
 def weighted_mean(contributions: Iterable[Contribution], elements_count: int) -> Vector:
     """float32[elements_count]: the mean delta, weighted by examples and staleness.
 
@@ -70,7 +100,7 @@ def weighted_mean(contributions: Iterable[Contribution], elements_count: int) ->
     for examples, delta, staleness, scale in contributions:
         if examples < 1 or delta.shape != (elements_count,):
             raise ValueError(f"a contribution of {examples} examples and {delta.shape} values")
-        weight = examples / math.sqrt(1 + staleness)
+        weight = weight_of(examples, staleness)
         _add_scaled(total, delta, weight * scale)
         weights += weight
     if weights == 0:

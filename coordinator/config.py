@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from coordinator.local_steps import objection
 from fedtide.config import BrokerConfig, Positive
 from fedtide.messages import Encoding, Identifier
 from fedtide.plan import Plan
 
+Weights = Literal["examples", "fednova"]
 LEARNING_RATE_MIN = 1e-30
 """Less is as good as nothing to float32."""
 
@@ -28,6 +30,8 @@ class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Updates whose round has closed: discarded, or carried with weight 1/sqrt(1 + staleness)."""
     staleness_max: Annotated[int, Meta(ge=0, le=1000)] = 10
     """Versions that an update may be behind."""
+    weights: Weights = "examples"
+    """What an update counts with: its examples, or (FedNova) these for each of its steps."""
     buffer_size: Positive = 10
     """K: updates that make the next version, in the buffered mode."""
     concurrency: Positive = 20
@@ -106,9 +110,12 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """One way to size a cohort, which a buffer has not, and a quorum that can be reached.
 
-        And a learning rate in the last round that is still one.
+        And a learning rate in the last round that is still one, and steps that can be weighed.
         """
         rounds, size = self.rounds, self.rounds.cohort_size
+        reason = objection(self.plan) if rounds.weights == "fednova" else ""
+        if reason:
+            raise ValueError(f'rounds.weights "fednova" cannot weigh the steps: {reason}')
         decay = rounds.learning_rate_decay
         last = self.plan.learning_rate * decay ** (rounds.count - 1)
         if decay < 1 and last < LEARNING_RATE_MIN:

@@ -93,7 +93,7 @@ class Database:
             older = "start the coordinator once, which brings it up to date"
             raise StateError(
                 f"the state in {str(folder)!r} has schema {version}, expected {SCHEMA_VERSION}",
-                hint=older if version == 2 else "use the fedtide version that wrote it",
+                hint=older if version in (2, 3) else "use the fedtide version that wrote it",
             )
 
     @contextmanager

@@ -13,6 +13,7 @@ from pathlib import Path
 from coordinator.config import CoordinatorConfig
 from coordinator.diagnosis import DeviceFacts, Facts, confirmed, diagnose, seem_idle
 from coordinator.inquest import Known, damage, read_store, upload_quiet_ms
+from coordinator.plans import check_against
 from coordinator.round_state import RoundState
 from fedtide.broker_check import Probe, Trip, check_access, forbidden
 from fedtide.bundle import open_bundle_dir, sha256_hex
@@ -79,11 +80,10 @@ class _Case:
         else:
             model_bytes, bundle_digest = bundle.manifest.shared_bytes, bundle.digest
             yield ok(f"bundle {str(config.bundle)!r} is intact, model of {model_bytes:,} bytes")
-            if config.plan.optimizer not in bundle.manifest.optimizers:
-                yield problem(
-                    f"plan.optimizer is {config.plan.optimizer!r}, which the bundle does not offer",
-                    f"one of {', '.join(bundle.manifest.optimizers)}",
-                )
+            try:
+                check_against(config, bundle.manifest)
+            except FedtideError as exc:
+                yield failed(exc)
         rounds = config.rounds
         size = rounds.buffer_size if rounds.mode == "buffered" else rounds.cohort_size
         size = size or rounds.quorum

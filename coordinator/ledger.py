@@ -94,8 +94,9 @@ class Ledger:
         """What the round that is aggregating is to be made of."""
         state = self.state
         parts = tuple(self._store.part(m, state.model_version) for m in state.accepted())
-        base, factor = self.newest_model().ref, self.terms(state.round_id).norm_factor
-        return AggregateJob(state.round_id, base, parts, shared_count, factor)
+        base, terms = self.newest_model().ref, self.terms(state.round_id)
+        factor, weights = terms.norm_factor, terms.weights
+        return AggregateJob(state.round_id, base, parts, shared_count, factor, weights)
 
     def _new_terms(self, state: RoundState) -> Terms:
         config, version = self._config, state.model_version
@@ -107,6 +108,7 @@ class Ledger:
             base_version=version,
             norm_reference=median(norms) if norms else None,
             norm_factor=config.vetting.norm_factor,
+            weights=config.rounds.weights,
         )
 
     def apply(self, event: Event, at_ms: int) -> Commands:

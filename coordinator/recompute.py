@@ -20,7 +20,12 @@ def job_of(store: Store, model: Model) -> AggregateJob:
         raise StateError(f"the store does not say what model {model.version} was made from")
     parts = tuple(store.parts(model.round_id))
     return AggregateJob(
-        model.round_id, base.ref, parts, model.ref.size_bytes // 4, terms.norm_factor
+        model.round_id,
+        base.ref,
+        parts,
+        model.ref.size_bytes // 4,
+        terms.norm_factor,
+        terms.weights,
     )
 
 

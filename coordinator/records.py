@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from coordinator.config import Weights
 from fedtide.messages import Encoding, Kind
 from fedtide.plan import Plan
 
@@ -19,6 +20,7 @@ class Terms(NamedTuple):
     norm_reference: float | None
     """The median norm that updates are held against; None: not known yet."""
     norm_factor: float | None
+    weights: Weights = "examples"
 
 
 class Standing(NamedTuple):

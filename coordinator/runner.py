@@ -21,10 +21,11 @@ from coordinator.evaluation import TestSet
 from coordinator.inbox import Inbox
 from coordinator.job_thread import JobThread
 from coordinator.ledger import begin_run
+from coordinator.plans import check_against
 from coordinator.service import Service
 from coordinator.store import Store
 from fedtide.bundle import Bundle, open_bundle_dir
-from fedtide.errors import BundleError, ConfigError, FedtideError, StateError
+from fedtide.errors import BundleError, FedtideError, StateError
 from fedtide.files import locked
 from fedtide.memory_limit import return_large_blocks
 from fedtide.messages import Beacon, encode
@@ -78,11 +79,7 @@ def run_coordinator(config: CoordinatorConfig) -> int:
     """
     return_large_blocks()
     bundle = open_bundle_dir(config.bundle)
-    if config.plan.optimizer not in bundle.manifest.optimizers:
-        raise ConfigError(
-            f"plan.optimizer is {config.plan.optimizer!r}, the bundle offers "
-            f"{', '.join(bundle.manifest.optimizers)}"
-        )
+    check_against(config, bundle.manifest)
     with locked(config.state_dir, "coordinator"):
         store = Store(config.state_dir)
         try:

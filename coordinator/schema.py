@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 _TABLES = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE events (
@@ -47,23 +47,31 @@ CREATE TABLE standings (
 NULL while it waits for one. `norm_reference` is the median norm that updates are held against."""
 
 
+_SINCE_4 = "ALTER TABLE rounds ADD COLUMN weights TEXT NOT NULL DEFAULT 'examples';"
+_CHANGES = {0: _TABLES + _SINCE_3 + _SINCE_4, 2: _SINCE_3 + _SINCE_4, 3: _SINCE_4}
+"""What makes the tables of a version into those of this one; 0: there are none."""
+
+
 def prepare(database: sqlite3.Connection) -> int:
-    """Make the tables, or bring those of version 2 up to date, in one transaction; the version."""
+    """Make the tables, or bring those of 2 and 3 up to date, in one transaction; the version."""
     version = int(database.execute("PRAGMA user_version").fetchone()[0])
-    if version not in (0, 2):
+    if version not in _CHANGES:
         return version
     database.execute("BEGIN IMMEDIATE")
     try:
-        for statement in ("" if version else _TABLES).split(";") + _SINCE_3.split(";"):
+        for statement in _CHANGES[version].split(";"):
             database.execute(statement)
-        _fill_from_2(database)
+        if version < 3:
+            _fill_from_2(database)
         database.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         database.execute("COMMIT")
     except BaseException as exc:
         if database.in_transaction:
             database.execute("ROLLBACK")
         if isinstance(exc, (ValueError, KeyError, TypeError)):
-            raise sqlite3.DatabaseError(f"a row of version 2 cannot be read: {exc}") from exc
+            raise sqlite3.DatabaseError(
+                f"a row of version {version} cannot be read: {exc}"
+            ) from exc
         raise
     return SCHEMA_VERSION
 

@@ -78,7 +78,8 @@ class Store(Database):
         plan = msgspec.json.encode(terms.plan).decode()
         self._db.execute(
             "INSERT INTO rounds (round_id, opened_at_ms, cohort_json, plan_json, encoding, kind,"
-            " base_version, norm_reference, norm_factor) VALUES (?, ?, '[]', ?, ?, ?, ?, ?, ?)",
+            " base_version, norm_reference, norm_factor, weights)"
+            " VALUES (?, ?, '[]', ?, ?, ?, ?, ?, ?, ?)",
             (state.round_id, at_ms, plan, *terms[1:]),
         )
 
@@ -99,11 +100,11 @@ class Store(Database):
     def terms(self, round_id: int) -> Terms:
         """What was asked of a round's cohort, whatever the configuration says by now."""
         plan, *others = self._db.execute(
-            "SELECT plan_json, encoding, kind, base_version, norm_reference, norm_factor"
+            "SELECT plan_json, encoding, kind, base_version, norm_reference, norm_factor, weights"
             " FROM rounds WHERE round_id = ?",
             (round_id,),
         ).fetchone()
-        return Terms(msgspec.json.decode(plan, type=Plan), *others)
+        return Terms(_decode_plan(plan), *others)
 
     @reading
     def norms(self) -> list[float]:
@@ -207,28 +208,30 @@ class Store(Database):
             " ORDER BY device_id",
             (round_id,),
         )
-        return [msgspec.json.decode(raw, type=Update) for (raw,) in rows]
+        return [_decode_update(raw) for (raw,) in rows]
 
     @reading
     def part(self, member: Member, version: int) -> Part:
         """An accepted update, as it counts in the model after `version`."""
-        raw, norm = self._db.execute(
-            "SELECT update_json, norm FROM updates WHERE round_id = ? AND device_id = ?",
+        raw, norm, plan = self._db.execute(
+            "SELECT update_json, norm, plan_json FROM updates JOIN rounds USING (round_id)"
+            " WHERE round_id = ? AND device_id = ?",
             (member.round_id, member.device_id),
         ).fetchone()
-        return Part(msgspec.json.decode(raw, type=Update), version - member.version, norm)
+        return Part(_decode_update(raw), version - member.version, norm, _decode_plan(plan))
 
     @reading
     def parts(self, round_id: int) -> list[Part]:
         """The updates that a round's model was made of, in the order of aggregation."""
         rows = self._db.execute(
-            "SELECT update_json, staleness, norm FROM updates"
-            " WHERE joined = ? AND verdict = 'accepted' ORDER BY device_id, round_id",
+            "SELECT update_json, staleness, norm, plan_json FROM updates JOIN rounds"
+            " USING (round_id) WHERE joined = ? AND verdict = 'accepted'"
+            " ORDER BY device_id, round_id",
             (round_id,),
         )
         return [
-            Part(msgspec.json.decode(raw, type=Update), staleness, norm)
-            for raw, staleness, norm in rows
+            Part(_decode_update(raw), staleness, norm, _decode_plan(plan))
+            for raw, staleness, norm, plan in rows
         ]
 
     @reading
@@ -311,6 +314,8 @@ class Store(Database):
 
 
 _decode_metrics = msgspec.json.Decoder(Metrics).decode
+_decode_update = msgspec.json.Decoder(Update).decode
+_decode_plan = msgspec.json.Decoder(Plan).decode
 
 
 def _model(row: tuple[object, ...]) -> Model:

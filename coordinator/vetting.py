@@ -24,6 +24,7 @@ Name = Literal[
     "kind",
     "model",
     "examples",
+    "steps",
     "encoding",
     "length",
     "digest",
@@ -95,6 +96,10 @@ def misfit(
     if update.examples > vetting.examples_max:
         most = f"at most {vetting.examples_max:,} are believed"
         return reject("examples", f"it says {update.examples:,} examples; {most}")
+    steps_max = terms.plan.steps_for(update.examples)
+    if terms.weights == "fednova" and not 1 <= update.steps <= steps_max:
+        asked = f"the plan makes 1 to {steps_max:,} of {update.examples:,} examples"
+        return reject("steps", f"it says {update.steps:,} optimizer steps; {asked}")
     if update.encoding != terms.encoding:
         asked = f"the task asked for {terms.encoding}"
         return reject("encoding", f"it is encoded as {update.encoding}, {asked}")

@@ -63,6 +63,8 @@ class FakeRunner:
     runtimes: tuple[str, ...] = ("portable",)
     examples_count = 10
     steps_count = 0
+    step_ms = 5
+    """What a step takes this device."""
 
     def __init__(self, device: Device) -> None:
         self._device = device
@@ -90,6 +92,9 @@ class FakeRunner:
             return
         (task, raw), self.pending = self.pending, None
         device = self._device
+        steps = task.plan.steps_for(device.examples)
+        if task.plan.training_ms_max is not None:
+            steps = min(steps, -(-task.plan.training_ms_max // self.step_ms))
         blob = None
         if task.kind == "train":
             delta = learn(device.device_id, decode_vector(raw, "f32", ELEMENTS))
@@ -103,8 +108,8 @@ class FakeRunner:
             examples=device.examples,
             blob=blob,
             encoding=task.encoding,
-            steps=1,
-            training_ms=5,
+            steps=steps,
+            training_ms=steps * self.step_ms,
             held_out=HELD_OUT,
         )
         device.session.task_event(TaskDone(update), device.federation.now_ms)
@@ -222,7 +227,14 @@ class Peer:
 class Federation:
     """The whole, and the clock."""
 
-    def __init__(self, folder: Path, *, local: int = 0, **rounds: object) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        local: int = 0,
+        plan: dict[str, object] | None = None,
+        **rounds: object,
+    ) -> None:
         self.folder = folder
         self.now_ms = 1_000_000
         self.queue: deque[Callable[[], None]] = deque()
@@ -237,6 +249,7 @@ class Federation:
                 "bundle": "unused",
                 "state_dir": str(folder / "coordinator"),
                 "rounds": {"count": 2, "cohort_size": 3, "collect_ms": 10_000, **rounds},
+                "plan": plan or {},
                 "hello_ms": 30_000,
             },
             CoordinatorConfig,

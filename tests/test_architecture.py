@@ -35,6 +35,7 @@ PURE = frozenset(
         "coordinator/cohort.py",
         "coordinator/diagnosis.py",
         "coordinator/aggregation.py",
+        "coordinator/local_steps.py",
         "coordinator/plans.py",
         "coordinator/vetting.py",
         "edge_client/durable.py",

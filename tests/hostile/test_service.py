@@ -81,7 +81,7 @@ def assert_recomputable(federation: Federation, version: int) -> None:
     model = store.model(version)
     assert model is not None
     parts = []
-    for update, staleness, _ in store.parts(model.round_id):
+    for update, staleness, *_ in store.parts(model.round_id):
         assert update.blob is not None
         content = store.blobs.read(update.blob.digest)
         delta = decode_vector(content, "f32", ELEMENTS)

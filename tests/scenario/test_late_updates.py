@@ -58,7 +58,7 @@ def by_hand(store: Store, version: int) -> bytes:
     model = store.model(version)
     assert model is not None
     parts = []
-    for update, staleness, _ in job_of(store, model).parts:
+    for update, staleness, *_ in job_of(store, model).parts:
         assert update.blob is not None
         delta = decode_vector(store.blobs.read(update.blob.digest), "f32", ELEMENTS)
         parts.append(Contribution(update.examples, delta, staleness))

@@ -127,6 +127,20 @@ def test_defaults_and_relative_paths(tmp_path: Path) -> None:
             "rounds.cohort_size or rounds.cohort_fraction",
         ),
         (("cohort_size = 3", "cohort_size = 3\nquorum = 4"), "rounds.quorum 4"),
+        (("cohort_size = 3", "cohort_size = 3\nweights = 'equal'"), "rounds.weights"),
+        *(
+            (
+                ("[rounds]", f"[plan]\n{plan}\n[rounds]\nweights = 'fednova'"),
+                'rounds.weights "fednova"',
+            )
+            for plan in (
+                "optimizer = 'adamw'",
+                "momentum = 0.5\noptimizer_state = 'kept'",
+                "momentum = 0.5\nproximal_mu = 0.1",
+                "learning_rate = 0.5\nproximal_mu = 2.0",
+            )
+        ),
+        (("[rounds]", "[plan]\ntraining_ms_max = 0\n[rounds]"), "plan.training_ms_max"),
         (
             ("cohort_size = 3", "cohort_size = 3\ncount = 200\nlearning_rate_decay = 0.5"),
             "rounds.learning_rate_decay 0.5",

@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from coordinator.aggregate_job import Part
+from coordinator.records import Terms
 from coordinator.round_machine import DeviceArrived, Member, RoundState, UpdateAccepted
-from coordinator.schema import _TABLES, SCHEMA_VERSION
+from coordinator.schema import _SINCE_3, _TABLES, SCHEMA_VERSION
 from coordinator.store import Store
 from edge_client.holdings import is_intact
 from edge_client.vector_file import read_vectors, write_vectors
@@ -349,7 +350,31 @@ def test_a_store_of_version_2_is_brought_up_to_date(tmp_path: Path) -> None:
         assert store.invited(2, "a")
         assert store.answered(1, "a")
         assert store.terms(1).norm_factor is None  # nothing was clipped then
+        assert store.terms(1).weights == "examples"
         assert store.events() == [(5, UpdateAccepted(1, "a", "u1"))]
+        store.close()
+
+
+def test_a_store_of_version_3_is_brought_up_to_date(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    database = sqlite3.connect(folder / "coordinator.db")
+    database.executescript(f"{_TABLES} {_SINCE_3} PRAGMA user_version = 3;")
+    plan = (
+        '{"epochs":2,"batch_size":10,"examples_at_once":128,"learning_rate":0.1,"optimizer":"sgd",'
+        '"momentum":0.0,"nesterov":false,"betas":[0.9,0.999],"epsilon":1e-08,"weight_decay":0.0,'
+        '"proximal_mu":0.0,"clip_norm":null,"optimizer_state":"fresh","seed":1,"steps_max":null}'
+    )
+    row = (1, "train", 1, None, "done", "", '["a"]', 0, plan, "f32", 0.5, 10.0)
+    database.execute(f"INSERT INTO rounds VALUES ({', '.join('?' * 12)})", row)
+    database.commit()
+    database.close()
+    with pytest.raises(StateError, match="start the coordinator once"):
+        Store(folder, read_only=True)
+    for _ in range(2):
+        store = Store(folder)
+        made = Terms(Plan(epochs=2, seed=1), "f32", "train", 0, 0.5, 10.0, "examples")
+        assert store.terms(1) == made
         store.close()
 
 
