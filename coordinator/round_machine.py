@@ -17,6 +17,8 @@ update whose round has closed may be carried into the open round, or the next on
 
 from __future__ import annotations
 
+from bisect import bisect_left
+from itertools import islice
 from typing import NamedTuple
 
 import msgspec
@@ -87,11 +89,14 @@ def step(state: RoundState, event: Event, at_ms: int, config: RoundsConfig) -> S
         case Restarted():
             return _resume(state, at_ms, config)
         case DeviceArrived(device_id):
-            here = device_id in state.online
-            online = state.online if here else tuple(sorted((*state.online, device_id)))
+            place, online = bisect_left(state.online, device_id), state.online
+            if not state.is_online(device_id):
+                online = (*online[:place], device_id, *online[place:])
             return _arrived(state, _with(state, online=online), at_ms, config)
         case DeviceLeft(device_id):
-            online = tuple(name for name in state.online if name != device_id)
+            place, online = bisect_left(state.online, device_id), state.online
+            if state.is_online(device_id):
+                online = (*online[:place], *online[place + 1 :])
             return _look(_with(state, online=online), at_ms, config)
         case UpdateAccepted():
             return _accepted(state, event, at_ms, config)
@@ -197,7 +202,8 @@ def _open(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     device_ids = select_cohort(free, wanted, config.over_selection, config.seed, round_id)
     cohort = tuple(Member(name, "none", "", round_id, state.model_version) for name in device_ids)
     state = _with(state, cohort=cohort)
-    return Step((InviteDevices(device_ids),), _with(state, reason=_collecting_reason(state)))
+    reason = _collecting_reason(state, [member.answer for member in cohort])
+    return Step((InviteDevices(device_ids),), _with(state, reason=reason))
 
 
 def _fill(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
@@ -250,19 +256,22 @@ def _answer(
     config: RoundsConfig,
     update_id: str = "",
 ) -> Step:
-    known = state.member(device_id, round_id)
+    place = state.place_of(device_id, round_id)
+    known = None if place is None else state.cohort[place]
     open_now = state.phase == "collecting" or (state.buffered and known is not None)
-    if not open_now or known is None or known.answer not in ("none", "silent"):
+    if not open_now or known is None or place is None or known.answer not in ("none", "silent"):
         # Of an earlier round: declined or rejected, so that device is free again.
         return Step((), has_answered(state, device_id, round_id))
     answered = _with_member(known, answer=answer, update_id=update_id)
-    state = _with(state, cohort=tuple(answered if m is known else m for m in state.cohort))
+    cohort = state.cohort
+    state = _with(state, cohort=(*cohort[:place], answered, *cohort[place + 1 :]))
     if state.buffered or state.phase != "collecting":
         return _look(state, at_ms, config)
-    state = _with(state, reason=_collecting_reason(state))
-    if len(state.accepted()) >= state.wanted:
+    answers = [member.answer for member in state.cohort]
+    state = _with(state, reason=_collecting_reason(state, answers))
+    if answers.count("accepted") >= state.wanted:
         return _close(state, at_ms, config)
-    if not state.at_work():
+    if "none" not in answers:
         return _close_or_abandon(state, "every device has answered", at_ms, config)
     return Step((), state)
 
@@ -375,10 +384,11 @@ def _things(state: RoundState) -> str:
     return "updates" if state.kind == "train" else "evaluations"
 
 
-def _collecting_reason(state: RoundState) -> str:
-    silent = few([member.device_id for member in state.at_work()])
-    here = f"{len(state.accepted())} of {state.wanted} {_things(state)} are here"
-    return f"{here}; waiting for {silent}"
+def _collecting_reason(state: RoundState, answers: list[Answer]) -> str:
+    """`answers`: of the cohort. With each of them this is said anew, also of a large cohort."""
+    here = f"{answers.count('accepted')} of {state.wanted} {_things(state)} are here"
+    working = (m.device_id for m in state.cohort if m.answer == "none")
+    return f"{here}; waiting for {few(list(islice(working, 6)), answers.count('none'))}"
 
 
 def _buffer_reason(state: RoundState) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Literal
 
 from msgspec import Struct
@@ -67,6 +69,11 @@ class RoundState(Struct, frozen=True, omit_defaults=True):
     """Synchronous, where late updates count: still at work on earlier rounds. A new task would make
     them drop that work, so they are asked again only if there are too few others."""
 
+    def is_online(self, device_id: str) -> bool:
+        """Whether a device can be invited."""
+        place = bisect_left(self.online, device_id)
+        return place < len(self.online) and self.online[place] == device_id
+
     def accepted(self) -> tuple[Member, ...]:
         """Members whose update counts, by device and task: the order of aggregation."""
         return tuple(
@@ -79,13 +86,28 @@ class RoundState(Struct, frozen=True, omit_defaults=True):
 
     def member(self, device_id: str, round_id: int | None = None) -> Member | None:
         """The cohort's entry for a device's task; None: of the open round."""
-        wanted = self.round_id if round_id is None else round_id
-        return next(
-            (m for m in self.cohort if m.device_id == device_id and m.round_id == wanted), None
-        )
+        place = self.place_of(device_id, self.round_id if round_id is None else round_id)
+        return None if place is None else self.cohort[place]
+
+    def place_of(self, device_id: str, round_id: int) -> int | None:
+        """Of a device's task in the cohort; None: it is not there."""
+        cohort = self.cohort
+        if self.phase == "collecting" and not self.buffered:  # sorted, as it was drawn
+            place = bisect_left(cohort, device_id, key=_device_of)
+            found = range(place, min(place + 1, len(cohort)))
+        else:
+            found = range(len(cohort))
+        for place in found:
+            member = cohort[place]
+            if member.device_id == device_id and member.round_id == round_id:
+                return place
+        return None
 
     def task_of(self, device_id: str) -> Member | None:
         """The task that a device is at work on."""
+        if self.phase == "collecting" and not self.buffered:
+            member = self.member(device_id)
+            return member if member is not None and member.answer == "none" else None
         return next((m for m in self.at_work() if m.device_id == device_id), None)
 
     def ready(self) -> tuple[Member, ...]:
@@ -98,13 +120,17 @@ class RoundState(Struct, frozen=True, omit_defaults=True):
         return len({member.device_id for member in self.ready()})
 
 
+_device_of = attrgetter("device_id")
+
+
 def _order_of_aggregation(member: Member) -> tuple[str, int]:
     return member.device_id, member.round_id
 
 
-def few(device_ids: Sequence[str]) -> str:
-    """A handful of them, for people."""
-    return ", ".join(device_ids[:5]) + (f" … ({len(device_ids)})" if len(device_ids) > 5 else "")
+def few(device_ids: Sequence[str], count: int | None = None) -> str:
+    """A handful of them, for people. `count`: how many there are, if these are only the first."""
+    count = len(device_ids) if count is None else count
+    return ", ".join(device_ids[:5]) + (f" … ({count})" if count > 5 else "")
 
 
 def unwelcome(

@@ -261,7 +261,7 @@ class Service:
             _log.info("%s is online: fedtide %s, %s", device_id, hello.version, runtimes)
         if self._state.phase == "collecting" and self._state.task_of(device_id) is not None:
             self._invite((device_id,), at_ms)
-        if not notice and device_id not in self._state.online:
+        if not notice and not self._state.is_online(device_id):
             self._apply(DeviceArrived(device_id), at_ms)
 
     def _decline(self, device_id: str, decline: Decline, at_ms: int) -> None:

@@ -15,6 +15,8 @@ from fedtide.measures import Natural
 
 Rate = Annotated[float, Meta(ge=0)]
 Kind = Literal["train", "evaluate"]
+Absence = Literal["away", "power cut"]
+Phase = Literal["before download", "training", "before upload", "upload"]
 
 
 class On(Struct, frozen=True, array_like=True, tag="on"):
@@ -29,7 +31,7 @@ class Off(Struct, frozen=True, array_like=True, tag="off"):
 
     at_ms: Natural
     device: Natural
-    why: Literal["away", "power cut"]
+    why: Absence
     """As its availability says; a dropout, and then it comes back at `On`."""
 
 
@@ -129,7 +131,7 @@ class DroppedOut(Struct, frozen=True, array_like=True, tag="drop"):
     at_ms: Natural
     device: Natural
     round_id: Natural
-    phase: Literal["before download", "training", "before upload", "upload"]
+    phase: Phase
     returns: bool
     """Whether it comes back to finish the task; otherwise the task is lost."""
 

@@ -1,0 +1,241 @@
+"""The engine: the ideal case against a formula, what befalls tasks, and what always holds."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from coordinator.cohort import select_cohort
+from coordinator.plans import round_plan
+from simulator.fleet import events
+from simulator.fleet.checks import violations
+from simulator.fleet.conditions import device_name
+from simulator.fleet.coordinator import Part
+from simulator.fleet.record import Header, Recorder
+from simulator.fleet.scenario import policies
+from simulator.fleet.totals import Totals
+from simulator.fleet.world import JOB_MS_MIN
+from tests.simulation.fleet.fleets import history, of_kind, run, scenario_of, world_of
+
+
+class Noted:
+    """Learning that writes down what it was asked for."""
+
+    def __init__(self) -> None:
+        self.versions: list[tuple[int, list[Part]]] = []
+
+    def advance(self, version: int, parts: Sequence[Part]) -> list[events.Evaluated]:
+        self.versions.append((version, list(parts)))
+        return [events.Evaluated(0, version - 1, 1.0 / version)]
+
+    def settle(self) -> list[events.Evaluated]:
+        return [events.Evaluated(0, self.versions[-1][0], 0.0)]
+
+
+def test_an_ideal_federation_is_the_synchronous_formula() -> None:
+    """Cohorts by lot of all devices, seeds of the round, and the time that it all takes."""
+    scenario, learning = scenario_of(), Noted()
+    found = history(scenario, learning)
+    assert violations(found) == []
+    rounds, plan = policies(scenario)[0][1:]
+    names = [device_name(index) for index in range(5)]
+    for version, parts in learning.versions:
+        cohort = select_cohort(names, 3, 1.0, rounds.seed, version)
+        assert [device_name(part.device) for part in parts] == list(cohort)
+        expected = round_plan(plan, rounds, version, version - 1)
+        assert {part.plan for part in parts} == {expected}
+        assert {(part.base_version, part.staleness) for part in parts} == {(version - 1, 0)}
+        assert {part.steps for part in parts} == {2 * 10}
+    assert [version for version, _ in learning.versions] == [1, 2, 3]
+    world = world_of(scenario, list.append)
+    # A last batch of five examples takes half as long; the first model waits with the bundle.
+    trains_ms = 2 * 95
+    down_ms, first_ms = (world.transfer_ms(0, n, up=False) for n in (4_000, 24_000))
+    up_ms = world.transfer_ms(0, 4_000, up=True)
+    each_ms = trains_ms + up_ms + JOB_MS_MIN
+    made = [event.at_ms for event in of_kind(events.ModelMade, found)]
+    assert made == [first_ms + each_ms + turn * (down_ms + each_ms) for turn in range(3)]
+    quality = of_kind(events.Evaluated, found)
+    assert [told.version for told in quality] == [0, 1, 2, 3]
+    assert [told.at_ms for told in quality] == [0, *made]
+
+
+def dropping(phase: str, back_after_s: float = 60.0, **more: Any) -> dict[str, object]:
+    return {"dropouts": {phase: 1.0, "back_after_s": back_after_s, **more}}
+
+
+@pytest.mark.parametrize(
+    "phase", ["before_download", "in_training", "before_upload", "during_upload"]
+)
+def test_a_power_cut_costs_time_and_no_work_that_is_safe(phase: str) -> None:
+    """Every task is cut short; every device comes back and finishes it."""
+    found = history(scenario_of(dropping(phase), {"rounds": {"count": 1, "collect_ms": 3_600_000}}))
+    assert violations(found) == []
+    assert len(of_kind(events.DroppedOut, found)) == 3
+    assert len(of_kind(events.ModelMade, found)) == 1
+    began = of_kind(events.TrainingBegan, found)
+    assert len(began) == (6 if phase == "in_training" else 3)
+
+
+def test_training_goes_on_from_the_last_finished_epoch() -> None:
+    changes = dropping("in_training", at_epoch=2), {"plan": {"epochs": 3}}
+    found = history(scenario_of(*changes, {"rounds": {"count": 1, "collect_ms": 3_600_000}}))
+    assert violations(found) == []
+    began = of_kind(events.TrainingBegan, found)
+    assert sorted(event.epochs_before for event in began) == [0, 0, 0, 1, 1, 1]
+    cut = [event for event in of_kind(events.TrainingEnded, found) if not event.done]
+    assert all(event.epochs == 1 and 0 <= event.lost_ms < 95 for event in cut)
+
+
+def test_an_upload_goes_on_where_it_broke_off() -> None:
+    changes = dropping("during_upload"), {"learning": {"parameters": 1_000_000}}
+    found = history(scenario_of(*changes, {"rounds": {"count": 1, "collect_ms": 3_600_000}}))
+    assert violations(found) == []
+    ended = of_kind(events.UploadEnded, found)
+    assert {event.whole for event in ended} == {True, False}
+    for device in {event.device for event in ended}:
+        assert sum(event.size_bytes for event in ended if event.device == device) == 4_000_000
+
+
+def test_devices_that_never_come_back_end_the_federation() -> None:
+    found = history(scenario_of(dropping("before_upload", 0.0)))
+    assert violations(found) == []
+    assert isinstance(found[-1], events.Finished)
+    assert not found[-1].succeeded
+
+
+def test_who_is_away_is_missed_after_the_keepalive_and_finishes_when_back(tmp_path: Path) -> None:
+    trace = tmp_path / "trace.csv"
+    trace.write_text("device,from_s,until_s\n0,0,0.5\n0,300,2000\n1,0,2000\n")
+    scenario = scenario_of(
+        {
+            "fleet": {"devices": 2},
+            "availability": {"kind": "trace", "trace": trace},
+            "rounds": {"count": 1, "cohort_size": 2, "devices_min": 2, "collect_ms": 3_600_000},
+            "plan": {"epochs": 20},
+        }
+    )
+    found = history(scenario)
+    assert violations(found) == []
+    [made] = of_kind(events.ModelMade, found)
+    assert made.at_ms > 300_000
+    assert len([e for e in of_kind(events.TrainingBegan, found) if e.device == 0]) == 2
+
+
+def test_buffered_rounds_and_late_updates_are_the_machines_own() -> None:
+    slow = {"stragglers": {"kind": "factor", "fraction": 0.4, "factor": 20.0}}
+    buffered = {"rounds": {"mode": "buffered", "buffer_size": 2, "concurrency": 4, "count": 12}}
+    found = history(scenario_of(slow, buffered))
+    assert violations(found) == []
+    assert any(
+        part.staleness for closed in of_kind(events.RoundClosed, found) for part in closed.parts
+    )
+    late = {"rounds": {"late": "discount", "collect_ms": 500, "count": 40}}
+    found = history(scenario_of(slow, late))
+    assert violations(found) == []
+    assert "late" in {v.name for v in of_kind(events.Verdict, found) if v.verdict == "accepted"}
+
+
+def test_less_work_for_slow_devices() -> None:
+    learning = Noted()
+    slow = {"stragglers": {"kind": "factor", "fraction": 0.4, "factor": 20.0}}
+    found = history(scenario_of(slow, {"plan": {"training_ms_max": 300}}), learning)
+    assert violations(found) == []
+    steps = {part.steps for _, parts in learning.versions for part in parts}
+    assert max(steps) == 20
+    assert 1 <= min(steps) < 4
+
+
+SCENARIOS = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 1000),
+        "availability": st.sampled_from(
+            [
+                {"kind": "always"},
+                {"kind": "churn", "on_s": 2.0, "off_s": 1.0},
+                {"kind": "churn", "on_s": 300.0, "off_s": 100.0},
+            ]
+        ),
+        "dropouts": st.fixed_dictionaries(
+            {
+                "before_download": st.sampled_from([0.0, 0.2]),
+                "in_training": st.sampled_from([0.0, 0.2]),
+                "before_upload": st.sampled_from([0.0, 0.2]),
+                "during_upload": st.sampled_from([0.0, 0.2]),
+                "back_after_s": st.sampled_from([0.0, 0.1, 30.0]),
+            }
+        ),
+        "stragglers": st.sampled_from([{}, {"kind": "log_normal", "sigma": 2.0}]),
+        "rounds": st.fixed_dictionaries(
+            {
+                "mode": st.sampled_from(["synchronous", "buffered"]),
+                "late": st.sampled_from(["discard", "discount"]),
+                "collect_ms": st.sampled_from([300, 5_000]),
+                "over_selection": st.sampled_from([1.0, 1.5]),
+                "quorum": st.sampled_from([1, 2]),
+                "devices_min": st.just(2),
+                "buffer_size": st.just(2),
+                "concurrency": st.just(4),
+                "abandoned_max": st.just(5),
+            }
+        ),
+        "plan": st.fixed_dictionaries({"epochs": st.sampled_from([1, 3])}),
+        "hours_max": st.just(2.0),
+    }
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(SCENARIOS)
+def test_what_always_holds(changes: dict[str, object]) -> None:
+    """Whatever befalls whom: every check, useful and wasted work make the whole, same again."""
+    scenario = scenario_of(changes)
+    found = history(scenario)
+    assert violations(found) == []
+    totals = Totals(scenario.fleet.devices)
+    for event in found:
+        totals.observe(event)
+    assert totals.open.work_ms == 0
+    assert totals.open.up_bytes == 0
+    assert min(totals.wasted.work_ms, totals.useful.work_ms, totals.open.down_bytes) >= 0
+    trained = {
+        (part.device, part.round_id)
+        for closed in of_kind(events.RoundClosed, found)
+        for part in closed.parts
+    }
+    assert sum(totals.counted) <= len(trained)
+    assert history(scenario) == found
+
+
+def digest_of(seed: int) -> str:
+    scenario = scenario_of({"seed": seed, "availability": {"kind": "churn", "on_s": 2.0}})
+    header = Header({}, seed, "x", 5, 3, "modelled", 1, 1, "0")
+    with Recorder(None, header) as recorder:
+        run(world_of(scenario, recorder.write), 1.0)
+    return recorder.digest
+
+
+def test_the_digest_is_of_the_scenario_and_its_seed() -> None:
+    assert digest_of(1) == digest_of(1) != digest_of(2)
+
+
+@pytest.mark.parametrize(
+    ("planted", "said"),
+    [
+        (lambda e: [x for x in e if not isinstance(x, events.Off)], "it was on"),
+        (lambda e: [x for x in e if not isinstance(x, events.Invited)], "nobody asked"),
+        (lambda e: [x for x in e if not isinstance(x, events.TrainingEnded)], "was training"),
+        (lambda e: [x for x in e if not isinstance(x, events.UploadEnded)], "has not arrived"),
+        (lambda e: [y for x in e for y in (x,) * (1 + isinstance(x, events.Verdict))], "second"),
+        (lambda e: [x for x in e if not isinstance(x, events.RoundClosed)], "did not close"),
+        (lambda e: [*e, events.On(0, 4)], "comes after"),
+        (lambda e: [*e[:-1], events.Off(9**9, 1, "away"), events.TaskGiven(9**9, 1, 1, 0)], "off"),
+    ],
+)
+def test_each_check_notices_a_planted_bug(planted: Any, said: str) -> None:
+    found = history(scenario_of(dropping("in_training")))
+    assert violations(found) == []
+    assert any(said in text for text in violations(planted(found)))
