@@ -11,7 +11,13 @@ from simulator.fleet.events import Event
 def violations(history: Iterable[Event]) -> list[str]:
     """What is wrong with a run; empty: nothing."""
     found = list(history)
-    checks = (time_goes_on, nobody_works_while_off, one_training_at_once, work_has_an_order, conserved)
+    checks = (
+        time_goes_on,
+        nobody_works_while_off,
+        one_training_at_once,
+        work_has_an_order,
+        conserved,
+    )
     return [text for check in checks for text in check(found)]
 
 

@@ -3,7 +3,6 @@ what happens."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -72,28 +71,16 @@ class World:
         return self.agenda.now_ms - START_MS
 
     def work(self, device: int, plan: Plan, slow_factor: float) -> Work:
-        """Of a whole training by this device.
-
-        With `training_ms_max` it ends after the step in which that time has passed.
-        """
+        """Of a whole training by this device."""
         examples = self.examples(device)
+        steps, total_ms = self.conditions.work(device, plan, slow_factor, examples)
         epoch_ms = self.conditions.epoch_ms(device, plan, examples) * slow_factor
-        total_ms = self.conditions.training_ms(device, plan, examples) * slow_factor
-        in_epoch = steps_per_epoch(plan, examples)
-        steps = plan.epochs * in_epoch
-        if plan.steps_max is not None:
-            steps = min(steps, plan.steps_max)
-        budget_ms = getattr(plan, "training_ms_max", None)
-        if budget_ms is not None and total_ms > budget_ms:
-            step_ms = total_ms / steps
-            steps = min(steps, max(1, math.ceil(budget_ms / step_ms)))
-            total_ms = steps * step_ms
-        return Work(epoch_ms, total_ms, steps, in_epoch)
+        return Work(epoch_ms, total_ms, steps, steps_per_epoch(plan, examples))
 
     def transfer_ms(self, device: int, size_bytes: int, *, up: bool) -> int:
         """Of so many bytes, at least one millisecond."""
-        direction = "up" if up else "down"
-        return max(1, round(self.conditions.transfer_ms(device, size_bytes, direction)))
+        took_ms = self.conditions.transfer_ms(device, size_bytes, "up" if up else "down")
+        return max(1, round(took_ms))
 
     def job_ms(self, updates: int) -> int:
         """Of an aggregation and the evaluation of its model, on the coordinator's machine."""

@@ -1,5 +1,6 @@
 """Small federations under virtual time, for tests."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,7 +35,7 @@ class Kept:
         self.events.append(event)
 
 
-def scenario_of(*changes: dict[str, object]) -> Scenario:
+def scenario_of(*changes: Mapping[str, object]) -> Scenario:
     """The ideal scenario with other keys in some tables."""
     raw: dict[str, object] = dict(IDEAL)
     for change in changes:

@@ -133,8 +133,8 @@ def test_buffered_rounds_and_late_updates_are_the_machines_own() -> None:
     assert any(
         part.staleness for closed in of_kind(events.RoundClosed, found) for part in closed.parts
     )
-    late = {"rounds": {"late": "discount", "collect_ms": 500, "count": 40}}
-    found = history(scenario_of(slow, late))
+    late = {"late": "discount", "collect_ms": 500, "count": 40, "devices_min": 3}
+    found = history(scenario_of(slow, {"rounds": late, "fleet": {"devices": 9}}))
     assert violations(found) == []
     assert "late" in {v.name for v in of_kind(events.Verdict, found) if v.verdict == "accepted"}
 
