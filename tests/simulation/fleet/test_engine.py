@@ -14,11 +14,12 @@ from simulator.fleet import events
 from simulator.fleet.checks import violations
 from simulator.fleet.conditions import device_name
 from simulator.fleet.coordinator import Part
+from simulator.fleet.engine import run
 from simulator.fleet.record import Header, Recorder
 from simulator.fleet.scenario import policies
 from simulator.fleet.totals import Totals
 from simulator.fleet.world import JOB_MS_MIN
-from tests.simulation.fleet.fleets import history, of_kind, run, scenario_of, world_of
+from tests.simulation.fleet.fleets import history, of_kind, scenario_of, world_of
 
 
 class Noted:
