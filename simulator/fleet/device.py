@@ -24,7 +24,8 @@ from simulator.fleet import events
 from simulator.fleet.availability import FOREVER_MS
 from simulator.fleet.conditions import device_name
 from simulator.fleet.dropouts import Dropout, Phase
-from simulator.fleet.world import Work, World
+from simulator.fleet.profiles import Work
+from simulator.fleet.world import World
 
 if TYPE_CHECKING:
     from simulator.fleet.coordinator import Coordinator
@@ -292,12 +293,12 @@ class Device:
         before_ms = epochs_before * work.epoch_ms
         world.write(events.TrainingBegan(world.now_ms, self.index, task.round_id, epochs_before))
         self._training = _Training(task, work, world.now_ms, epochs_before)
-        left_ms = max(1, round(work.total_ms - before_ms))
+        left_ms = max(1, round(work.ms - before_ms))
         cut = self._cut
         if cut is not None and cut.phase == "in_training":
-            at_ms = cut.fraction * work.total_ms
+            at_ms = cut.fraction * work.ms
             if cut.epoch is not None:
-                epoch = min(cut.epoch, max(1, round(work.total_ms / work.epoch_ms)))
+                epoch = min(cut.epoch, max(1, round(work.ms / work.epoch_ms)))
                 at_ms = (epoch - 1 + cut.fraction) * work.epoch_ms
             world.agenda.after(min(int(at_ms), left_ms - 1), self._power_cut, cut, self.life)
         world.agenda.after(left_ms, self._trained, self._training)
@@ -311,7 +312,7 @@ class Device:
         world.write(
             events.TrainingEnded(world.now_ms, self.index, task.round_id, epochs, work.steps)
         )
-        update = self._update(task, work.steps, round(work.total_ms))
+        update = self._update(task, work.steps, round(work.ms))
         if self._cut is not None and self._cut.phase == "before_upload":
             # It is durable, and nothing has been said of it.
             done = orders.TaskDone(update)

@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from coordinator.config import CoordinatorConfig
-from edge_client.training import steps_per_epoch
 from fedtide.plan import Plan
 from fedtide.vectors import encoded_bytes
 from simulator.agenda import START_MS, Agenda
 from simulator.fleet.conditions import Conditions
 from simulator.fleet.events import Event
+from simulator.fleet.profiles import Work
 
 BUNDLE_BYTES = 20_000
 """Manifest and portable graphs of a small model, where no bundle says."""
@@ -35,15 +35,6 @@ class Sizes(NamedTuple):
         """Those of a model with so many values that travel."""
         update = encoded_bytes(parameters, config.encoding)
         return cls(bundle_bytes, encoded_bytes(parameters, "f32"), update)
-
-
-class Work(NamedTuple):
-    """How long a device's training of one task takes, and what it comes to."""
-
-    epoch_ms: float
-    total_ms: float
-    steps: int
-    steps_in_epoch: int
 
 
 class World:
@@ -72,10 +63,7 @@ class World:
 
     def work(self, device: int, plan: Plan, slow_factor: float) -> Work:
         """Of a whole training by this device."""
-        examples = self.examples(device)
-        steps, total_ms = self.conditions.work(device, plan, slow_factor, examples)
-        epoch_ms = self.conditions.epoch_ms(device, plan, examples) * slow_factor
-        return Work(epoch_ms, total_ms, steps, steps_per_epoch(plan, examples))
+        return self.conditions.work(device, plan, slow_factor, self.examples(device))
 
     def transfer_ms(self, device: int, size_bytes: int, *, up: bool) -> int:
         """Of so many bytes, at least one millisecond."""
