@@ -231,7 +231,8 @@ class Device:
             fate = self._world.conditions.fate(self.index, task.round_id, self._attempt)
             self._slow_factor, self._cut = fate
         if self._cut is not None and self._cut.phase == "before_download":
-            self._power_cut(self._cut, self.life)
+            # Once all that is said at this moment has been heard.
+            self._world.agenda.after(0, self._power_cut, self._cut, self.life)
         elif self._missing_bytes(task.model_version):
             self._fetch(task.model_version)
         else:
