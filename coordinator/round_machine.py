@@ -17,7 +17,6 @@ update whose round has closed may be carried into the open round, or the next on
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from itertools import islice
 from typing import NamedTuple
 
@@ -47,6 +46,8 @@ from coordinator.round_state import (
     UpdateRejected,
     few,
     unwelcome,
+    with_name,
+    without_name,
 )
 from coordinator.stragglers import has_answered, still_at_work, without_stragglers
 
@@ -89,14 +90,10 @@ def step(state: RoundState, event: Event, at_ms: int, config: RoundsConfig) -> S
         case Restarted():
             return _resume(state, at_ms, config)
         case DeviceArrived(device_id):
-            place, online = bisect_left(state.online, device_id), state.online
-            if not state.is_online(device_id):
-                online = (*online[:place], device_id, *online[place:])
+            online = with_name(state.online, device_id)
             return _arrived(state, _with(state, online=online), at_ms, config)
         case DeviceLeft(device_id):
-            place, online = bisect_left(state.online, device_id), state.online
-            if state.is_online(device_id):
-                online = (*online[:place], *online[place + 1 :])
+            online = without_name(state.online, device_id)
             return _look(_with(state, online=online), at_ms, config)
         case UpdateAccepted():
             return _accepted(state, event, at_ms, config)
@@ -202,8 +199,8 @@ def _open(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     device_ids = select_cohort(free, wanted, config.over_selection, config.seed, round_id)
     cohort = tuple(Member(name, "none", "", round_id, state.model_version) for name in device_ids)
     state = _with(state, cohort=cohort)
-    reason = _collecting_reason(state, [member.answer for member in cohort])
-    return Step((InviteDevices(device_ids),), _with(state, reason=reason))
+    state = _with(state, reason=_collecting_reason(state, [m.answer for m in cohort]))
+    return Step((InviteDevices(device_ids),), state)
 
 
 def _fill(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
@@ -263,8 +260,7 @@ def _answer(
         # Of an earlier round: declined or rejected, so that device is free again.
         return Step((), has_answered(state, device_id, round_id))
     answered = _with_member(known, answer=answer, update_id=update_id)
-    cohort = state.cohort
-    state = _with(state, cohort=(*cohort[:place], answered, *cohort[place + 1 :]))
+    state = _with(state, cohort=(*state.cohort[:place], answered, *state.cohort[place + 1 :]))
     if state.buffered or state.phase != "collecting":
         return _look(state, at_ms, config)
     answers = [member.answer for member in state.cohort]
@@ -385,7 +381,6 @@ def _things(state: RoundState) -> str:
 
 
 def _collecting_reason(state: RoundState, answers: list[Answer]) -> str:
-    """`answers`: of the cohort. With each of them this is said anew, also of a large cohort."""
     here = f"{answers.count('accepted')} of {state.wanted} {_things(state)} are here"
     working = (m.device_id for m in state.cohort if m.answer == "none")
     return f"{here}; waiting for {few(list(islice(working, 6)), answers.count('none'))}"

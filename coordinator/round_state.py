@@ -71,8 +71,7 @@ class RoundState(Struct, frozen=True, omit_defaults=True):
 
     def is_online(self, device_id: str) -> bool:
         """Whether a device can be invited."""
-        place = bisect_left(self.online, device_id)
-        return place < len(self.online) and self.online[place] == device_id
+        return _is_in(self.online, device_id)
 
     def accepted(self) -> tuple[Member, ...]:
         """Members whose update counts, by device and task: the order of aggregation."""
@@ -125,6 +124,23 @@ _device_of = attrgetter("device_id")
 
 def _order_of_aggregation(member: Member) -> tuple[str, int]:
     return member.device_id, member.round_id
+
+
+def _is_in(names: tuple[str, ...], name: str) -> bool:
+    place = bisect_left(names, name)
+    return place < len(names) and names[place] == name
+
+
+def with_name(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Sorted names and this one."""
+    place = bisect_left(names, name)
+    return names if _is_in(names, name) else (*names[:place], name, *names[place:])
+
+
+def without_name(names: tuple[str, ...], name: str) -> tuple[str, ...]:
+    """Sorted names but for this one."""
+    place = bisect_left(names, name)
+    return (*names[:place], *names[place + 1 :]) if _is_in(names, name) else names
 
 
 def few(device_ids: Sequence[str], count: int | None = None) -> str:

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable
 
 from coordinator.config import CoordinatorConfig
 from coordinator.plans import round_plan
@@ -43,50 +42,14 @@ from edge_client.session_machine import OUTBOX_MAX
 from fedtide.config import BrokerConfig
 from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
 from fedtide.messages import BlobRef, Decline, Task, Update, Want, Welcome
-from fedtide.plan import Plan
 from simulator.fleet import events
 from simulator.fleet.device import Device
+from simulator.fleet.learning import Learning, Part
 from simulator.fleet.world import World
 
 RUN_ID = "simulated"
 WILL_MS = BrokerConfig().keepalive_s * 1_500
 """A broker misses a client after one and a half keep-alives (MQTT 5.0, section 3.1.2.10)."""
-
-
-class Part(NamedTuple):
-    """One update that counts."""
-
-    device: int
-    plan: Plan
-    """As the device did it: its seed, and the steps it made."""
-    base_version: int
-    staleness: int
-    steps: int
-
-
-class Learning(Protocol):
-    """What is learned, apart from the time that it takes."""
-
-    def advance(self, version: int, parts: Sequence[Part], /) -> list[events.Evaluated]:
-        """Make `version` of the one before it and these, in the order of aggregation.
-
-        How good earlier versions are is told as it becomes known; `at_ms` is filled in later.
-        """
-
-    def settle(self) -> list[events.Evaluated]:
-        """No more versions are made."""
-
-
-class Modelled:
-    """Nothing is learned: only time matters."""
-
-    def advance(self, _version: int, _parts: Sequence[Part], /) -> list[events.Evaluated]:
-        """Do nothing."""
-        return []
-
-    def settle(self) -> list[events.Evaluated]:
-        """Nothing is measured."""
-        return []
 
 
 class Coordinator:

@@ -21,10 +21,10 @@ from fedtide.limits import BLOCK_BYTES
 from fedtide.messages import BlobRef, Decline, Offer, Task, ToDevice, Update
 from simulator.agenda import START_MS
 from simulator.fleet import events
+from simulator.fleet.activities import Download, Training, Upload
 from simulator.fleet.availability import FOREVER_MS
 from simulator.fleet.conditions import device_name
 from simulator.fleet.dropouts import Dropout, Phase
-from simulator.fleet.profiles import Work
 from simulator.fleet.world import World
 
 if TYPE_CHECKING:
@@ -36,30 +36,6 @@ PHASE_NAMES: dict[Phase, events.Phase] = {
     "before_upload": "before upload",
     "during_upload": "upload",
 }
-
-
-class _Download:
-    __slots__ = ("began_ms", "bytes", "takes_ms", "version")
-
-    def __init__(self, version: int, size_bytes: int, began_ms: int, takes_ms: int) -> None:
-        self.version, self.bytes = version, size_bytes
-        self.began_ms, self.takes_ms = began_ms, takes_ms
-
-
-class _Training:
-    __slots__ = ("began_ms", "epochs_before", "task", "work")
-
-    def __init__(self, task: Task, work: Work, began_ms: int, epochs_before: int) -> None:
-        self.task, self.work = task, work
-        self.began_ms, self.epochs_before = began_ms, epochs_before
-
-
-class _Upload:
-    __slots__ = ("began_ms", "bytes", "takes_ms", "update")
-
-    def __init__(self, update: Update, size_bytes: int) -> None:
-        self.update, self.bytes = update, size_bytes
-        self.began_ms = self.takes_ms = 0
 
 
 class Device:
@@ -108,9 +84,9 @@ class Device:
         self._attempt = 0
         self._slow_factor = 1.0
         self._cut: Dropout | None = None
-        self._download: _Download | None = None
-        self._training: _Training | None = None
-        self._uploads: deque[_Upload] = deque()
+        self._download: Download | None = None
+        self._training: Training | None = None
+        self._uploads: deque[Upload] = deque()
         """The first is on its way."""
 
     # ---- on and off ----
@@ -255,11 +231,11 @@ class Device:
             return
         world = self._world
         takes_ms = world.transfer_ms(self.index, missing, up=False)
-        self._download = _Download(version, missing, world.now_ms, takes_ms)
+        self._download = Download(version, missing, world.now_ms, takes_ms)
         world.write(events.DownloadBegan(world.now_ms, self.index, missing))
         world.agenda.after(takes_ms, self._downloaded, self._download)
 
-    def _downloaded(self, download: _Download) -> None:
+    def _downloaded(self, download: Download) -> None:
         if download is not self._download:
             return
         self._download, self._held, self._bundle_left = None, download.version, 0
@@ -270,7 +246,7 @@ class Device:
         if self.state.phase == "fetching" and durable.task is not None:
             self.apply(orders.TaskPrepared(durable.task.run_id, durable.task.round_id))
 
-    def _stop_download(self, download: _Download) -> None:
+    def _stop_download(self, download: Download) -> None:
         """The blocks that have come stay on the disk, the bundle's first."""
         self._download = None
         here = _share(download.bytes, self._world.now_ms - download.began_ms, download.takes_ms)
@@ -293,7 +269,7 @@ class Device:
         epochs_before = self.state.durable.epochs_saved
         before_ms = epochs_before * work.epoch_ms
         world.write(events.TrainingBegan(world.now_ms, self.index, task.round_id, epochs_before))
-        self._training = _Training(task, work, world.now_ms, epochs_before)
+        self._training = Training(task, work, world.now_ms, epochs_before)
         left_ms = max(1, round(work.ms - before_ms))
         cut = self._cut
         if cut is not None and cut.phase == "in_training":
@@ -304,7 +280,7 @@ class Device:
             world.agenda.after(min(int(at_ms), left_ms - 1), self._power_cut, cut, self.life)
         world.agenda.after(left_ms, self._trained, self._training)
 
-    def _trained(self, training: _Training) -> None:
+    def _trained(self, training: Training) -> None:
         if training is not self._training:
             return
         self._training = None
@@ -322,7 +298,7 @@ class Device:
         else:
             self.apply(orders.TaskDone(update))
 
-    def _stop_training(self, training: _Training) -> None:
+    def _stop_training(self, training: Training) -> None:
         """The last finished epoch is saved, but for that which ends the training."""
         self._training = None
         task, work, world = training.task, training.work, self._world
@@ -359,12 +335,12 @@ class Device:
 
     def _send(self, update: Update, blocks_there: int) -> None:
         assert update.blob is not None
-        upload = _Upload(update, update.blob.size_bytes - blocks_there * BLOCK_BYTES)
+        upload = Upload(update, update.blob.size_bytes - blocks_there * BLOCK_BYTES)
         self._uploads.append(upload)
         if len(self._uploads) == 1:
             self._begin_upload(upload)
 
-    def _begin_upload(self, upload: _Upload) -> None:
+    def _begin_upload(self, upload: Upload) -> None:
         world, round_id = self._world, upload.update.round_id
         upload.began_ms = world.now_ms
         upload.takes_ms = world.transfer_ms(self.index, upload.bytes, up=True)
@@ -375,7 +351,7 @@ class Device:
             world.agenda.after(at_ms, self._power_cut, cut, self.life)
         world.agenda.after(upload.takes_ms, self._uploaded, upload)
 
-    def _uploaded(self, upload: _Upload) -> None:
+    def _uploaded(self, upload: Upload) -> None:
         if not self._uploads or upload is not self._uploads[0]:
             return
         self._uploads.popleft()
@@ -385,7 +361,7 @@ class Device:
         if self._uploads:
             self._begin_upload(self._uploads[0])
 
-    def _stop_uploads(self, upload: _Upload) -> None:
+    def _stop_uploads(self, upload: Upload) -> None:
         """The blocks that have arrived stay at the coordinator."""
         self._uploads.clear()
         now_ms, update = self._world.now_ms, upload.update

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from simulator.agenda import START_MS
-from simulator.fleet.coordinator import Coordinator, Learning, Modelled
+from simulator.fleet.coordinator import Coordinator
 from simulator.fleet.device import Device
 from simulator.fleet.events import Finished
+from simulator.fleet.learning import Learning, Modelled
 from simulator.fleet.world import World
 
 LOOK_STEPS = 5_000

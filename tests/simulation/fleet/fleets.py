@@ -8,9 +8,9 @@ import msgspec
 
 from coordinator.config import CoordinatorConfig
 from simulator.fleet.conditions import Conditions
-from simulator.fleet.coordinator import Learning
 from simulator.fleet.engine import run
 from simulator.fleet.events import Event, Finished
+from simulator.fleet.learning import Learning
 from simulator.fleet.scenario import Scenario, policies
 from simulator.fleet.world import Sizes, World
 

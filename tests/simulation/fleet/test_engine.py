@@ -13,8 +13,8 @@ from coordinator.plans import round_plan
 from simulator.fleet import events
 from simulator.fleet.checks import violations
 from simulator.fleet.conditions import device_name
-from simulator.fleet.coordinator import Part
 from simulator.fleet.engine import run
+from simulator.fleet.learning import Part
 from simulator.fleet.record import Header, Recorder
 from simulator.fleet.scenario import policies
 from simulator.fleet.totals import Totals
