@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 
 from edge_client.trainers.portable import PortableTrainer
 from edge_client.training import train
-from fedtide.bundle import Bundle
+from fedtide.bundle import Bundle, open_bundle
 from fedtide.errors import ConfigError
 from fedtide.evaluator import Evaluator, vector_values
+from fedtide.manifest import MANIFEST_NAME
 from fedtide.measures import Metrics
 from fedtide.plan import Plan
 from fedtide.vectors import Vector, whole_vector
@@ -93,6 +94,13 @@ class Learner:
         self._parts = parts
         self._trainer: PortableTrainer | None = None
         self._evaluator: Evaluator | None = None
+
+    def portable(self) -> Learner:
+        """This learner for other machines: with the bundle's files in memory, nothing opened."""
+        names = (*self.bundle.manifest.files, MANIFEST_NAME)
+        contents = {name: self.bundle.fetch(name) for name in names}
+        bundle = open_bundle(contents[MANIFEST_NAME], contents.__getitem__)
+        return Learner(bundle, self._data, self._parts)
 
     @property
     def shared_count(self) -> int:

@@ -1,0 +1,43 @@
+"""Small real learning for tests: blobs of random points, a tiny bundle, few examples a device."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fedtide.bundle import Bundle, open_bundle_dir
+from fedtide.dataset import Examples
+from simulator.learning.learner import Learner
+from simulator.learning.partitions import iid
+from tests.bundles import build
+
+
+class Points:
+    """Two classes of points that a line separates: x float32[n, 8], y int64[n]."""
+
+    name = "points"
+    about = "points"
+    groups = None
+
+    def __init__(self, bundle: Bundle, count: int = 400) -> None:
+        rng = np.random.default_rng(7)
+        self._x = rng.normal(size=(count + 600, *bundle.manifest.inputs.shape)).astype(np.float32)
+        classes = bundle.manifest.classes
+        assert classes is not None
+        direction = rng.normal(size=(self._x[0].size, classes))
+        labels = (self._x.reshape(len(self._x), -1) @ direction).argmax(axis=1).astype(np.int64)
+        self.labels = labels[:count]
+        self.test = Examples(self._x[count:], labels[count:])
+        self._x = self._x[:count]
+
+    def __len__(self) -> int:
+        return len(self._x)
+
+    def examples(self, indices: NDArray[np.int64], seed: int = 0) -> Examples:
+        return Examples(self._x[indices], self.labels[indices])
+
+
+def tiny_learner(devices: int = 8) -> Learner:
+    bundle = open_bundle_dir(build("tiny_mlp"))
+    data = Points(bundle)
+    return Learner(bundle, data, iid(len(data), devices, seed=1))
