@@ -2,37 +2,31 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING, Any
 
-import matplotlib as mpl
-
 from demo.scene import MEANING, Fate
+from simulator.report.drawing import DARK_GREY, GREEN, GREY, PURPLE, RED, YELLOW, axes_of, svg
 
 if TYPE_CHECKING:
     from demo.outcome import ModelRecord, Outcome, RoundRecord
 
-mpl.use("svg")
-from matplotlib import pyplot as plt
 from matplotlib.ticker import MaxNLocator
 
-_GREEN, _RED, _YELLOW, _PURPLE, _GREY = "#2a7f5f", "#c0392b", "#e0a030", "#7b52ab", "#c9c9c9"
-_DARK_GREY = "#8a8a8a"
 _FATES = {
-    Fate.COUNTED: ("s", _GREEN),
-    Fate.KILLED: ("X", _RED),
-    Fate.LATE: ("o", _YELLOW),
-    Fate.OFFLINE: ("v", _PURPLE),
-    Fate.ABANDONED: ("D", _DARK_GREY),
-    Fate.ABSENT: (".", _GREY),
+    Fate.COUNTED: ("s", GREEN),
+    Fate.KILLED: ("X", RED),
+    Fate.LATE: ("o", YELLOW),
+    Fate.OFFLINE: ("v", PURPLE),
+    Fate.ABANDONED: ("D", DARK_GREY),
+    Fate.ABSENT: (".", GREY),
 }
 
 
 def accuracy_plot(outcome: Outcome) -> str:
     """Accuracy of every global model, between central training and the best device alone."""
-    figure, axes = _axes(3.4)
+    figure, axes = axes_of(3.4)
     values = [100 * value for value in outcome.accuracy_by_round]
-    axes.plot(range(len(values)), values, color=_GREEN, linewidth=2.2)
+    axes.plot(range(len(values)), values, color=GREEN, linewidth=2.2)
     for value, text, style in (
         (outcome.central_accuracy, "all data in one place", "--"),
         (outcome.best_single_accuracy, "best device alone", ":"),
@@ -42,38 +36,38 @@ def accuracy_plot(outcome: Outcome) -> str:
         axes.text(1.01, 100 * value, text, transform=beside, va="center", color="#444444")
     axes.set(ylabel="accuracy, % of the test set", ylim=(0, 101))
     _round_axis(axes, len(values) - 1)
-    return _svg(figure)
+    return svg(figure)
 
 
 def loss_plot(models: list[ModelRecord], rounds_count: int) -> str:
     """Loss of every global model on the test set."""
-    figure, axes = _axes(2.4)
+    figure, axes = axes_of(2.4)
     made = {model.round_id: model.loss for model in models if model.loss is not None}
     # An abandoned round leaves the model, and its loss, as they were.
     rounds = [x for x in range(rounds_count + 1) if made and x >= min(made)]
     held = [made[max(y for y in made if y <= x)] for x in rounds]
-    axes.plot(rounds, held, color=_GREEN, linewidth=2)
+    axes.plot(rounds, held, color=GREEN, linewidth=2)
     axes.set(ylabel="cross-entropy", ylim=(0, None))
     _round_axis(axes, rounds_count)
-    return _svg(figure)
+    return svg(figure)
 
 
 def bytes_plot(records: list[RoundRecord]) -> str:
     """What the counted updates of each round weigh."""
-    figure, axes = _axes(2.4)
+    figure, axes = axes_of(2.4)
     axes.bar(
         [record.round_id for record in records],
         [record.upload_bytes / 1e6 for record in records],
-        color=_GREEN,
+        color=GREEN,
     )
     axes.set(ylabel="counted updates, MB")
     _round_axis(axes, len(records))
-    return _svg(figure)
+    return svg(figure)
 
 
 def timeline_plot(records: list[RoundRecord], table: dict[str, list[Fate]]) -> str:
     """Who took part when: devices by rounds."""
-    figure, axes = _axes(3.8)
+    figure, axes = axes_of(3.8)
     rounds = [record.round_id for record in records]
     names = list(table)
     for fate, (marker, colour) in _FATES.items():
@@ -95,29 +89,10 @@ def timeline_plot(records: list[RoundRecord], table: dict[str, list[Fate]]) -> s
     axes.invert_yaxis()
     _round_axis(axes, len(records))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, 1.16), ncols=len(_FATES), frameon=False)
-    return _svg(figure)
-
-
-def _axes(height: float) -> tuple[Any, Any]:
-    mpl.rcParams.update({"svg.fonttype": "none", "font.size": 9, "font.family": "sans-serif"})
-    figure, axes = plt.subplots(figsize=(9, height), layout="constrained")
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    axes.grid(visible=True, axis="y", color="#eeeeee")
-    axes.set_axisbelow(True)
-    return figure, axes
+    return svg(figure)
 
 
 def _round_axis(axes: Any, rounds_count: int) -> None:
     """The same for every plot; round 0 is the model that all began with."""
     axes.set(xlabel="round", xlim=(-0.8, rounds_count + 0.8))
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True))
-
-
-def _svg(figure: Any) -> str:
-    """Inline SVG, without the XML prologue and without a date."""
-    stream = io.StringIO()
-    figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
-    text = stream.getvalue()
-    return text[text.index("<svg") :]

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from demo.scene import MEANING, DeviceScene, Fate, Scene
+from simulator.report.words import sparkline
 
-_BARS = "▁▂▃▄▅▆▇█"
 _FATE_STYLE = {
     Fate.COUNTED: "green",
     Fate.KILLED: "bold red",
@@ -172,13 +172,6 @@ def _progress(scene: Scene, width: int) -> Text:
             style="dim",
         )
     return text
-
-
-def sparkline(values: list[float], width: int) -> str:
-    """The last values between 0 and 1 as small bars."""
-    step = max(1, -(-len(values) // width))
-    shown = values[::-1][::step][::-1]
-    return "".join(_BARS[min(len(_BARS) - 1, int(value * len(_BARS)))] for value in shown)
 
 
 def _devices(scene: Scene, width: int) -> Table:

@@ -1,0 +1,227 @@
+"""The tasks of a run, from its events one by one: what each went through and what became of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal
+
+from simulator.fleet import events
+from simulator.fleet.events import Event
+
+Phase = Literal["download", "training", "upload"]
+Fate = Literal["counted", "dropped", "late", "not needed", "rejected", "abandoned", "unfinished"]
+"""`not needed`: on its way when its round closed with enough others (over-selection). `abandoned`:
+accepted, by a round that came to nothing. `unfinished`: the run ended before it did."""
+WASTE: tuple[Fate, ...] = tuple(fate for fate in Fate.__args__ if fate != "counted")  # type: ignore[attr-defined]
+
+
+@dataclass(slots=True)
+class Task:
+    """What a device was asked to do, once. Times in virtual milliseconds."""
+
+    device: int
+    round_id: int
+    given_ms: int
+    spans: list[tuple[Phase, int, int]] = field(default_factory=list)
+    """Phase, from, until."""
+    phase: Phase | None = None
+    """What it is at, since `since_ms`."""
+    since_ms: int = 0
+    drops: list[tuple[int, str]] = field(default_factory=list)
+    """When, and in which phase, it failed; it may have gone on later."""
+    trained: bool = False
+    accepted_ms: int | None = None
+    ended_ms: int = 0
+    fate: Fate = "unfinished"
+
+    def begin(self, phase: Phase, at_ms: int) -> None:
+        """Go over to a phase."""
+        self.pause(at_ms)
+        self.phase, self.since_ms = phase, at_ms
+
+    def pause(self, at_ms: int) -> None:
+        """End the phase it is at, if any."""
+        if self.phase is not None:
+            self.spans.append((self.phase, self.since_ms, at_ms))
+            self.phase = None
+
+    def spent_ms(self, phase: Phase, from_ms: int = 0, until_ms: int = 2**63) -> int:
+        """Time in a phase, within an interval."""
+        return sum(
+            max(0, min(end, until_ms) - max(begin, from_ms))
+            for name, begin, end in self.spans
+            if name == phase
+        )
+
+    def phase_at(self, at_ms: int) -> Phase | Literal["away"]:
+        """What it was at; away: none of the phases."""
+        return next((name for name, begin, end in self.spans if begin <= at_ms < end), "away")
+
+
+@dataclass(slots=True)
+class Round:
+    """One round, open or closed."""
+
+    round_id: int
+    train: bool
+    opened_ms: int
+    wanted: int
+    closed_ms: int | None = None
+    outcome: Literal["open", "enough", "deadline", "abandoned"] = "open"
+    """`deadline`: it made a model of fewer updates than it wanted."""
+
+
+TaskEnded = Callable[[Task, Round], None]
+RoundEnded = Callable[[Round, list[Task]], None]
+
+
+class Tasks:
+    """Hears events in their order and says what became of each task and round.
+
+    Memory: O(tasks at work + rounds).
+    """
+
+    def __init__(
+        self, task_ended: TaskEnded, round_ended: RoundEnded = lambda _round, _tasks: None
+    ) -> None:
+        """`round_ended` gets the round and the tasks whose updates are in its model."""
+        self._task_ended = task_ended
+        self._round_ended = round_ended
+        self._open: dict[int, dict[int, Task]] = {}
+        self._current: dict[int, Task] = {}
+        self._rounds: dict[int, Round] = {}
+        self._handlers: dict[type, Callable[..., None]] = {
+            events.Off: self._off,
+            events.RoundOpened: self._opened,
+            events.TaskGiven: self._given,
+            events.DownloadBegan: self._downloading,
+            events.DownloadEnded: self._downloaded,
+            events.TrainingBegan: self._training,
+            events.TrainingEnded: self._trained,
+            events.DroppedOut: self._dropped,
+            events.UploadBegan: self._uploading,
+            events.UploadEnded: self._uploaded,
+            events.Verdict: self._verdict,
+            events.RoundClosed: self._closed,
+            events.RoundAbandoned: self._abandoned,
+        }
+
+    def observe(self, event: Event) -> None:
+        """This has happened."""
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(event)
+
+    def end(self, at_ms: int) -> None:
+        """Nothing more comes: what is open came to nothing."""
+        for task in [task for tasks in self._open.values() for task in tasks.values()]:
+            self._finish(task, at_ms, "unfinished")
+        for entry in self._rounds.values():
+            if entry.outcome == "open":
+                self._round_ended(entry, [])
+
+    def _task(self, device: int, round_id: int) -> Task | None:
+        tasks = self._open.get(device)
+        return None if tasks is None else tasks.get(round_id)
+
+    def _finish(self, task: Task, at_ms: int, fate: Fate) -> None:
+        task.pause(at_ms)
+        task.ended_ms, task.fate = at_ms, fate
+        del self._open[task.device][task.round_id]
+        if self._current.get(task.device) is task:
+            del self._current[task.device]
+        self._task_ended(task, self._rounds[task.round_id])
+
+    def _too_late(self, task: Task) -> Fate:
+        """The fate of a task that did not make it into its round's model."""
+        return "not needed" if self._rounds[task.round_id].outcome == "enough" else "late"
+
+    def _opened(self, event: events.RoundOpened) -> None:
+        self._rounds[event.round_id] = Round(
+            event.round_id, event.kind == "train", event.at_ms, event.wanted
+        )
+
+    def _given(self, event: events.TaskGiven) -> None:
+        tasks = self._open.setdefault(event.device, {})
+        for before in [task for task in tasks.values() if not task.trained]:
+            self._finish(before, event.at_ms, self._too_late(before))  # the new one takes its place
+        task = Task(event.device, event.round_id, event.at_ms)
+        tasks[event.round_id] = self._current[event.device] = task
+
+    def _off(self, event: events.Off) -> None:
+        for task in self._open.get(event.device, {}).values():
+            task.pause(event.at_ms)
+
+    def _downloading(self, event: events.DownloadBegan) -> None:
+        task = self._current.get(event.device)
+        if task is not None:
+            task.begin("download", event.at_ms)
+
+    def _downloaded(self, event: events.DownloadEnded) -> None:
+        task = self._current.get(event.device)
+        if task is not None and task.phase == "download":
+            task.pause(event.at_ms)
+
+    def _training(self, event: events.TrainingBegan) -> None:
+        task = self._task(event.device, event.round_id)
+        if task is not None:
+            task.begin("training", event.at_ms)
+
+    def _trained(self, event: events.TrainingEnded) -> None:
+        task = self._task(event.device, event.round_id)
+        if task is None:
+            return
+        task.pause(event.at_ms)
+        task.trained = event.why == "done"
+        if event.why == "overtaken":
+            self._finish(task, event.at_ms, self._too_late(task))
+
+    def _dropped(self, event: events.DroppedOut) -> None:
+        task = self._task(event.device, event.round_id)
+        if task is None:
+            return
+        task.pause(event.at_ms)
+        task.drops.append((event.at_ms, event.phase))
+        if not event.returns:
+            self._finish(task, event.at_ms, "dropped")
+
+    def _uploading(self, event: events.UploadBegan) -> None:
+        task = self._task(event.device, event.round_id)
+        if task is not None:
+            task.begin("upload", event.at_ms)
+
+    def _uploaded(self, event: events.UploadEnded) -> None:
+        task = self._task(event.device, event.round_id)
+        if task is not None and task.phase == "upload":
+            task.pause(event.at_ms)
+
+    def _verdict(self, event: events.Verdict) -> None:
+        task = self._task(event.device, event.round_id)
+        if task is None:
+            return
+        if event.verdict == "accepted":
+            task.accepted_ms = event.at_ms
+        elif event.verdict == "rejected":
+            self._finish(task, event.at_ms, "rejected")
+        else:
+            self._finish(task, event.at_ms, self._too_late(task))
+
+    def _closed(self, event: events.RoundClosed) -> None:
+        entry = self._rounds[event.round_id]
+        entry.closed_ms = event.at_ms
+        entry.outcome = "enough" if len(event.parts) >= entry.wanted else "deadline"
+        parts = [self._task(part.device, part.round_id) for part in event.parts]
+        counted = [task for task in parts if task is not None]
+        for task in counted:
+            self._finish(task, event.at_ms, "counted")
+        self._round_ended(entry, counted)
+
+    def _abandoned(self, event: events.RoundAbandoned) -> None:
+        entry = self._rounds[event.round_id]
+        entry.closed_ms, entry.outcome = event.at_ms, "abandoned"
+        for device, round_id in event.lost:
+            task = self._task(device, round_id)
+            if task is not None:
+                self._finish(task, event.at_ms, "abandoned")
+        self._round_ended(entry, [])

@@ -1,0 +1,100 @@
+"""What the figures of a policy mean, in a few sentences made of them."""
+
+from __future__ import annotations
+
+from simulator.report.summary import PolicyFigures, Summary
+from simulator.report.words import bytes_words, number_words, plural, share_words, time_words
+
+CAUSES = {
+    "dropped": "dropped tasks",
+    "late": "late updates",
+    "not needed": "over-selection",
+    "rejected": "rejected updates",
+    "abandoned": "abandoned rounds",
+    "unfinished": "tasks that the end of the run cut off",
+}
+
+
+def verdict(policy: PolicyFigures, summary: Summary) -> str:
+    """How soon it got there, what it cost, who was left out. `summary` holds its rivals."""
+    begin = "" if policy.complete else "Interrupted, so far: "
+    if not policy.rounds_done:
+        abandoned = policy.rounds_abandoned
+        tried = f" {plural(abandoned, 'round')} abandoned." if abandoned else ""
+        return f"{begin}No round was finished in {time_words(policy.virtual_ms)}.{tried}"
+    main = _learned(policy, summary) if policy.curve else _timed(policy, summary)
+    return begin + " ".join(filter(None, (main, _waste(policy), _left_out(policy))))
+
+
+def _learned(policy: PolicyFigures, summary: Summary) -> str:
+    target, there = summary.target_accuracy, policy.target_reached
+    assert target is not None
+    if there is None:
+        best = policy.best_accuracy
+        came = "" if best is None else f"; its best is {share_words(best)}"
+        return f"Did not reach {share_words(target)}{came}."
+    cost = (
+        f"{share_words(target)} after {time_words(there.virtual_ms)}, "
+        f"{number_words(there.rounds)} rounds and {bytes_words(there.bytes)}"
+    )
+    rivals = {
+        rival.name: rival.target_reached
+        for rival in summary.policies
+        if rival.target_reached is not None
+    }
+    if len(rivals) < 2:
+        return f"{cost}."
+    fastest = min(rivals, key=lambda name: rivals[name].virtual_ms)
+    leanest = min(rivals, key=lambda name: rivals[name].bytes)
+    time = _against(policy.name, fastest, there.virtual_ms, rivals[fastest].virtual_ms, "the time")
+    size = _against(policy.name, leanest, there.bytes, rivals[leanest].bytes, "the bytes")
+    first = "the fastest" if fastest == policy.name else time
+    second = "the fewest bytes" if leanest == policy.name else size
+    return f"{cost}: {first}, {second}."
+
+
+def _against(name: str, best: str, value: float, least: float, what: str) -> str:
+    if name == best:
+        return ""
+    return f"{value / least:.2f} times {what} of {best}" if least else f"more than {best}"
+
+
+def _timed(policy: PolicyFigures, summary: Summary) -> str:
+    rate = (
+        f"{number_words(policy.rounds_per_hour)} rounds and "
+        f"{number_words(policy.updates_per_hour)} counted updates an hour"
+    )
+    rivals = [rival for rival in summary.policies if rival.rounds_done]
+    if len(rivals) < 2:
+        return f"{rate}."
+    best = max(rivals, key=lambda rival: rival.updates_per_hour)
+    if best.name == policy.name:
+        return f"{rate}: the most updates."
+    share = policy.updates_per_hour / best.updates_per_hour if best.updates_per_hour else 0.0
+    return f"{rate}: {share_words(share)} of the updates of {best.name}."
+
+
+def _waste(policy: PolicyFigures) -> str:
+    work = policy.work
+    if not work.spent_ms:
+        return ""
+    if not work.wasted_share:
+        return "No training was wasted."
+    cause = max(work.wasted_ms, key=lambda name: work.wasted_ms[name])
+    most = work.wasted_ms[cause] / work.spent_ms
+    which = CAUSES.get(cause, cause)
+    all_of_it = most == work.wasted_share
+    rest = f"all by {which}" if all_of_it else f"most by {which} ({share_words(most)})"
+    return f"{share_words(work.wasted_share)} of the training was wasted, {rest}."
+
+
+def _left_out(policy: PolicyFigures) -> str:
+    share = 1 - policy.participation.counted_share
+    if share == 0:
+        return "Every device was heard."
+    text = f"{share_words(share)} of the devices were never heard"
+    worst = min(policy.profiles, key=lambda name: policy.profiles[name].counted_share)
+    least = policy.profiles[worst].counted_share
+    if len(policy.profiles) < 2 or 1 - least <= share:
+        return f"{text}."
+    return f"{text} ({worst}: {share_words(1 - least)})."
