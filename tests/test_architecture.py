@@ -53,6 +53,15 @@ PURE = frozenset(
         "fedtide/picture_text.py",
         "fedtide/topics.py",
         "fedtide/vectors.py",
+        "simulator/report/curves.py",
+        "simulator/report/digest.py",
+        "simulator/report/fairness.py",
+        "simulator/report/figures.py",
+        "simulator/report/summary.py",
+        "simulator/report/tasks.py",
+        "simulator/report/timeline.py",
+        "simulator/report/verdict.py",
+        "simulator/report/words.py",
     }
 )
 IMPURE_MODULES = {"time", "random", "os", "socket", "sqlite3", "threading", "logging", "paho"}

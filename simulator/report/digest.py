@@ -19,9 +19,11 @@ from simulator.report.summary import (
     RoundFigures,
     Work,
 )
-from simulator.report.tasks import WASTE, Round, Task, Tasks
+from simulator.report.tasks import FATES, Phase, Round, Task, Tasks
 
-PHASES = ("download", "training", "upload")
+PHASES: tuple[Phase, ...] = ("download", "training", "upload")
+CAUSES = (*(fate for fate in FATES if fate != "counted"), "repeated")
+"""Of waste: the fate of the task; epochs done again in a task that counted."""
 
 
 class Digest:
@@ -73,17 +75,21 @@ class Digest:
         }
         return tuple(points[version] for version in sorted(points))
 
+    def last_model_ms(self) -> int:
+        """When the newest model was made."""
+        return max(at_ms for at_ms, _ in self._models.values())
+
     def work(self) -> Work:
         """Of all devices."""
         spent, wasted = sum(self._spent_ms), sum(self._wasted_ms)
-        by_cause = {cause: self._wasted_by[cause] for cause in WASTE}
+        by_cause = {cause: self._wasted_by[cause] for cause in CAUSES}
         return Work(spent, spent - wasted, by_cause, wasted / spent if spent else 0.0)
 
-    def participation(self) -> Participation:
-        """Of all devices."""
-        counted, tasks = np.array(self.counted), np.array(self._tasks_given)
+    def participation(self, invited: Sequence[int]) -> Participation:
+        """Of all devices; `invited`: how often, by device."""
+        counted, asked = np.array(self.counted), np.array(invited)
         return Participation(
-            float((tasks > 0).mean()), float((counted > 0).mean()), gini(counted), jain(counted)
+            float((asked > 0).mean()), float((counted > 0).mean()), gini(counted), jain(counted)
         )
 
     def profiles(self, names: Sequence[str]) -> dict[str, ProfileFigures]:
@@ -121,16 +127,17 @@ class Digest:
         device = task.device
         worked_ms = task.spent_ms("training")
         self._spent_ms[device] += worked_ms
-        if task.fate != "counted":
-            self._wasted_ms[device] += worked_ms
-            self._wasted_by[task.fate] += worked_ms
+        counted = task.fate == "counted"
+        wasted_ms = task.lost_ms if counted else worked_ms
+        self._wasted_ms[device] += wasted_ms
+        self._wasted_by["repeated" if counted else task.fate] += wasted_ms
         for _, phase in task.drops:
             self._dropped.setdefault(phase, Counter())[device] += 1
         if not entry.train:
             return
         self._tasks_given[device] += 1
         self.fates[task.fate] += 1
-        if task.fate == "counted":
+        if counted:
             self.counted[device] += 1
         elif task.fate == "not needed":
             self._not_needed[device] += 1

@@ -9,6 +9,7 @@ import matplotlib as mpl
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 GREEN, RED, YELLOW, PURPLE, GREY = "#2a7f5f", "#c0392b", "#e0a030", "#7b52ab", "#c9c9c9"
 BLUE, DARK_GREY = "#2b6cb0", "#8a8a8a"
@@ -23,6 +24,7 @@ def axes_of(height: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
             "svg.hashsalt": "fedtide",
             "font.size": 9,
             "font.family": "sans-serif",
+            "font.sans-serif": ["DejaVu Sans"],
             # A label is text: a dollar sign in a name begins no formula.
             "text.parse_math": False,
         }
@@ -36,6 +38,16 @@ def axes_of(height: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
         axes.grid(visible=True, axis="y", color="#eeeeee")
         axes.set_axisbelow(True)
     return figure, all_axes
+
+
+def logarithmic(axes: Any) -> None:
+    """An x-axis whose ticks are plain numbers."""
+    axes.set_xscale("log")
+    low, high = axes.get_xlim()
+    steps = (1, 2, 5) if high < 300 * low else (1,)
+    axes.xaxis.set_major_locator(LogLocator(subs=steps))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
 
 
 def svg(figure: Any) -> str:

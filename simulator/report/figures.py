@@ -79,20 +79,22 @@ def _policy(record: Record, names: Sequence[str]) -> PolicyFigures:
     for event in record.events():
         digest.observe(event)
     digest.end(totals.at_ms)
-    hours = totals.at_ms / HOUR_MS
+    finished = totals.finished
+    succeeded = finished is not None and finished.succeeded
+    virtual_ms = digest.last_model_ms() if succeeded else totals.at_ms
+    hours = virtual_ms / HOUR_MS
     curve = digest.curve()
     accuracies = [point.accuracy for point in curve if point.accuracy is not None]
-    finished = totals.finished
     counted = sum(digest.counted)
     return PolicyFigures(
         name=header.policy,
         complete=record.complete,
-        succeeded=finished is not None and finished.succeeded,
+        succeeded=succeeded,
         reason="interrupted" if finished is None else finished.reason,
         rounds_asked=header.rounds,
         rounds_done=totals.rounds_done,
-        rounds_abandoned=totals.rounds_abandoned,
-        virtual_ms=totals.at_ms,
+        rounds_abandoned=sum(entry.outcome == "abandoned" for entry in digest.rounds),
+        virtual_ms=virtual_ms,
         tasks=sum(digest.fates.values()),
         updates_counted=counted,
         download_bytes=totals.spent.down_bytes,
@@ -104,7 +106,7 @@ def _policy(record: Record, names: Sequence[str]) -> PolicyFigures:
         final_loss=curve[-1].loss if curve else None,
         target_reached=None,
         work=digest.work(),
-        participation=digest.participation(),
+        participation=digest.participation(totals.invited),
         fates=dict(sorted(digest.fates.items())),
         profiles=digest.profiles(names),
         durations=digest.durations(),

@@ -23,7 +23,7 @@ class Work(Struct, frozen=True):
     counted_ms: int
     """In updates that are in a model."""
     wasted_ms: dict[str, int]
-    """By cause: dropped, late, not needed, rejected, abandoned, unfinished."""
+    """By cause: dropped, late, not needed, declined, rejected, abandoned, unfinished, repeated."""
     wasted_share: float
     """Of the time spent; 0 if none was."""
 
@@ -32,7 +32,7 @@ class Participation(Struct, frozen=True):
     """How evenly devices are heard."""
 
     invited_share: float
-    """Devices that ever got a task."""
+    """Devices that were ever invited."""
     counted_share: float
     """Devices of which an update ever counted."""
     gini: float
@@ -115,6 +115,7 @@ class PolicyFigures(Struct, frozen=True):
     rounds_done: int
     rounds_abandoned: int
     virtual_ms: int
+    """Until the last model was made, if it succeeded; else until the last event."""
     tasks: int
     updates_counted: int
     download_bytes: int
@@ -144,7 +145,7 @@ class PolicyFigures(Struct, frozen=True):
 
     @property
     def virtual_hours(self) -> float:
-        """Until the last event."""
+        """The same in hours."""
         return self.virtual_ms / HOUR_MS
 
 

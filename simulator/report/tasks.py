@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from simulator.fleet import events
 from simulator.fleet.events import Event
 
 Phase = Literal["download", "training", "upload"]
-Fate = Literal["counted", "dropped", "late", "not needed", "rejected", "abandoned", "unfinished"]
+Fate = Literal[
+    "counted", "dropped", "late", "not needed", "declined", "rejected", "abandoned", "unfinished"
+]
 """`not needed`: on its way when its round closed with enough others (over-selection). `abandoned`:
 accepted, by a round that came to nothing. `unfinished`: the run ended before it did."""
-WASTE: tuple[Fate, ...] = tuple(fate for fate in Fate.__args__ if fate != "counted")  # type: ignore[attr-defined]
+FATES: tuple[Fate, ...] = get_args(Fate)
 
 
 @dataclass(slots=True)
@@ -30,7 +32,8 @@ class Task:
     since_ms: int = 0
     drops: list[tuple[int, str]] = field(default_factory=list)
     """When, and in which phase, it failed; it may have gone on later."""
-    trained: bool = False
+    lost_ms: int = 0
+    """Of the training: on epochs that had to be done again."""
     accepted_ms: int | None = None
     ended_ms: int = 0
     fate: Fate = "unfinished"
@@ -70,6 +73,7 @@ class Round:
     closed_ms: int | None = None
     outcome: Literal["open", "enough", "deadline", "abandoned"] = "open"
     """`deadline`: it made a model of fewer updates than it wanted."""
+    ended: bool = False
 
 
 TaskEnded = Callable[[Task, Round], None]
@@ -91,6 +95,7 @@ class Tasks:
         self._open: dict[int, dict[int, Task]] = {}
         self._current: dict[int, Task] = {}
         self._rounds: dict[int, Round] = {}
+        self._in_work: tuple[events.Counted, ...] = ()
         self._handlers: dict[type, Callable[..., None]] = {
             events.Off: self._off,
             events.RoundOpened: self._opened,
@@ -99,11 +104,14 @@ class Tasks:
             events.DownloadEnded: self._downloaded,
             events.TrainingBegan: self._training,
             events.TrainingEnded: self._trained,
+            events.GivenUp: self._given_up,
+            events.Declined: self._declined,
             events.DroppedOut: self._dropped,
             events.UploadBegan: self._uploading,
             events.UploadEnded: self._uploaded,
             events.Verdict: self._verdict,
             events.RoundClosed: self._closed,
+            events.ModelMade: self._made,
             events.RoundAbandoned: self._abandoned,
         }
 
@@ -118,7 +126,7 @@ class Tasks:
         for task in [task for tasks in self._open.values() for task in tasks.values()]:
             self._finish(task, at_ms, "unfinished")
         for entry in self._rounds.values():
-            if entry.outcome == "open":
+            if not entry.ended:
                 self._round_ended(entry, [])
 
     def _task(self, device: int, round_id: int) -> Task | None:
@@ -143,11 +151,19 @@ class Tasks:
         )
 
     def _given(self, event: events.TaskGiven) -> None:
-        tasks = self._open.setdefault(event.device, {})
-        for before in [task for task in tasks.values() if not task.trained]:
-            self._finish(before, event.at_ms, self._too_late(before))  # the new one takes its place
         task = Task(event.device, event.round_id, event.at_ms)
-        tasks[event.round_id] = self._current[event.device] = task
+        self._open.setdefault(event.device, {})[event.round_id] = task
+        self._current[event.device] = task
+
+    def _given_up(self, event: events.GivenUp) -> None:
+        task = self._task(event.device, event.round_id)
+        if task is not None:
+            self._finish(task, event.at_ms, self._too_late(task))
+
+    def _declined(self, event: events.Declined) -> None:
+        task = self._task(event.device, event.round_id)
+        if task is not None:
+            self._finish(task, event.at_ms, "declined")
 
     def _off(self, event: events.Off) -> None:
         for task in self._open.get(event.device, {}).values():
@@ -170,12 +186,9 @@ class Tasks:
 
     def _trained(self, event: events.TrainingEnded) -> None:
         task = self._task(event.device, event.round_id)
-        if task is None:
-            return
-        task.pause(event.at_ms)
-        task.trained = event.why == "done"
-        if event.why == "overtaken":
-            self._finish(task, event.at_ms, self._too_late(task))
+        if task is not None:
+            task.pause(event.at_ms)
+            task.lost_ms += event.lost_ms
 
     def _dropped(self, event: events.DroppedOut) -> None:
         task = self._task(event.device, event.round_id)
@@ -211,17 +224,29 @@ class Tasks:
         entry = self._rounds[event.round_id]
         entry.closed_ms = event.at_ms
         entry.outcome = "enough" if len(event.parts) >= entry.wanted else "deadline"
-        parts = [self._task(part.device, part.round_id) for part in event.parts]
+        self._in_work = event.parts
+        if not entry.train:
+            self._count(entry, event.at_ms)
+
+    def _made(self, event: events.ModelMade) -> None:
+        self._count(self._rounds[event.round_id], event.at_ms)
+
+    def _count(self, entry: Round, at_ms: int) -> None:
+        parts = [self._task(part.device, part.round_id) for part in self._in_work]
+        self._in_work = ()
         counted = [task for task in parts if task is not None]
         for task in counted:
-            self._finish(task, event.at_ms, "counted")
+            self._finish(task, at_ms, "counted")
+        entry.ended = True
         self._round_ended(entry, counted)
 
     def _abandoned(self, event: events.RoundAbandoned) -> None:
         entry = self._rounds[event.round_id]
         entry.closed_ms, entry.outcome = event.at_ms, "abandoned"
+        self._in_work = ()
         for device, round_id in event.lost:
             task = self._task(device, round_id)
             if task is not None:
                 self._finish(task, event.at_ms, "abandoned")
+        entry.ended = True
         self._round_ended(entry, [])

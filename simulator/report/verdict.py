@@ -9,9 +9,11 @@ CAUSES = {
     "dropped": "dropped tasks",
     "late": "late updates",
     "not needed": "over-selection",
+    "declined": "declined tasks",
     "rejected": "rejected updates",
     "abandoned": "abandoned rounds",
     "unfinished": "tasks that the end of the run cut off",
+    "repeated": "epochs that were done again",
 }
 
 

@@ -1,0 +1,244 @@
+"""The page and the table about simulated runs: whole, alone, true to the figures, and escaped."""
+
+from __future__ import annotations
+
+import io
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from rich.console import Console
+
+from simulator.fleet.record import Record
+from simulator.report import open_progress, summarise, write_report
+from simulator.report.page import flattened, report_page
+from simulator.report.progress import LiveProgress, PlainProgress
+from simulator.report.summary import Summary
+from simulator.report.table import print_summary, rows_of
+from tests.fleet_runs import header, profiles_of, random_run, record_of
+
+DEVICES = 30
+HOSTILE = '<script>alert("$x$")</script>&amp;'
+_VOID = {"meta", "br", "hr", "img", "input", "link"}
+_REFERENCE = re.compile(
+    r"""<script|<link|<iframe|<img|<object|<embed|@import|url\(\s*['"]?(?!\#)"""
+    r"""|\b(?:src|href|srcset|action|data|poster)\s*=\s*(?!["']?\#)""",
+    re.IGNORECASE,
+)
+
+
+def references(page: str) -> list[str]:
+    """Everything in a page that could load something, or run."""
+    return [page[m.start() : m.start() + 60] for m in _REFERENCE.finditer(page)]
+
+
+class _Balance(HTMLParser):
+    """Complains where tags do not nest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.mistakes: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in _VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if not self.open or self.open.pop() != tag:
+            self.mistakes.append(f"</{tag}> at {self.getpos()}")
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parsed(page: str) -> _Balance:
+    parser = _Balance()
+    parser.feed(page)
+    parser.close()
+    return parser
+
+
+def runs(folder: Path, *names: str, learns: float | None = 0.2) -> list[Record]:
+    return [
+        random_run(
+            folder / str(index),
+            header(name, devices=DEVICES, rounds=8, learning="real" if learns else "modelled"),
+            collect_ms=10_000 + 20_000 * index,
+            learns=learns,
+        )
+        for index, name in enumerate(names)
+    ]
+
+
+def page_of(records: list[Record]) -> tuple[str, Summary]:
+    summary = summarise(records, profiles_of(DEVICES))
+    return report_page(summary, records, profiles_of(DEVICES)), summary
+
+
+@pytest.fixture(scope="module")
+def learned(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Summary, list[Record]]:
+    records = runs(tmp_path_factory.mktemp("runs"), "hasty", "patient")
+    return *page_of(records), records
+
+
+def test_the_page_is_whole_and_small(learned: tuple[str, Summary, list[Record]]) -> None:
+    page = learned[0]
+    parser = parsed(page)
+    assert (parser.mistakes, parser.open) == ([], [])
+    drawings = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
+    assert len(drawings) == 5 + 2 * 2
+    for drawing in drawings:
+        ElementTree.fromstring(drawing)
+    assert len(page) < 1_000_000
+
+
+def test_the_page_loads_nothing(learned: tuple[str, Summary, list[Record]]) -> None:
+    assert references(learned[0]) == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        '<script src="https://example.org/a.js"></script>',
+        "<script>x()</script>",
+        '<img alt="" src=//example.org/a.png>',
+        '<link rel="stylesheet" href="a.css">',
+        "<style>@import 'a.css';</style>",
+        "<style>b { background: url(https://example.org/a.png) }</style>",
+        '<a href="https://example.org">',
+        '<use xlink:href="http://example.org/a.svg#b"/>',
+    ],
+)
+def test_a_reference_is_noticed(learned: tuple[str, Summary, list[Record]], planted: str) -> None:
+    assert references(learned[0].replace("</body>", f"{planted}</body>"))
+
+
+def test_the_page_says_what_the_figures_say(
+    learned: tuple[str, Summary, list[Record]],
+) -> None:
+    page, summary, records = learned
+    text = " ".join(" ".join(parsed(page).text).split())
+    cells = re.findall(r'<td class="number">(.*?)</td>', page)
+    expected = [cell.replace("'", "&#39;") for row in rows_of(summary) for cell in row.cells]
+    assert cells[: len(expected)] == expected
+    for policy, record in zip(summary.policies, records, strict=True):
+        assert policy.verdict in text
+        assert record.digest in text
+        assert policy.target_reached is not None
+        assert f"{policy.target_reached.rounds:.1f}" in cells
+        assert f"{policy.participation.gini:.3f}" in cells
+
+
+def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
+    first = header(
+        HOSTILE, devices=DEVICES, scenario={"name": HOSTILE, "fleet": {HOSTILE: HOSTILE}}
+    )
+    record = random_run(tmp_path / "r", first)
+    names = [HOSTILE] * DEVICES
+    summary = summarise([record], names)
+    page = report_page(summary, [record], names)
+    assert HOSTILE not in page
+    assert references(page) == []
+    assert parsed(page).mistakes == []
+    for drawing in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
+        ElementTree.fromstring(drawing)
+    stream = io.StringIO()
+    print_summary(
+        summarise([random_run(tmp_path / "s", header("[red]x[/red]"))]), Console(file=stream)
+    )
+    assert "[red]x[/red]" in stream.getvalue()
+
+
+def run_of(case: str, folder: Path) -> list[Record]:
+    first = header(devices=DEVICES)
+    match case:
+        case "ten":
+            return runs(folder, *(f"policy-{i}" for i in range(10)))
+        case "timing":
+            return runs(folder, "alone", learns=None)
+        case "nothing":
+            return [record_of(folder / "nothing", first, cut=True)]
+        case "one device":
+            return [random_run(folder / "one", header(devices=1), cohort=1, wanted=1)]
+        case _:
+            return [
+                record_of(folder / "nothing", first, cut=True),
+                random_run(folder / "cut", first, cut=True),
+                random_run(folder / "abandoned", first, collect_ms=500, quorum=6),
+            ]
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        "timing",
+        "nothing",
+        "one device",
+        "interrupted and abandoned",
+        pytest.param("ten", marks=pytest.mark.slow),
+    ],
+)
+def test_any_run_can_be_reported(tmp_path: Path, case: str) -> None:
+    records = run_of(case, tmp_path)
+    summary = summarise(records, profiles_of(records[0].header.devices))
+    write_report(summary, records, tmp_path / "report.html", profiles_of(records[0].header.devices))
+    page = (tmp_path / "report.html").read_text()
+    assert (parsed(page).mistakes, references(page)) == ([], [])
+    for policy in summary.policies:
+        assert policy.verdict.split(".")[0] in page
+        assert policy.complete or f"{policy.name} was interrupted" in page
+
+
+def test_the_same_records_give_the_same_page(
+    learned: tuple[str, Summary, list[Record]],
+) -> None:
+    assert page_of(learned[2])[0] == learned[0]
+
+
+def test_the_table_fits_the_terminal(learned: tuple[str, Summary, list[Record]]) -> None:
+    for width in (50, 200):
+        stream = io.StringIO()
+        print_summary(learned[1], Console(file=stream, width=width))
+        lines = stream.getvalue().splitlines()
+        assert max(map(len, lines)) <= width
+        assert sum("hasty" in line and "patient" in line for line in lines[:3]) == (width > 100)
+
+
+def test_conditions_are_dotted_keys() -> None:
+    table = {"name": "x", "rounds": {"count": 3}, "policy": [{"name": "a", "plan": {"epochs": 2}}]}
+    assert list(flattened(table)) == [
+        ("name", "x"),
+        ("rounds.count", "3"),
+        ("policy[a].name", "a"),
+        ("policy[a].plan.epochs", "2"),
+    ]
+
+
+def test_plain_progress_is_a_few_lines(learned: tuple[str, Summary, list[Record]]) -> None:
+    stream, totals = io.StringIO(), learned[2][0].totals
+    with PlainProgress(Console(file=stream, width=40)) as progress:
+        progress.begin("hasty", totals.rounds_done)
+        for _ in range(100):
+            progress.round("hasty", totals)
+        progress.end("hasty", totals)
+    first, last = stream.getvalue().splitlines()
+    assert first == f"hasty: {totals.rounds_done} rounds ..."
+    assert f"round {totals.rounds_done} of {totals.rounds_done} · accuracy" in last
+
+
+def test_the_screen_has_a_row_for_each_policy(learned: tuple[str, Summary, list[Record]]) -> None:
+    stream = io.StringIO()
+    console = Console(file=stream, force_terminal=True, width=120)
+    with LiveProgress(console) as progress:
+        for record in learned[2]:
+            progress.begin(record.header.policy, 8)
+            progress.round(record.header.policy, record.totals)
+    progress.end("hasty", learned[2][0].totals)
+    console.print(progress.render())
+    assert "hasty" in stream.getvalue()
+    assert "✓" in stream.getvalue()
+    assert isinstance(open_progress(plain=True), PlainProgress)
