@@ -24,6 +24,9 @@ class Durable(Struct, frozen=True, forbid_unknown_fields=True):
     epochs_saved: int = 0
     """Of the task's training: progress is what goes beyond it."""
     outbox: tuple[Update, ...] = ()
+    """The oldest first."""
+    uploading: str = ""
+    """Id of the update that was being uploaded when the outbox last changed."""
     run_id: str = ""
     answered_round: int = 0
     """Newest round of this run that was trained or declined."""

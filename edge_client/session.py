@@ -17,12 +17,12 @@ from edge_client import session_events as events
 from edge_client.durable import Durable
 from edge_client.fetching import Fetching
 from edge_client.holdings import discard_unneeded, held_bundle, is_intact, needed_blobs
+from edge_client.outbox import OUTBOX_BYTES_MAX
 from edge_client.progress import SavedProgress
 from edge_client.room import Room
 from edge_client.saved_session import SavedSession, new_installation
 from edge_client.session_events import Command, Event, Heard
 from edge_client.session_machine import (
-    OUTBOX_BYTES_MAX,
     TEXT_CHARS_MAX,
     State,
     next_deadline_at_ms,
@@ -299,7 +299,7 @@ class Session:
                     holds = [ref.digest for ref in self._prefetched if self.blobs.has(ref.digest)]
                     self._speaking.publish(hello_of(self._runner, self._state.durable, holds))
                 case events.Say(Offer(Update(blob=BlobRef(digest)))) if self._sender.busy(digest):
-                    pass  # the answer would be a Want for what is on its way
+                    self._apply(Heard(Want(digest, ())), at_ms)  # as if said, and answered
                 case events.Say(message):
                     reach("client: offer" if isinstance(message, Offer) else "client: decline")
                     self._speaking.publish(message)

@@ -17,6 +17,15 @@ import msgspec
 from msgspec import Struct
 
 from edge_client.durable import Durable
+from edge_client.outbox import (
+    OFFER_RETRY_MS,
+    OUTBOX_BYTES_MAX,
+    Wait,
+    deadlines_at_ms,
+    due,
+    given_up,
+    turn,
+)
 from edge_client.session_events import (
     BlocksArrived,
     Command,
@@ -48,6 +57,7 @@ from fedtide.messages import (
     Offer,
     Presence,
     Problem,
+    Range,
     Receipt,
     Task,
     ToDevice,
@@ -58,28 +68,11 @@ from fedtide.messages import (
 
 RESTARTS_MAX = 3
 """A task that brings the client down more often is declined: the loop must end."""
-OUTBOX_MAX = 16
-"""Updates that wait for a receipt; beyond it the oldest is given up."""
-OUTBOX_BYTES_MAX = 1_000_000_000
-"""Of the updates that wait for a receipt, but for the newest, which always has its place."""
 TEXT_CHARS_MAX = 1_000
 """Of a text on the wire; a longer one would be malformed."""
 HELLO_RETRY_MS = 3_000
-OFFER_RETRY_MS = 3_000
-RETRY_MS_MAX = 60_000
 HELLO_MS = 30_000
 """Until the coordinator says otherwise."""
-
-
-class Wait(Struct, frozen=True):
-    """Something said to the coordinator, to be said again at `at_ms` if nothing comes."""
-
-    at_ms: int
-    tries: int = 0
-
-    def later(self, now_ms: int, first_ms: int) -> Wait:
-        """The next, longer wait."""
-        return Wait(now_ms + min(first_ms * 2**self.tries, RETRY_MS_MAX), self.tries + 1)
 
 
 class State(Struct, frozen=True):
@@ -95,6 +88,8 @@ class State(Struct, frozen=True):
     hello_ms: int = HELLO_MS
     offers: dict[str, Wait] = {}
     """Updates of the outbox by id, and when to offer them again."""
+    uploading: str = ""
+    """Id of the update whose content the coordinator asked for last, until its receipt."""
     outbox_bytes_max: int = OUTBOX_BYTES_MAX
     link_reason: str = "not connected yet"
     retry_ms: int = 0
@@ -115,8 +110,10 @@ def next_deadline_at_ms(state: State) -> int | None:
     """When to send `TimeReached`, whatever else happens."""
     if not state.connected:
         return None
-    offers = state.offers.values() if state.welcomed else ()  # nobody listens before
-    return min((wait.at_ms for wait in (state.hello, *offers) if wait is not None), default=None)
+    deadlines = [] if state.hello is None else [state.hello.at_ms]
+    if state.welcomed:  # nobody listens before
+        deadlines += deadlines_at_ms(state.durable.outbox, state.uploading, state.offers)
+    return min(deadlines, default=None)
 
 
 def presence(state: State, *, sending: bool) -> Presence:
@@ -138,9 +135,7 @@ def step(state: State, event: Event, at_ms: int) -> Step:
     """One transition."""
     match event:
         case Linked():
-            offers = {update.update_id: Wait(at_ms) for update in state.durable.outbox}
-            state = _with(state, connected=True, welcomed=False, offers=offers)
-            return _greet(state, at_ms)
+            return _greet(_with(state, connected=True, welcomed=False, offers={}), at_ms)
         case Unlinked(reason, retry_ms):
             news = state.connected or reason != state.link_reason
             note = Note(f"{reason}; trying again in {max(1, round(retry_ms / 1000))} s")
@@ -166,14 +161,14 @@ def step(state: State, event: Event, at_ms: int) -> Step:
         case TaskFailed(run_id, round_id, reason, logged):
             return _failed(state, run_id, round_id, reason, logged=logged)
         case UpdateLost(update_id):
-            return _lost(state, update_id)
+            return _lost(state, update_id, at_ms)
         case TimeReached():
             return _time(state, at_ms)
 
 
 def resume(durable: Durable, outbox_bytes_max: int = OUTBOX_BYTES_MAX) -> Step:
     """The first step after a start: go on with the task that was accepted."""
-    state = State(durable=durable, outbox_bytes_max=outbox_bytes_max)
+    state = State(durable=durable, uploading=durable.uploading, outbox_bytes_max=outbox_bytes_max)
     if durable.task is None:
         return Step((), state)
     task = durable.task
@@ -191,8 +186,7 @@ def _heard(state: State, message: ToDevice, at_ms: int) -> Step:
         case Beacon(session=session):
             if session != state.coordinator_session and state.connected:
                 # What was sent while nobody listened is lost: this one will say what it misses.
-                offers = {update.update_id: Wait(at_ms) for update in state.durable.outbox}
-                return _greet(_with(state, coordinator_session=session, offers=offers), at_ms)
+                return _greet(_with(state, coordinator_session=session, offers={}), at_ms)
             return Step((), state)
         case Welcome() as welcome:
             hello = Wait(at_ms + welcome.hello_ms)
@@ -212,14 +206,9 @@ def _heard(state: State, message: ToDevice, at_ms: int) -> Step:
         case Task() as task:
             return _task(state, task, at_ms)
         case Want(digest, missing):
-            update = next((u for u in state.durable.outbox if _digest(u) == digest), None)
-            if update is None:
-                return Step((), state)
-            # The answer came: the next offer is due only if the chunks lead to nothing.
-            offers = {**state.offers, update.update_id: Wait(at_ms + OFFER_RETRY_MS)}
-            return Step((SendBlocks(update, missing),), _with(state, offers=offers))
+            return _want(state, digest, missing, at_ms)
         case Receipt() as receipt:
-            return _receipt(state, receipt)
+            return _receipt(state, receipt, at_ms)
         case Problem(regarding, reason):
             return Step(
                 (Note(f"the coordinator could not use message {regarding}: {reason}"),), state
@@ -270,20 +259,11 @@ def _done(state: State, update: Update, at_ms: int) -> Step:
     if _task_at_hand(state, update.run_id, update.round_id) is None:
         return Step((ForgetUpdate(update, None),), state)
     outbox = (*state.durable.outbox, update)
-    given_up = _too_many(outbox, state.outbox_bytes_max)
-    durable = msgspec.structs.replace(
-        state.durable,
-        task=None,
-        restarts=0,
-        epochs_saved=0,
-        outbox=outbox[len(given_up) :],
-        answered_round=update.round_id,
-    )
-    offers = {**state.offers, update.update_id: Wait(at_ms)}
-    state = _with(state, durable=durable, phase="idle", reason="", offers=offers)
-    commands, state = _offer_due(state, at_ms)
-    forgotten = tuple(ForgetUpdate(old, None) for old in given_up)
-    return Step((*forgotten, *commands), state)
+    gone = given_up(outbox, state.uploading, state.outbox_bytes_max)
+    state = _owe(state, tuple(old for old in outbox if old not in gone))
+    state = _keep(state, task=None, restarts=0, epochs_saved=0, answered_round=update.round_id)
+    commands, state = _offer_due(_with(state, phase="idle", reason=""), at_ms)
+    return Step((*(ForgetUpdate(old, None) for old in gone), *commands), state)
 
 
 def _failed(state: State, run_id: str, round_id: int, reason: str, *, logged: bool = False) -> Step:
@@ -303,41 +283,43 @@ def _failed(state: State, run_id: str, round_id: int, reason: str, *, logged: bo
     return Step(commands, _with(state, durable=durable, phase="idle", reason=reason))
 
 
-def _too_many(outbox: tuple[Update, ...], bytes_max: int) -> tuple[Update, ...]:
-    """The oldest updates, for which there is no place; the newest always has one."""
-    kept, size_bytes = 0, 0
-    for update in reversed(outbox):
-        size_bytes += 0 if update.blob is None else update.blob.size_bytes
-        if kept and (kept == OUTBOX_MAX or size_bytes > bytes_max):
-            break
-        kept += 1
-    return outbox[: len(outbox) - kept]
+def _want(state: State, digest: str, missing: tuple[Range, ...], at_ms: int) -> Step:
+    """The coordinator asks for content; that of another update than `turn` says has to wait."""
+    current = turn(state.durable.outbox, state.uploading, state.offers)
+    ranked = () if current is None else (current, *state.durable.outbox)
+    update = next((u for u in ranked if u.blob is not None and u.blob.digest == digest), None)
+    if update is None:
+        return Step((), state)
+    # The answer came: the next offer is due only if the chunks lead to nothing.
+    offers = {**state.offers, update.update_id: Wait(at_ms + OFFER_RETRY_MS)}
+    if turn(state.durable.outbox, state.uploading, offers) != update:
+        return Step((), _with(state, offers=offers))
+    state = _with(state, offers=offers, uploading=update.update_id)
+    return Step((SendBlocks(update, missing),), state)
 
 
-def _lost(state: State, update_id: str) -> Step:
+def _lost(state: State, update_id: str, at_ms: int) -> Step:
     """It cannot be sent. The same task, should it come again, gives the same update again."""
     durable = state.durable
     update = next((u for u in durable.outbox if u.update_id == update_id), None)
     if update is None:
         return Step((), state)
     newest = (update.run_id, update.round_id) == (durable.run_id, durable.answered_round)
-    durable = msgspec.structs.replace(
-        durable,
-        outbox=tuple(u for u in durable.outbox if u != update),
-        answered_round=durable.answered_round - newest,
-    )
-    offers = {name: wait for name, wait in state.offers.items() if name != update_id}
+    state = _owe(state, tuple(u for u in durable.outbox if u != update))
+    state = _keep(state, answered_round=durable.answered_round - newest)
     note = Note(f"round {update.round_id}: the update is gone or damaged on this disk")
-    return Step((note, ForgetUpdate(update, None)), _with(state, durable=durable, offers=offers))
+    commands, state = _offer_due(state, at_ms)
+    return Step((note, ForgetUpdate(update, None), *commands), state)
 
 
-def _receipt(state: State, receipt: Receipt) -> Step:
+def _receipt(state: State, receipt: Receipt, at_ms: int) -> Step:
+    """An update has its verdict, whichever it is: the next one may be offered."""
     update = next((u for u in state.durable.outbox if u.update_id == receipt.update_id), None)
     if update is None:
         return Step((), state)
     outbox = tuple(u for u in state.durable.outbox if u.update_id != receipt.update_id)
-    offers = {name: wait for name, wait in state.offers.items() if name != receipt.update_id}
-    return Step((ForgetUpdate(update, receipt),), _keep(_with(state, offers=offers), outbox=outbox))
+    commands, state = _offer_due(_owe(state, outbox), at_ms)
+    return Step((ForgetUpdate(update, receipt), *commands), state)
 
 
 def _time(state: State, at_ms: int) -> Step:
@@ -369,17 +351,20 @@ def _say_hello(state: State, at_ms: int) -> Step:
 
 
 def _offer_due(state: State, at_ms: int) -> Step:
-    """Offer every update of the outbox whose time has come, if anybody listens."""
+    """Offer what is due of the outbox, if anybody listens."""
     if not state.connected or not state.welcomed:
         return Step((), state)
-    commands: list[Command] = []
-    offers = dict(state.offers)
-    for update in state.durable.outbox:
-        wait = offers.get(update.update_id, Wait(at_ms))
-        if wait.at_ms <= at_ms:
-            commands.append(Say(Offer(update)))
-            offers[update.update_id] = wait.later(at_ms, OFFER_RETRY_MS)
-    return Step(tuple(commands), _with(state, offers=offers))
+    updates, offers = due(state.durable.outbox, state.uploading, state.offers, at_ms)
+    return Step(tuple(Say(Offer(update)) for update in updates), _with(state, offers=offers))
+
+
+def _owe(state: State, outbox: tuple[Update, ...]) -> State:
+    """With this outbox. Which update is being uploaded is saved whenever others could be: now."""
+    owed = {update.update_id for update in outbox}
+    uploading = state.uploading if state.uploading in owed else ""
+    offers = {name: wait for name, wait in state.offers.items() if name in owed}
+    state = _keep(state, outbox=outbox, uploading=uploading)
+    return _with(state, uploading=uploading, offers=offers)
 
 
 def _keep(state: State, **changes: object) -> State:
@@ -390,10 +375,6 @@ def _task_at_hand(state: State, run_id: str, round_id: int) -> Task | None:
     """The task, if this is still the one at hand."""
     task = state.durable.task
     return task if task is not None and (task.run_id, task.round_id) == (run_id, round_id) else None
-
-
-def _digest(update: Update) -> str | None:
-    return None if update.blob is None else update.blob.digest
 
 
 def _with(state: State, **changes: object) -> State:

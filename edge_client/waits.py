@@ -131,7 +131,7 @@ def waits_of(
         count = len(state.durable.outbox)
         waits["outbox"] = Wait(
             f"no receipt from the coordinator for {count} in the outbox",
-            state.durable.outbox[0].update_id,
+            state.durable.uploading or state.durable.outbox[0].update_id,
         )
     if fetching is not None and state.connected:
         waits["fetching"] = fetching

@@ -39,6 +39,7 @@ PURE = frozenset(
         "coordinator/plans.py",
         "coordinator/vetting.py",
         "edge_client/durable.py",
+        "edge_client/outbox.py",
         "edge_client/session_machine.py",
         "fedtide/messages.py",
         "fedtide/onnx_calls.py",

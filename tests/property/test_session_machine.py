@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import msgspec
 import pytest
 from hypothesis import Phase, settings
@@ -16,6 +18,7 @@ from hypothesis.stateful import (
 
 from edge_client import session_machine
 from edge_client.durable import Durable
+from edge_client.outbox import OFFERS_VAIN_MAX, OUTBOX_MAX, Due, Offers, Wait
 from edge_client.session_events import (
     BlocksArrived,
     Command,
@@ -36,7 +39,6 @@ from edge_client.session_events import (
     Unlinked,
 )
 from edge_client.session_machine import (
-    OUTBOX_MAX,
     RESTARTS_MAX,
     State,
     next_deadline_at_ms,
@@ -95,6 +97,10 @@ class Session(RuleBasedStateMachine):
         self.task: Task | None = None
         self.vain_lives = 0
         self.epochs = 0
+        self.asked_for = ""
+        """Whose content the coordinator wanted: it is not given up, and nothing goes before it."""
+        self.offers = Counter[str]()
+        """Said in vain so far."""
 
     def feed(self, event: Event) -> tuple[Command, ...]:
         before = self.state
@@ -115,19 +121,36 @@ class Session(RuleBasedStateMachine):
                 case ForgetUpdate(update):
                     if isinstance(receipt, Receipt):
                         assert update.update_id == receipt.update_id
-                        self.owed.pop(update.update_id)
+                        self.settled(update)
                     elif update.update_id in self.owed:
                         assert len(self.owed) > OUTBOX_MAX
-                        assert update == next(iter(self.owed.values())), "the oldest goes first"
-                        self.owed.pop(update.update_id)
+                        others = [u for u in self.owed if u != self.asked_for]
+                        assert update.update_id == others[0], "the oldest goes first"
+                        self.settled(update)
                 case StartTask(task):
                     assert task.round_id not in self.done, "an answered round is not done again"
                     self.working = task
                 case Say(Offer(update)):
                     assert update.update_id in self.owed
                     assert self.state.connected
+                    assert update.update_id in self.turns(), "one at a time"
+                    self.offers[update.update_id] += 1
                 case SendBlocks(update):
                     assert update.update_id in self.owed
+                    assert update.update_id in self.turns(), "nothing takes its place"
+                    self.asked_for = update.update_id
+
+    def settled(self, update: Update) -> None:
+        self.owed.pop(update.update_id)
+        self.offers.pop(update.update_id, None)
+        if update.update_id == self.asked_for:
+            self.asked_for = ""
+
+    def turns(self) -> set[str]:
+        """Whose content may be offered and sent: who was asked for, or the newest."""
+        if max(self.offers.values(), default=0) >= OFFERS_VAIN_MAX:
+            return set(self.owed)  # nothing came of one: another goes before it
+        return {self.asked_for} if self.asked_for else {*list(self.owed)[-1:]}
 
     @initialize(welcomed=st.booleans())
     def begins(self, welcomed: bool) -> None:
@@ -144,6 +167,7 @@ class Session(RuleBasedStateMachine):
 
     @rule()
     def links(self) -> None:
+        self.offers.clear()
         self.feed(Linked())
 
     @rule()
@@ -157,6 +181,8 @@ class Session(RuleBasedStateMachine):
 
     @rule(session=st.sampled_from(["one", "two"]), online=st.booleans())
     def sees_a_beacon(self, session: str, online: bool) -> None:
+        if online and session != self.state.coordinator_session and self.state.connected:
+            self.offers.clear()
         self.feed(Heard(Beacon(online, session)))
 
     @rule(round_id=rounds)
@@ -233,9 +259,24 @@ class Session(RuleBasedStateMachine):
     @rule(data=st.data())
     def is_asked_for_blocks(self, data: st.DataObject) -> None:
         digest = data.draw(st.sampled_from([f"{number:064x}" for number in range(1, 25)]))
+        wanted = [u.update_id for u in self.owed.values() if u.blob and u.blob.digest == digest]
         commands = self.feed(Heard(Want(digest, ((0, 1),))))
-        wanted = [u for u in self.owed.values() if u.blob and u.blob.digest == digest]
-        assert [type(command) for command in commands] == [SendBlocks] * len(wanted)
+        assert {type(command) for command in commands} <= {SendBlocks}
+        assert len(commands) <= len(wanted)
+        if self.turns() == set(wanted):
+            assert len(commands) == len(wanted)
+        for update_id in wanted:
+            self.offers.pop(update_id, None)
+
+    @rule()
+    def is_asked_for_what_it_offers(self) -> None:
+        turns = self.turns()
+        if len(turns) == 1:
+            current = turns.pop()
+            blob = self.owed[current].blob
+            assert blob is not None
+            assert self.feed(Heard(Want(blob.digest, ((0, 1),))))
+            self.offers.pop(current, None)
 
     @rule()
     def hears_of_a_problem(self) -> None:
@@ -264,6 +305,7 @@ class Session(RuleBasedStateMachine):
         self.vain_lives += 1
         commands, self.state = resume(self.disk)
         self.working = None
+        self.offers.clear()
         if task is not None and self.vain_lives > RESTARTS_MAX:
             self.done.add(task.round_id)
             assert self.state.durable.declined_because
@@ -349,6 +391,24 @@ def _wake_for_ever(_original: object) -> object:
     return offer_due
 
 
+def _offer_everything(_original: object) -> object:
+    """As it was: the offer of one made the coordinator drop what had come of another."""
+
+    def due(outbox: tuple[Update, ...], _uploading: str, offers: Offers, at_ms: int) -> Due:
+        return Due(outbox, {**offers, **{u.update_id: Wait(at_ms + 3_000) for u in outbox}})
+
+    return due
+
+
+def _newest_first_always(original: object) -> object:
+    """Whoever learns faster than he sends would begin ever new uploads and end none."""
+
+    def owe(state: State, outbox: tuple[Update, ...]) -> object:
+        return original(msgspec.structs.replace(state, uploading=""), outbox)  # type: ignore[operator]
+
+    return owe
+
+
 @pytest.mark.parametrize(
     ("name", "plant"),
     [
@@ -357,6 +417,8 @@ def _wake_for_ever(_original: object) -> object:
         ("_offer_due", _wake_for_ever),
         ("_progressed", _any_epoch_is_progress),
         ("_progressed", _no_epoch_is_progress),
+        ("due", _offer_everything),
+        ("_owe", _newest_first_always),
     ],
 )
 def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, name: str, plant: object) -> None:

@@ -18,10 +18,10 @@ from coordinator.service import Service
 from coordinator.store import Store
 from coordinator.vetting import Verdict
 from edge_client import session_machine
+from edge_client.outbox import Wait
 from edge_client.saved_session import SavedSession
 from edge_client.session import Session
 from edge_client.session_events import Heard
-from edge_client.session_machine import Wait
 from fedtide.messages import Receipt
 from fedtide.transport import Delivered
 from simulator.faults import hostile

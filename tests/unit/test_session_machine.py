@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 import pytest
 
 from edge_client.durable import Durable
+from edge_client.outbox import OFFERS_VAIN_MAX, OUTBOX_MAX
 from edge_client.session_events import (
     DropTask,
     ForgetUpdate,
@@ -28,7 +31,6 @@ from edge_client.session_events import (
 )
 from edge_client.session_machine import (
     HELLO_RETRY_MS,
-    OUTBOX_MAX,
     RESTARTS_MAX,
     State,
     next_deadline_at_ms,
@@ -302,3 +304,120 @@ def test_a_link_that_stays_away_is_noted_once() -> None:
     commands, state = live(state, Unlinked("no broker at b:1", 60_000))
     assert commands == ()
     assert live(state, Unlinked("refused", 60_000))[0] == (Note("refused; trying again in 60 s"),)
+
+
+# ---- several updates in the outbox ----
+
+
+def finish(state: State, *round_ids: int, at_ms: int = 1_000) -> tuple[tuple[object, ...], State]:
+    """Do these rounds; the commands of the last."""
+    commands: tuple[object, ...] = ()
+    for round_id in round_ids:
+        task = task_of(round_id)
+        events = (Heard(task), TaskPrepared("run", round_id), TaskDone(update_of(task)))
+        commands, state = live(state, *events, at_ms=at_ms)
+    return commands, state
+
+
+def want(round_id: int) -> Heard:
+    """The coordinator asks for a block of this round's update."""
+    return Heard(Want(f"{round_id:064x}", ((0, 1),)))
+
+
+Verdict = Literal["accepted", "rejected"]
+
+
+def receipt_for(round_id: int, verdict: Verdict = "accepted") -> Heard:
+    """The last word on this round's update."""
+    return Heard(Receipt(f"run-{round_id}", verdict))
+
+
+def offered(commands: tuple[object, ...]) -> list[int]:
+    """Rounds of the updates that are offered."""
+    offers = (c.message for c in commands if isinstance(c, Say))
+    return [offer.update.round_id for offer in offers if isinstance(offer, Offer)]
+
+
+def back(state: State, at_ms: int = 1_000) -> tuple[list[int], State]:
+    """A new link; what is offered on it, and the state."""
+    commands, state = live(state, Linked(), Heard(WELCOME), at_ms=at_ms)
+    return offered(commands), state
+
+
+def test_one_update_is_offered_at_a_time_the_newest_first() -> None:
+    state = finish(State(), 1, 2, 3)[1]
+    rounds, state = back(state)
+    assert rounds == [3]
+    assert next_deadline_at_ms(state) == 4_000, "those whose turn has not come have no deadline"
+    verdicts: tuple[tuple[int, Verdict], ...] = ((3, "accepted"), (2, "rejected"))
+    for round_id, verdict in verdicts:
+        commands, state = live(state, want(round_id), receipt_for(round_id, verdict))
+        assert offered(commands) == [round_id - 1], "the next one at once, whatever the verdict"
+    assert [update.round_id for update in state.durable.outbox] == [1]
+
+
+def test_what_was_asked_for_stays_until_its_receipt() -> None:
+    """Not newer ones, not a new link, not a restart of either side takes its place."""
+    state = live(OWING, want(1))[1]
+    commands, state = finish(state, 2, 3)
+    assert offered(commands) == []
+    assert live(state, want(3)) == ((), live(state, want(3))[1]), "an answer to nothing it offers"
+    assert back(state)[0] == [1]
+    assert back(resume(state.durable).state)[0] == [1]
+    other = live(state, Heard(Beacon(True, "other")), TimeReached())[0]
+    assert offered(other) == [1]
+    commands, state = live(state, receipt_for(1))
+    assert offered(commands) == [3]
+    assert state.durable.uploading == ""
+    assert back(resume(state.durable).state)[0] == [3]
+
+
+def test_a_receipt_for_another_one_changes_no_turn() -> None:
+    state = finish(live(OWING, want(1))[1], 2, 3)[1]
+    commands, state = live(state, receipt_for(3))
+    assert commands == (ForgetUpdate(update_of(task_of(3)), Receipt("run-3", "accepted")),)
+    assert back(state)[0] == [1]
+
+
+def test_an_evaluation_goes_along() -> None:
+    evaluation = msgspec.structs.replace(update_of(task_of(2)), kind="evaluate", blob=None)
+    state = live(OWING, want(1), Heard(task_of(2)), TaskPrepared("run", 2))[1]
+    commands, state = live(state, TaskDone(evaluation))
+    assert offered(commands) == [2]
+    assert sorted(back(state)[0]) == [1, 2]
+
+
+def test_what_is_being_uploaded_is_not_given_up() -> None:
+    commands, state = finish(live(OWING, want(1))[1], *range(2, OUTBOX_MAX + 2))
+    assert commands == (ForgetUpdate(update_of(task_of(2)), None),)
+    assert [u.round_id for u in state.durable.outbox] == [1, *range(3, OUTBOX_MAX + 2)]
+    state = live(State(outbox_bytes_max=150), Linked(), Heard(WELCOME))[1]
+    state = finish(state, 1)[1]
+    state = finish(live(state, want(1))[1], 2, 3)[1]
+    assert [u.round_id for u in state.durable.outbox] == [1, 3]
+
+
+def test_what_was_given_up_wakes_nobody() -> None:
+    """Its offer stayed due for ever."""
+    state = finish(WELCOMED, *range(1, OUTBOX_MAX + 2))[1]
+    assert set(state.offers) <= {update.update_id for update in state.durable.outbox}
+    deadline = next_deadline_at_ms(state)
+    assert deadline is not None
+    assert deadline > 1_000
+
+
+def test_an_update_that_nobody_answers_lets_the_others_go_before_it() -> None:
+    """A broker may carry no offer of that size."""
+    rounds, state = back(finish(State(), 1, 2)[1])
+    for _ in range(3 * OFFERS_VAIN_MAX):
+        deadline = next_deadline_at_ms(state)
+        assert deadline is not None
+        commands, state = live(state, TimeReached(), at_ms=deadline)
+        rounds += offered(commands)
+        if 1 in rounds:
+            break
+        state = live(state, Heard(WELCOME), at_ms=deadline)[1]  # each hello has its answer
+    assert rounds == [2] * OFFERS_VAIN_MAX + [1]
+    commands, state = live(state, want(1), receipt_for(1), at_ms=400_000)
+    assert offered(commands) == [2], "and then has its turn again"
+    assert offered(live(finish(state, 3, at_ms=400_000)[1], want(3), at_ms=400_000)[0]) == []
