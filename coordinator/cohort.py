@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable
+from functools import lru_cache
+from heapq import nsmallest
 
 from coordinator.config import RoundsConfig
 
@@ -26,10 +28,24 @@ def select_cohort(
 
     Depends on the set of devices only, never on their order; each device has the same chance.
     """
-
-    def ticket(device_id: str) -> bytes:
-        return hashlib.sha256(f"{seed}/{round_id}/{device_id}".encode()).digest()
-
-    drawn = sorted(set(online), key=ticket)
     invited = math.ceil(wanted * over_selection - 1e-9)  # 100 * 1.1 is 110, not 110.00000000000001
-    return tuple(sorted(drawn[:invited]))
+    tickets = _tickets(seed, round_id)
+    return tuple(sorted(nsmallest(invited, set(online), key=tickets.__getitem__)))
+
+
+class _Tickets(dict[str, bytes]):
+    """Of one round, each drawn once: a buffered round asks again for every free device."""
+
+    def __init__(self, seed: int, round_id: int) -> None:
+        super().__init__()
+        self._prefix = f"{seed}/{round_id}/"
+
+    def __missing__(self, device_id: str) -> bytes:
+        ticket = hashlib.sha256(f"{self._prefix}{device_id}".encode()).digest()
+        self[device_id] = ticket
+        return ticket
+
+
+@lru_cache(maxsize=2)
+def _tickets(seed: int, round_id: int) -> _Tickets:
+    return _Tickets(seed, round_id)

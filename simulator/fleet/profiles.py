@@ -30,7 +30,7 @@ PROFILES = {
 times that ncnn's users measured (docs/simulate.md, "Profiles", says how)."""
 FLOPS_PER_MS = 1e8
 """Of the reference machine, for a model without a measured step: 100 GFLOP/s. The five models of
-the FedAvg paper reach 65 to 136, see docs/simulate.md."""
+the FedAvg paper reach 64 to 136, see docs/simulate.md."""
 
 
 class StepTimes(NamedTuple):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from fractions import Fraction
 
@@ -161,6 +162,9 @@ def test_a_cohort(online: set[str], wanted: int, over: float, seed: int, round_i
     assert cohort == tuple(sorted(set(cohort)))
     assert set(cohort) <= online
     assert len(cohort) == min(math.ceil(wanted * over - 1e-9), len(online))
+    tickets = {n: hashlib.sha256(f"{seed}/{round_id}/{n}".encode()).digest() for n in online}
+    drawn = sorted(online, key=tickets.__getitem__)[: len(cohort)]
+    assert set(cohort) == set(drawn), "as documented, so that anybody can repeat it"
     backwards = sorted(online, reverse=True)
     assert select_cohort([*backwards, *backwards], wanted, over, seed, round_id) == cohort
     # Somebody who leaves without having been drawn changes nothing.
