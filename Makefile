@@ -17,7 +17,7 @@ export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
 .PHONY: demo test test-slow test-faults simulate-faults fuzz test-runtimes test-arm64 check bench \
-	bench-train-step clean mosquitto
+	bench-train-step repro repro-figure-1 clean mosquitto
 .DELETE_ON_ERROR:
 
 demo: $(EXPORT)/.ready $(DEVICE)/.ready
@@ -77,6 +77,15 @@ soak: $(EXPORT)/.ready mosquitto
 # Five models, batch 10, one thread: the last line is model -> portable time / torch time.
 bench-train-step: $(EXPORT)/.ready $(DEVICE)/.ready
 	@$(EXPORT)/bin/python -m benchmarks.train_step --short
+
+# Figure 1 of the FedAvg paper (docs/fedavg-paper.md). The data: FEDTIDE_DATA, or REPRO_FLAGS=--download.
+repro-figure-1: $(EXPORT)/.ready
+	@$(EXPORT)/bin/fedtide repro fedavg --figure 1 $(REPRO_FLAGS)
+
+# A table of it, all rows, for as long as it takes; goes on where it was stopped.
+TABLE ?= 2
+repro: $(EXPORT)/.ready
+	@$(EXPORT)/bin/fedtide repro fedavg --table $(TABLE) $(REPRO_FLAGS)
 
 mosquitto:
 	@deploy/system_packages mosquitto

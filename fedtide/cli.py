@@ -38,6 +38,9 @@ _COMMANDS = {
     "doctor": _Command(
         "fedtide.doctor_command", "find out what is wrong, and what to do", "client"
     ),
+    "repro": _Command(
+        "repro.command", "run the experiments of a published paper again", "simulate"
+    ),
     "demo": _Command("demo.command", "a whole federation on this machine", "demo"),
 }
 

@@ -6,7 +6,7 @@ training, reduction and evaluation are the production's; a run goes on where it 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
@@ -19,6 +19,7 @@ from fedtide.plan import Plan
 from simulator.learning.learner import Learner
 from simulator.learning.models import DivergedError, Models, Part, Version
 from simulator.learning.workers import open_workers
+from simulator.report.curves import rounds_to_target
 
 Partition = Literal["iid", "shards", "natural", "iid_as_natural"]
 MARGIN = 0.003
@@ -89,6 +90,8 @@ def run(
 ) -> Result:
     """Run until the target, `experiment.rounds_max`, or `rounds_max()`, which may fall.
 
+    A run that stopped because of the latter goes on when it is called again.
+
     Raises:
         FedtideError: of data, disk or a worker.
     """
@@ -117,7 +120,7 @@ def run(
                 ended = "target"
                 break
             if round_id > rounds_max():
-                ended = "slower than another"
+                ended = "stopped"
                 break
             cohort = select_cohort(names, wanted, 1.0, experiment.seed, round_id)
             plan = round_plan(experiment.plan(), rounds, round_id, round_id - 1)
@@ -140,20 +143,3 @@ def run(
         return Result(experiment, reached, ended, tuple(models.history))
     finally:
         workers.close()
-
-
-def rounds_to_target(curve: Sequence[tuple[int, float]], target: float) -> float | None:
-    """Rounds until the best accuracy so far reaches `target`; None: it does not.
-
-    The paper's measure (section 3): the curve of (round, accuracy) is made monotone, and the
-    crossing is interpolated between the two measured rounds around it.
-    """
-    before_round, before = 0, 0.0
-    for number, accuracy in curve:
-        if accuracy >= target:
-            if number == before_round or accuracy == before:
-                return float(number)
-            share = (target - before) / (accuracy - before)
-            return before_round + share * (number - before_round)
-        before_round, before = number, max(before, accuracy)
-    return None

@@ -1,0 +1,138 @@
+"""What is kept of the runs of a row: a compact file NAME.json beside the folder of its runs.
+
+It has every run's experiment, its curve, and the digest of its newest model, by which anybody can
+check that they got the same bits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from fedtide.errors import DamagedError
+from fedtide.files import disk_errors_of, write_atomically
+from repro.experiment import Experiment
+from repro.race import Trial
+from repro.rows import Row
+from repro.trials import Course, read_course
+from simulator.report.curves import rounds_to_target
+
+
+class Run(Struct, frozen=True, forbid_unknown_fields=True):
+    """One learning rate, one seed."""
+
+    experiment: Experiment
+    last_round: int
+    digest: str
+    """SHA-256 of the model of the last round."""
+    training_s: float
+    """Of all workers together, in training; evaluation is not in it."""
+    diverged: str | None
+    curve: tuple[tuple[int, float], ...]
+    """(round, accuracy on the test set) where it was measured."""
+
+    def trial(self, target: float) -> Trial:
+        """As the race sees it."""
+        reached = rounds_to_target(self.curve, target)
+        ended = reached is not None or bool(self.diverged)
+        ended = ended or self.last_round >= self.experiment.rounds_max
+        return Trial(self.last_round, reached, ended, bool(self.diverged), self.curve)
+
+    @property
+    def key(self) -> tuple[int, float]:
+        """One run for each of these in a record."""
+        return self.experiment.seed, self.experiment.learning_rate
+
+
+class Record(Struct, frozen=True, forbid_unknown_fields=True):
+    """All runs of a row."""
+
+    name: str
+    runs: tuple[Run, ...]
+
+    def trials(self, target: float, seed: int) -> dict[float, Trial]:
+        """Those of a seed, by learning rate."""
+        return {
+            run.experiment.learning_rate: run.trial(target)
+            for run in self.runs
+            if run.experiment.seed == seed
+        }
+
+
+def run_of(course: Course) -> Run | None:
+    """None: not even the initial model was measured."""
+    if not course.versions:
+        return None
+    return Run(
+        course.experiment,
+        course.last_round,
+        course.versions[-1].digest,
+        round(sum(version.worker_s for version in course.versions), 1),
+        course.diverged,
+        tuple((number, round(accuracy, 6)) for number, accuracy in course.curve),
+    )
+
+
+def merged(name: str, *records: Record | None) -> Record:
+    """Of each run whatever got furthest."""
+    runs: dict[tuple[int, float], Run] = {}
+    for record in records:
+        for run in record.runs if record is not None else ():
+            known = runs.get(run.key)
+            if known is None or (run.last_round, run.diverged or "") >= (
+                known.last_round,
+                known.diverged or "",
+            ):
+                runs[run.key] = run
+    return Record(name, tuple(runs[key] for key in sorted(runs)))
+
+
+def read_record(out: Path, name: str) -> Record | None:
+    """The file of a row; None: there is none.
+
+    Raises:
+        DamagedError: it is no such file.
+        StateError: the disk fails.
+    """
+    path = out / f"{name}.json"
+    with disk_errors_of(out):
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+    try:
+        return msgspec.json.decode(content, type=Record)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise DamagedError(
+            f"{str(path)!r} is damaged: {exc}",
+            hint="remove it; fedtide repro fedavg --report makes it again from the runs beside it",
+        ) from exc
+
+
+def collect(out: Path, row: Row) -> Record | None:
+    """The file of a row and the folders of its runs, put together; None: there is neither.
+
+    Raises:
+        StateError: a file is damaged, or the disk fails.
+    """
+    with disk_errors_of(out):
+        folders = sorted(path for path in (out / row.name).glob("lr*") if path.is_dir())
+    courses = [read_course(folder, row.experiment) for folder in folders]
+    found = [run_of(course) for course in courses if course is not None]
+    runs = tuple(run for run in found if run is not None)
+    known = read_record(out, row.name)
+    return merged(row.name, known, Record(row.name, runs)) if known is not None or runs else None
+
+
+def write_record(out: Path, record: Record) -> None:
+    """A line for each run, so that changes can be read.
+
+    Raises:
+        StateError: the disk is full or failing.
+    """
+    lines = b",\n".join(msgspec.json.encode(run) for run in record.runs)
+    name = msgspec.json.encode(record.name)
+    write_atomically(
+        out / f"{record.name}.json", b'{"name":' + name + b',"runs":[\n' + lines + b"\n]}\n"
+    )

@@ -1,0 +1,116 @@
+"""`--list` and `--report`: results on disk to lines, tables and plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+
+from fedtide.errors import ConfigError, DamagedError
+from fedtide.files import disk_errors_of, write_atomically
+from repro.figure_one import Figure
+from repro.records import Record, collect, read_record, write_record
+from repro.report import blocks, listing, plot_names, rendered
+from repro.rows import ROWS, Row
+
+DOCUMENT = "fedavg-paper.md"
+FIGURE = "figure-1.json"
+
+
+def list_rows(rows: Sequence[Row], out: Path) -> int:
+    """Print them; 0.
+
+    Raises:
+        StateError: a result is damaged, or the disk fails.
+    """
+    print("\n".join(listing(rows, collected(out))))
+    print(
+        "core-hours: one learning rate, as many rounds as the paper took, on one x86-64 core; "
+        "a search takes two to five times that"
+    )
+    return 0
+
+
+def print_rows(rows: Sequence[Row], out: Path) -> None:
+    """Where they stand.
+
+    Raises:
+        StateError: a result is damaged, or the disk fails.
+    """
+    print("\n".join(listing(rows, collected(out))), flush=True)
+
+
+def write_report(out: Path, docs: Path) -> int:
+    """Compact results from all runs, then the document's generated parts and its plots; 0.
+
+    Raises:
+        ConfigError: there is no document, or it has no place for a part.
+        StateError: a result is damaged, or the disk fails.
+    """
+    from repro.plots import curve_plots, figure_plot
+
+    path = docs / DOCUMENT
+    if not path.is_file():
+        raise ConfigError(
+            f"there is no document {str(path)!r}",
+            hint="--report writes into a copy of fedtide's repository: run it there, or name its "
+            "folder docs with --docs",
+        )
+    records = collected(out)
+    for record in records.values():
+        write_record(out, record)
+    figure = read_figure(out)
+    plots = curve_plots(records)
+    if figure is not None:
+        plots["figure-1"] = figure_plot(figure)
+    folder = docs / "fedavg"
+    with disk_errors_of(folder):
+        folder.mkdir(exist_ok=True)
+        for name, svg in plots.items():
+            write_atomically(folder / f"{name}.svg", svg.encode())
+        document = path.read_text(encoding="utf-8")
+        text = rendered(document, blocks(records, figure, plot_names(records)))
+        write_atomically(path, text.encode())
+    print(f"{path}: {len(records)} rows with results, {len(plots)} plots")
+    return 0
+
+
+def collected(out: Path) -> dict[str, Record]:
+    """The results of every row that has any.
+
+    Raises:
+        StateError: a result is damaged, or the disk fails.
+    """
+    rows = {row.name: row for row in ROWS}
+    found = {name: collect(out, row) for name, row in rows.items()}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def saved(out: Path) -> dict[str, Record]:
+    """Of the compact files alone: without what has been run since they were written.
+
+    Raises:
+        StateError: a file is damaged, or the disk fails.
+    """
+    found = {name: read_record(out, name) for name in dict.fromkeys(row.name for row in ROWS)}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def read_figure(out: Path) -> Figure | None:
+    """None: it was not made.
+
+    Raises:
+        StateError: its file is damaged, or the disk fails.
+    """
+    path = out / FIGURE
+    with disk_errors_of(out):
+        if not path.exists():
+            return None
+        content = path.read_bytes()
+    try:
+        return msgspec.json.decode(content, type=Figure)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise DamagedError(
+            f"{str(path)!r} is damaged: {exc}", hint="fedtide repro fedavg --figure 1 makes it"
+        ) from exc

@@ -1,0 +1,150 @@
+"""Running rows and the figure: which run comes next, its progress, its results on disk."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+
+import msgspec
+
+from fedtide.errors import StateError
+from fedtide.files import disk_errors_of, make_folder, write_atomically
+from repro.experiment import Experiment
+from repro.figure_one import SETTING, make_figure
+from repro.race import NOTHING, Step, next_step
+from repro.records import collect, write_record
+from repro.reporting import print_rows
+from repro.rows import Row
+from repro.setting import open_learner
+from repro.trials import folder_name, run_trial
+from repro.view import Progress
+from simulator.learning.datasets import data_folder
+from simulator.learning.datasets.download import download
+from simulator.learning.learner import Learner
+
+FIGURE_JSON, FIGURE_SVG = "figure-1.json", "figure-1.svg"
+
+
+def run_rows(rows: list[Row], parsed: argparse.Namespace) -> int:
+    """Search each row's learning rate, or run the one that was asked for; 0.
+
+    Raises:
+        FedtideError: see `repro.trials.run_trial`.
+    """
+    _fetch({row.experiment.data for row in rows}, parsed)
+    limit = math.inf if parsed.rounds_max is None else float(parsed.rounds_max)
+    with Progress(plain=parsed.plain) as progress:
+        for row in {row.name: row for row in rows}.values():
+            _Search(row, parsed, limit, progress).run()
+    print_rows(rows, parsed.out)
+    return 0
+
+
+class _Search:
+    """All runs of a row."""
+
+    def __init__(
+        self, row: Row, parsed: argparse.Namespace, limit: float, progress: Progress
+    ) -> None:
+        self._row = row
+        self._seed: int = parsed.seed
+        self._rate: float | None = parsed.learning_rate
+        self._workers: int = parsed.workers
+        self._data_dir: Path | None = parsed.data_dir
+        self._out: Path = parsed.out
+        self._limit = limit
+        self._progress = progress
+        self._learner: Learner | None = None
+
+    def run(self) -> None:
+        """One learning rate after the other.
+
+        Raises:
+            FedtideError: see `repro.trials.run_trial`.
+        """
+        before: Step | None = None
+        while (step := self._next()) is not None:
+            if step == before:
+                raise StateError(
+                    f"{self._row.name} with learning rate {step.learning_rate:g} ended before "
+                    f"round {step.rounds_max:g} and says nothing of why",
+                    hint=f"remove {str(self._folder(self._experiment(step)))!r} to begin it anew",
+                )
+            before = step
+            self._go(step)
+
+    def _next(self) -> Step | None:
+        record = collect(self._out, self._row)
+        target = self._row.experiment.target
+        trials = {} if record is None else record.trials(target, self._seed)
+        if self._rate is None:
+            return next_step(self._row.search, trials, self._limit)
+        trial = trials.get(self._rate, NOTHING)
+        done = trial.ended or trial.last_round >= self._limit
+        return None if done else Step(self._rate, self._limit, "as asked for")
+
+    def _go(self, step: Step) -> None:
+        experiment = self._experiment(step)
+        if self._learner is None:
+            self._learner = open_learner(experiment, self._data_dir)
+        record = collect(self._out, self._row)
+        trials = {} if record is None else record.trials(experiment.target, self._seed)
+        until = min(step.rounds_max, experiment.rounds_max)
+        done = trials.get(step.learning_rate, NOTHING).last_round
+        title = f"{self._row.name}, learning rate {step.learning_rate:g} ({step.why})"
+        self._progress.begin(title, done, min(until, self._row.paper_rounds))
+        result = run_trial(
+            experiment,
+            self._folder(experiment),
+            self._learner,
+            self._workers,
+            until,
+            self._progress.version,
+        )
+        after = collect(self._out, self._row)
+        assert after is not None
+        write_record(self._out, after)
+        rounds = "target not reached" if result.rounds is None else f"{result.rounds:.1f} rounds"
+        last = result.versions[-1].version
+        self._progress.say(f"{title}: {rounds} ({result.ended}, at round {last})")
+
+    def _experiment(self, step: Step) -> Experiment:
+        return msgspec.structs.replace(
+            self._row.experiment, learning_rate=step.learning_rate, seed=self._seed
+        )
+
+    def _folder(self, experiment: Experiment) -> Path:
+        return self._out / self._row.name / folder_name(experiment)
+
+
+def run_figure(parsed: argparse.Namespace) -> int:
+    """Figure 1; 1 if its finding is not there.
+
+    Raises:
+        FedtideError: see `repro.figure_one.make_figure`.
+    """
+    experiment = msgspec.structs.replace(SETTING, seed=parsed.seed)
+    _fetch({experiment.data}, parsed)
+    with disk_errors_of(parsed.out):
+        make_folder(parsed.out)
+    figure = make_figure(
+        experiment, parsed.data_dir, parsed.workers, lambda line: print(line, flush=True)
+    )
+    content = msgspec.json.format(msgspec.json.encode(figure), indent=1)
+    write_atomically(parsed.out / FIGURE_JSON, content + b"\n")
+    try:
+        from repro.plots import figure_plot
+    except ModuleNotFoundError:
+        print("no picture: matplotlib is not installed")
+    else:
+        write_atomically(parsed.out / FIGURE_SVG, figure_plot(figure).encode())
+        print(f"{parsed.out / FIGURE_SVG}")
+    print(figure.verdict(), flush=True)
+    return 0 if figure.reproduced else 1
+
+
+def _fetch(names: set[str], parsed: argparse.Namespace) -> None:
+    if parsed.download:
+        for name in sorted(names):
+            download(name, parsed.data_dir or data_folder(), lambda line: print(line, flush=True))

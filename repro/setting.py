@@ -1,0 +1,57 @@
+"""What an experiment needs to run: its data, divided among devices, and its model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fedtide.errors import ConfigError
+from repro.experiment import Experiment
+from simulator.learning import partitions
+from simulator.learning.bundles import named_bundle
+from simulator.learning.datasets import TrainingData, open_data_set
+from simulator.learning.learner import Learner
+from simulator.learning.partitions import Indices
+
+
+def open_learner(experiment: Experiment, data_dir: Path | None) -> Learner:
+    """A learner for its devices.
+
+    Raises:
+        ConfigError: there is no such data set, or it has other devices.
+        DataError: the data are missing or damaged.
+        FedtideError: the model is not there and cannot be exported.
+    """
+    data = open_data_set(experiment.data, data_dir)
+    return Learner(named_bundle(experiment.model), data, devices_of(experiment, data))
+
+
+def devices_of(experiment: Experiment, data: TrainingData) -> list[Indices]:
+    """Which device holds which examples.
+
+    Raises:
+        ConfigError: the data set does not offer this partition, or has another number of devices.
+    """
+    parts = _parts(experiment, data)
+    if len(parts) != experiment.devices:
+        raise ConfigError(
+            f"the data set {data.name!r} has {len(parts):,} natural users, "
+            f"the experiment {experiment.devices:,} devices",
+            hint="its file is not the one that the experiment was made for",
+        )
+    return parts
+
+
+def _parts(experiment: Experiment, data: TrainingData) -> list[Indices]:
+    match experiment.partition:
+        case "iid":
+            return partitions.iid(len(data), experiment.devices, experiment.seed)
+        case "iid_as_natural" if data.groups is not None:
+            return partitions.iid_like(data.groups, experiment.seed)
+        case "shards" if data.labels is not None:
+            return partitions.shards(data.labels, experiment.devices, 2, experiment.seed)
+        case "natural" if data.groups is not None:
+            return partitions.natural(data.groups)
+    raise ConfigError(
+        f"the data set {data.name!r} cannot be divided by {experiment.partition!r}",
+        hint="shards need labels, natural needs users",
+    )

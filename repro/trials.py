@@ -1,0 +1,194 @@
+"""The folder of one run: what it is, how far it got, and how it goes on.
+
+NAME/lrRATE/experiment.json   what runs here
+           /journal.jsonl     each version: digest, accuracy (simulator.learning.models)
+           /model-*.f32       the newest of them
+           /result.json       once it ended, or stopped to let others go first
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import msgspec
+from msgspec import Struct
+
+from fedtide.bundle import sha256_hex
+from fedtide.errors import DamagedError, FedtideError, StateError
+from fedtide.files import disk_errors_of, locked, make_folder, write_atomically
+from fedtide.safetensors import read_initial_model
+from fedtide.vectors import encode_vector
+from repro.experiment import Experiment, Result, run
+from repro.race import NOTHING, Trial
+from simulator.learning.learner import Learner
+from simulator.learning.models import JOURNAL, Version
+from simulator.report.curves import rounds_to_target
+
+EXPERIMENT, RESULT = "experiment.json", "result.json"
+_NO_MATTER = {"target", "rounds_max", "evaluate_every"}
+"""Of an experiment: these decide how long it runs and what is measured, not what is learned."""
+_NAME = re.compile(r"lr([0-9.]+)(?:-seed([0-9]+))?")
+T = TypeVar("T")
+
+
+class Course(Struct, frozen=True):
+    """How far a run got."""
+
+    experiment: Experiment
+    versions: tuple[Version, ...]
+    diverged: str | None = None
+    """How it ended, if it came to values that are not finite."""
+
+    @property
+    def last_round(self) -> int:
+        """The newest version on disk; -1: none."""
+        return self.versions[-1].version if self.versions else NOTHING.last_round
+
+    @property
+    def curve(self) -> tuple[tuple[int, float], ...]:
+        """(round, accuracy) of the versions that were measured."""
+        return tuple(
+            (version.version, version.metrics.accuracy or 0.0)
+            for version in self.versions
+            if version.metrics is not None
+        )
+
+    def trial(self, rounds_max: int, target: float) -> Trial:
+        """As the race sees it."""
+        reached = rounds_to_target(self.curve, target)
+        ended = reached is not None or self.last_round >= rounds_max or bool(self.diverged)
+        return Trial(self.last_round, reached, ended, bool(self.diverged), self.curve)
+
+
+def folder_name(experiment: Experiment) -> str:
+    """Of a run beside others of its row: all but the rate is in the row's name."""
+    seed = f"-seed{experiment.seed}" if experiment.seed else ""
+    return f"lr{experiment.learning_rate:g}{seed}"
+
+
+def _named(folder: Path, base: Experiment) -> Experiment | None:
+    match = _NAME.fullmatch(folder.name)
+    if match is None:
+        return None
+    rate, seed = match.groups()
+    return msgspec.structs.replace(base, learning_rate=float(rate), seed=int(seed or 0))
+
+
+def read_course(folder: Path, otherwise: Experiment | None = None) -> Course | None:
+    """What is known of the run in a folder; None: nothing.
+
+    `otherwise`: what runs there, but for rate and seed, if only a journal says that something does.
+
+    Raises:
+        DamagedError: a file cannot be read as what it is.
+        StateError: the disk fails.
+    """
+    result = _read(folder / RESULT, Result)
+    known = _read(folder / EXPERIMENT, Experiment)
+    versions = _journal(folder / JOURNAL)
+    if known is None and result is not None:
+        known = result.experiment
+    if known is None and otherwise is not None and versions:
+        known = _named(folder, otherwise)
+    if known is None:
+        return None
+    diverged = result is not None and result.ended.startswith("diverged")
+    return Course(known, versions, result.ended if diverged and result is not None else None)
+
+
+def run_trial(
+    experiment: Experiment,
+    folder: Path,
+    learner: Learner,
+    workers_count: int,
+    rounds_max: float,
+    on_version: Callable[[Version], None],
+) -> Result:
+    """Begin a run, or go on with it, up to round `rounds_max`.
+
+    Raises:
+        StateError: the folder is another experiment's, damaged, in use, or the disk is full.
+        FedtideError: of data or a worker.
+    """
+    with locked(folder, "fedtide repro"):
+        _check_same(experiment, folder, learner)
+        with disk_errors_of(folder):
+            make_folder(folder)
+            write_atomically(folder / EXPERIMENT, _json(experiment))
+        result = run(
+            experiment,
+            folder,
+            learner,
+            workers_count,
+            rounds_max=lambda: rounds_max,
+            on_version=on_version,
+        )
+        write_atomically(folder / RESULT, _json(result))
+    return result
+
+
+def _check_same(experiment: Experiment, folder: Path, learner: Learner) -> None:
+    course = read_course(folder)
+    if course is None:
+        versions = _journal(folder / JOURNAL)
+    else:
+        versions = course.versions
+        ours, theirs = (_deciding(one) for one in (experiment, course.experiment))
+        different = [
+            f"{key} is {theirs.get(key)!r} there, {value!r} now"
+            for key, value in ours.items()
+            if theirs.get(key) != value
+        ]
+        if different:
+            raise StateError(
+                f"the folder {str(folder)!r} holds another experiment: {'; '.join(different)}",
+                hint="give this one another folder with --out",
+            )
+    count = learner.shared_count
+    initial = encode_vector(read_initial_model(learner.bundle)[:count], "f32")
+    if versions and versions[0].digest != sha256_hex(initial):
+        raise StateError(
+            f"the run in {str(folder)!r} began from another initial model: its digest is "
+            f"{versions[0].digest}",
+            hint="it was exported by another version: give this one another folder with --out",
+        )
+
+
+def _deciding(experiment: Experiment) -> dict[str, object]:
+    fields: dict[str, object] = msgspec.structs.asdict(experiment)
+    return {key: value for key, value in fields.items() if key not in _NO_MATTER}
+
+
+def _journal(path: Path) -> tuple[Version, ...]:
+    content = _content(path)
+    try:
+        lines = (content or b"").splitlines()
+        return tuple(msgspec.json.decode(line, type=Version) for line in lines)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise _damaged(path, exc) from exc
+
+
+def _read(path: Path, kind: type[T]) -> T | None:
+    content = _content(path)
+    try:
+        return None if content is None else msgspec.json.decode(content, type=kind)
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise _damaged(path, exc) from exc
+
+
+def _content(path: Path) -> bytes | None:
+    with disk_errors_of(path.parent):
+        return path.read_bytes() if path.exists() else None
+
+
+def _json(value: object) -> bytes:
+    return msgspec.json.encode(value) + b"\n"
+
+
+def _damaged(path: Path, exc: Exception) -> FedtideError:
+    return DamagedError(
+        f"{str(path)!r} is damaged: {exc}", hint=f"remove {str(path.parent)!r} to begin anew"
+    )
