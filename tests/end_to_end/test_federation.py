@@ -140,6 +140,35 @@ def test_a_federation_learns_and_its_models_can_be_deployed(
     assert deployed_accuracy(out, data("test")) == pytest.approx(accuracies[-1])
 
 
+@pytest.mark.slow
+def test_slow_devices_do_less_and_the_model_is_verified(
+    tmp_path: Path, broker: Broker, bundle: Path, data: Callable[[str], Path]
+) -> None:
+    """One device has all of its processor, the others a twentieth; 10,000 steps end with time."""
+    with LocalFederation(tmp_path / "run", broker) as local:
+        local.add_coordinator(
+            bundle,
+            rounds={"count": 3, "cohort_size": 4, "devices_min": 4, "weights": "fednova"},
+            plan={"epochs": 2_000, "learning_rate": 0.02, "training_ms_max": 200},
+            evaluation={"data": str(data("test"))},
+        )
+        for device in DEVICES:
+            share = 1.0 if device == DEVICES[0] else 0.05
+            local.add_device(device, data(device), DEVICE_PYTHON, training={"cpu_share": share})
+        local.start()
+        assert local.coordinator.wait(WAIT_S) == 0, local.coordinator.log_tail()
+        assert_clean(local)
+    store = Store(local.state_dir, read_only=True)
+    models = store.models()
+    steps = [[update.steps for update in store.updates(m.round_id)] for m in models[1:]]
+    store.close()
+    for fast, *slow in steps:
+        assert 1 <= max(slow) < fast
+    assert (models[-1].judged.accuracy or 0.0) > 0.8
+    verified = fedtide("models", "verify", "--state-dir", str(local.state_dir))
+    assert verified.returncode == 0, verified.stderr
+
+
 def assert_recomputable(local: LocalFederation) -> None:
     """Every model follows, bit for bit, from the one before it and the stored updates."""
     store = Store(local.state_dir, read_only=True)
