@@ -51,7 +51,7 @@ class StepTimes(NamedTuple):
         share = self.small_ms * batch / self.small
         if self.small == self.large:
             return share
-        slope = (self.large_ms - self.small_ms) / (self.large - self.small)
+        slope = max(0.0, self.large_ms - self.small_ms) / (self.large - self.small)
         line = self.small_ms + slope * (batch - self.small)
         return line if batch >= self.small else max(line, share)
 

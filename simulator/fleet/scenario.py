@@ -20,7 +20,9 @@ from fedtide.messages import Encoding, Identifier
 from fedtide.plan import Plan
 
 Share = Annotated[float, Meta(ge=0, le=1)]
-Amount = Annotated[float, Meta(gt=0, le=1e12)]
+Rate = Annotated[float, Meta(ge=1, le=1e12)]
+StepMs = Annotated[float, Meta(ge=1e-6, le=1e9)]
+Mean = Annotated[float, Meta(ge=1, le=1e9)]
 Sigma = Annotated[float, Meta(ge=0, le=5)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Hour = Annotated[float, Meta(ge=0, le=24)]
@@ -31,11 +33,11 @@ _COHORT_KEYS = ("cohort_size", "cohort_fraction")
 class LinkNumbers(Struct, frozen=True, forbid_unknown_fields=True):
     """A link of the user's own."""
 
-    down_bytes_per_s: Amount
-    up_bytes_per_s: Amount
+    down_bytes_per_s: Rate
+    up_bytes_per_s: Rate
     latency_ms: Annotated[float, Meta(ge=0, le=60_000)] = 0.0
     """One way: half a ping."""
-    loss: Annotated[float, Meta(ge=0, lt=1)] = 0.0
+    loss: Annotated[float, Meta(ge=0, le=0.9)] = 0.0
     """Packets lost."""
 
 
@@ -43,7 +45,7 @@ class GroupConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Devices of one kind. One of `profile`, `step_ms` and `benchmark` says how fast they are."""
 
     profile: str | None = None
-    step_ms: Amount | None = None
+    step_ms: StepMs | None = None
     """Of an optimizer step with the scenario's `plan.batch_size`."""
     benchmark: Path | None = None
     """What `fedtide client benchmark BUNDLE --json` printed."""
@@ -78,9 +80,9 @@ class AvailabilityConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """When devices are on."""
 
     kind: Literal["always", "churn", "day_night", "trace"] = "always"
-    on_s: Annotated[float, Meta(gt=0, le=1e9)] = 3_600.0
+    on_s: Mean = 3_600.0
     """churn: mean of the exponential time on."""
-    off_s: Annotated[float, Meta(gt=0, le=1e9)] = 3_600.0
+    off_s: Mean = 3_600.0
     """churn: mean of the exponential time off."""
     night_share: Share = 0.8
     """day_night: chance of a device to be plugged in on a night."""
@@ -96,7 +98,7 @@ class AvailabilityConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """day_night: local hour at the start, in the middle of the zones."""
     trace: Path | None = None
     """trace: CSV with the columns device, from_s, until_s."""
-    repeat_s: Annotated[float, Meta(gt=0, le=1e9)] | None = None
+    repeat_s: Mean | None = None
     """trace: it begins anew after this long."""
 
     def __post_init__(self) -> None:
@@ -167,7 +169,7 @@ class LearningConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """modelled: sigma of the log-normal spread of the examples."""
     parameters: Positive | None = None
     """modelled: values that travel."""
-    step_ms: Amount | None = None
+    step_ms: StepMs | None = None
     """Of a step with `plan.batch_size` on the reference machine."""
 
     def __post_init__(self) -> None:

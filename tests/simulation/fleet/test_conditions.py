@@ -308,6 +308,7 @@ def test_step_times_between_and_beside_the_measured_sizes() -> None:
     assert times.at(1) == 0.7
     assert StepTimes(10, 0.136, 50, 0.361).at(1) == pytest.approx(0.136 - 9 * 0.005625)
     assert StepTimes(10, 5.0, 10, 5.0).at(4) == 2.0
+    assert StepTimes(10, 5.0, 50, 4.0).at(500) == 5.0, "a noisy measurement"
 
 
 def steps_of(times: StepTimes, plan: Plan, examples: int, slow_factor: float) -> tuple[int, float]:

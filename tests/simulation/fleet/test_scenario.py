@@ -193,7 +193,7 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
         ),
         (
             with_group('profile = "pi-4"', "link = {down_bytes_per_s = 0, up_bytes_per_s = 1}"),
-            "fleet.group[0].link.down_bytes_per_s is 0: expected `float` > 0",
+            "fleet.group[0].link.down_bytes_per_s is 0: expected `float` >= 1",
         ),
         (f"{BASE}[learning]\nmodel = 'resnet'", "learning.model is 'resnet', expected the folder"),
         (

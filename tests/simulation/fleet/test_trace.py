@@ -6,6 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fedtide.errors import ConfigError
 from simulator.fleet.availability import Availability
@@ -52,6 +54,27 @@ def test_each_wrong_row_is_named(tmp_path: Path, rows: str, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)) as error:
         read_trace(write(tmp_path, rows), 3, 100)
     assert "trace.csv" in str(error.value)
+
+
+cells = st.one_of(
+    st.sampled_from(["", "0", "1", "2", "5.5", "1e400", "nan", "-0", " 3 ", "1_0", '"', "\0"]),
+    st.text(max_size=4),
+)
+
+
+@settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.lists(cells, max_size=4), max_size=6))
+def test_anything_is_a_trace_or_refused(tmp_path: Path, rows: list[list[str]]) -> None:
+    path = tmp_path / "trace.csv"
+    text = HEADER + "".join(",".join(row) + "\n" for row in rows)
+    path.write_bytes(text.encode(errors="surrogatepass"))
+    try:
+        found = read_trace(path, 3, None)
+    except ConfigError:
+        return
+    assert all(start < until for device in found for start, until in device)
 
 
 def test_no_file_no_csv_other_columns(tmp_path: Path) -> None:
