@@ -38,7 +38,7 @@ from coordinator.round_machine import (
     step,
 )
 from coordinator.vetting import Known, Verdict, admit
-from edge_client.session_machine import OUTBOX_MAX
+from edge_client.outbox import OUTBOX_MAX
 from fedtide.config import BrokerConfig
 from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
 from fedtide.messages import BlobRef, Decline, Task, Update, Want, Welcome
