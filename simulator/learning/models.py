@@ -15,7 +15,15 @@ import msgspec
 import numpy as np
 from msgspec import Struct
 
-from coordinator.aggregation import Contribution, apply_delta, weighted_mean
+from coordinator.aggregation import (
+    Contribution,
+    apply_delta,
+    fednova_scales,
+    weight_of,
+    weighted_mean,
+)
+from coordinator.config import Weights
+from coordinator.local_steps import steps_norm
 from fedtide.bundle import Bundle, sha256_hex
 from fedtide.errors import DamagedError, FedtideError
 from fedtide.files import disk_errors_of, make_folder, write_atomically
@@ -80,6 +88,8 @@ class Models:
         versions_kept: int = 1,
         on_version: OnVersion = lambda _: None,
         due: Callable[[int], bool] = lambda _: True,
+        weights: Weights = "examples",
+        examples: Sequence[int] = (),
     ) -> None:
         """`versions_kept`: how many of the newest versions can be started from.
 
@@ -88,6 +98,9 @@ class Models:
 
         `initial`: float32[shared_count]. `on_version` hears of each version once it is measured,
         in order, those of an interrupted run included.
+
+        `weights`: as `rounds.weights`; with "fednova", `examples` of each device must be known, and
+        a plan's steps follow from them: its `training_ms_max` has become `steps_max`.
 
         Raises:
             StateError: the folder holds another run's models, or cannot be used.
@@ -98,6 +111,8 @@ class Models:
         self._kept = versions_kept
         self._on_version = on_version
         self._due = due
+        self._weights = weights
+        self._examples = examples
         self._pending: tuple[Version, Evaluation] | None = None
         self.history: list[Version] = []
         self._saved_at_s = time.monotonic()
@@ -176,7 +191,8 @@ class Models:
         tasks = [
             Task(Train(part.device, part.plan), self._vectors[part.base_version]) for part in parts
         ]
-        for part, done in zip(parts, self._workers.train(tasks), strict=True):
+        scales = self._scales(parts)
+        for part, scale, done in zip(parts, scales, self._workers.train(tasks), strict=True):
             assert isinstance(done.reply, Learned)
             if not done.reply.finite:
                 raise DivergedError(
@@ -185,7 +201,19 @@ class Models:
                     hint="try a lower learning rate",
                 )
             learned.append(done.reply)
-            yield Contribution(done.reply.examples, done.vector, part.staleness)
+            yield Contribution(done.reply.examples, done.vector, part.staleness, scale)
+
+    def _scales(self, parts: Sequence[Part]) -> list[float]:
+        """As `coordinator.aggregate_job.scales_of`; simulated devices are honest: no bound."""
+        if self._weights == "examples":
+            return [1.0] * len(parts)
+        counts = [self._examples[part.device] for part in parts]
+        weights = [weight_of(n, part.staleness) for n, part in zip(counts, parts, strict=True)]
+        amounts = [
+            steps_norm(part.plan, part.plan.steps_for(n))
+            for n, part in zip(counts, parts, strict=True)
+        ]
+        return fednova_scales(weights, amounts, [None] * len(parts), None)
 
     def _measure(self, version: Version, model: Vector) -> None:
         """Begin to; the version before has had a round's time for it."""

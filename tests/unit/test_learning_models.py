@@ -5,15 +5,22 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
+from coordinator.aggregate_job import AggregateJob, next_model
+from coordinator.aggregate_job import Part as AggregatePart
 from edge_client.trainers.opening import available_runtimes
+from fedtide.blobs import BlobStore
 from fedtide.errors import DamagedError
 from fedtide.plan import Plan
-from simulator.learning.learner import Learner
+from fedtide.safetensors import read_initial_model
+from fedtide.vectors import encode_vector
+from simulator.learning.learner import Learned, Learner, Train
 from simulator.learning.models import JOURNAL, DivergedError, Models, Part
-from simulator.learning.workers import InProcess
+from simulator.learning.workers import InProcess, Task
+from tests.golden.test_golden import UPDATE
 from tests.learning import tiny_learner
 
 pytestmark = pytest.mark.skipif(
@@ -117,3 +124,33 @@ def test_staleness_weighs(tmp_path: Path) -> None:
     fresh.advance(2, [Part(0, PLAN, 1), Part(1, PLAN, 0, 0)])
     stale.advance(2, [Part(0, PLAN, 1), Part(1, PLAN, 0, 3)])
     assert not np.array_equal(fresh.vector(2), stale.vector(2))
+
+
+def test_steps_weigh_as_in_a_coordinator(tmp_path: Path) -> None:
+    """FedNova: the bits of the coordinator's own job on the same updates, without a bound."""
+    learner, blobs = tiny_learner(), BlobStore(tmp_path)
+    workers = InProcess(learner)
+    plans = (PLAN, Plan(epochs=3, batch_size=10, learning_rate=0.1, steps_max=3))
+    initial = read_initial_model(learner.bundle)[: learner.shared_count]
+    stored = []
+    for device, plan in enumerate(plans):
+        (done,) = workers.train([Task(Train(device, plan), initial)])
+        assert isinstance(done.reply, Learned)
+        ref = blobs.put(encode_vector(done.vector, "f32"))
+        examples = done.reply.examples
+        changes = {"examples": examples, "steps": plan.steps_for(examples), "blob": ref}
+        update = msgspec.structs.replace(UPDATE, encoding="f32", **changes)
+        stored.append(AggregatePart(update, staleness=device, norm=None, plan=plan))
+    assert stored[0].update.steps != stored[1].update.steps
+    base = blobs.put(encode_vector(initial, "f32"))
+    job = AggregateJob(1, base, tuple(stored), len(initial), 0.0, "fednova")
+
+    counts = [part.update.examples for part in stored]
+    made = {}
+    for weights in ("fednova", "examples"):
+        models, _ = opened(None, learner, weights=weights, examples=counts)
+        models.advance(1, [Part(k, plan, 0, staleness=k) for k, plan in enumerate(plans)])
+        made[weights] = encode_vector(models.vector(1), "f32")
+    assert made["fednova"] == next_model(job, blobs)
+    assert made["examples"] == next_model(job._replace(weights="examples"), blobs)
+    assert made["fednova"] != made["examples"]
