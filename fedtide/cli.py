@@ -38,6 +38,9 @@ _COMMANDS = {
     "doctor": _Command(
         "fedtide.doctor_command", "find out what is wrong, and what to do", "client"
     ),
+    "simulate": _Command(
+        "simulator.command", "compare policies on a fleet under virtual time", "simulate"
+    ),
     "repro": _Command(
         "repro.command", "run the experiments of a published paper again", "simulate"
     ),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from simulator.agenda import START_MS
 from simulator.fleet.coordinator import Coordinator
 from simulator.fleet.device import Device
@@ -11,16 +9,8 @@ from simulator.fleet.events import Finished
 from simulator.fleet.learning import Learning, Modelled
 from simulator.fleet.world import World
 
-LOOK_STEPS = 5_000
-"""Between two looks of whoever watches."""
 
-
-def run(
-    world: World,
-    hours_max: float,
-    learning: Learning | None = None,
-    watch: Callable[[], None] = lambda: None,
-) -> Finished:
+def run(world: World, hours_max: float, learning: Learning | None = None) -> Finished:
     """Run a federation to its end, or until so many virtual hours are over."""
     coordinator = Coordinator(world, learning or Modelled())
     devices = [Device(i, world, coordinator) for i in range(len(world.conditions))]
@@ -30,8 +20,7 @@ def run(
     until_ms = START_MS + round(hours_max * 3_600_000)
     agenda = world.agenda
     while coordinator.finished is None and agenda.step(until_ms):
-        if agenda.steps % LOOK_STEPS == 0:
-            watch()
+        pass
     for device in devices:
         if device.on:
             device.stop()
@@ -43,5 +32,4 @@ def run(
         told = coordinator.finished
         finished = Finished(world.now_ms, told.reason, told.succeeded)
     world.write(finished)
-    watch()
     return finished

@@ -1,0 +1,257 @@
+"""`fedtide simulate`: a scenario's policies, side by side (docs/simulate.md)."""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from fedtide.errors import ConfigError, DamagedError
+from fedtide.files import disk_errors_of, locked, write_atomically
+from simulator.fleet import events
+from simulator.fleet.policy_run import as_recorded, replay, run_policy, scenario_from
+from simulator.fleet.record import Header, Record, Recorder, Sink, read_record
+from simulator.fleet.scenario import Policy, Scenario, policies, read_scenario
+
+if TYPE_CHECKING:
+    from simulator.report.progress import Progress
+
+SCENARIO_FILE = "scenario.json"
+_TOLD = (events.RoundClosed, events.RoundAbandoned, events.ModelMade, events.Evaluated)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare flags."""
+    parser.add_argument("scenario", type=Path, nargs="?", metavar="SCENARIO.toml")
+    parser.add_argument("--seed", type=int, metavar="N", help="another fleet, other mishaps")
+    parser.add_argument("--devices", type=int, metavar="N")
+    parser.add_argument("--rounds", type=int, metavar="N", help="of every policy")
+    parser.add_argument("--hours", type=float, metavar="H", help="virtual hours, at most")
+    parser.add_argument(
+        "--policy", action="append", metavar="NAME", help="only this one; may be given again"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="records, summary, report (simulated/NAME)"
+    )
+    parser.add_argument(
+        "--workers", type=int, metavar="N", help="processes that learn (as many as cores)"
+    )
+    parser.add_argument("--target", type=float, metavar="SHARE", help="accuracy to compare at")
+    parser.add_argument(
+        "--force", action="store_true", help="begin anew in a folder of another scenario"
+    )
+    parser.add_argument("--plain", action="store_true", help="lines instead of a live screen")
+    parser.add_argument(
+        "--replay", type=Path, metavar="RECORD", help="run a record again and compare"
+    )
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Run the policies, or a record again."""
+    # Ctrl-C must work even where it was inherited as ignored, as in a shell's background job.
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.default_int_handler)
+    workers = _workers(parsed.workers)
+    if parsed.replay is not None:
+        if parsed.scenario is not None:
+            raise ConfigError("give a scenario or --replay, not both")
+        count, digest = replay(parsed.replay, workers)
+        print(f"{count:,} events, the same as recorded; digest {digest}")
+        return 0
+    if parsed.scenario is None:
+        raise ConfigError(
+            "no scenario is given", hint="fedtide simulate examples/scenarios/first.toml"
+        )
+    if parsed.target is not None and not 0 < parsed.target <= 1:
+        raise ConfigError(f"--target is {parsed.target:g}, expected a share between 0 and 1")
+    scenario = _changed(read_scenario(parsed.scenario), parsed)
+    chosen = _chosen(scenario, parsed.policy)
+    out: Path = parsed.out or Path("simulated") / scenario.name
+    with locked(out, "simulation"):
+        _claim(out, scenario, force=parsed.force)
+        try:
+            _run_all(scenario, chosen, out, workers, plain=parsed.plain)
+            _report(scenario, chosen, out, parsed.target)
+        except KeyboardInterrupt:
+            told = f"interrupted; what was recorded is in {str(out)!r}"
+            print(f"{told}, and the same command goes on from it", file=sys.stderr)
+            raise
+    return 0
+
+
+def _workers(given: int | None) -> int:
+    if given is None:
+        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if given < 1:
+        raise ConfigError(f"--workers is {given}, expected 1 or more")
+    return given
+
+
+def _changed(scenario: Scenario, parsed: argparse.Namespace) -> Scenario:
+    """As the flags say.
+
+    Raises:
+        ConfigError: what they say is impossible.
+    """
+    raw = as_recorded(scenario)
+    flags = []
+    if parsed.seed is not None:
+        raw["seed"] = raw["rounds"]["seed"] = parsed.seed
+        flags.append(f"--seed {parsed.seed}")
+    if parsed.devices is not None:
+        raw["fleet"]["devices"] = parsed.devices
+        flags.append(f"--devices {parsed.devices}")
+    if parsed.hours is not None:
+        raw["hours_max"] = parsed.hours
+        flags.append(f"--hours {parsed.hours:g}")
+    if parsed.rounds is not None:
+        raw["rounds"]["count"] = parsed.rounds
+        for policy in raw["policy"]:
+            policy["rounds"].pop("count", None)
+        flags.append(f"--rounds {parsed.rounds}")
+    if not flags:
+        return scenario
+    changed = scenario_from(raw, f"with {' '.join(flags)}")
+    policies(changed)
+    return changed
+
+
+def _chosen(scenario: Scenario, names: Sequence[str] | None) -> list[Policy]:
+    known = {policy.name: policy for policy in policies(scenario)}
+    for name in names or ():
+        if name not in known:
+            raise ConfigError(f"--policy {name!r} is none of this scenario's: {', '.join(known)}")
+    return [policy for name, policy in known.items() if not names or name in names]
+
+
+def _claim(out: Path, scenario: Scenario, *, force: bool) -> None:
+    """Make the folder this scenario's.
+
+    Raises:
+        ConfigError: it is another's.
+        StateError: it cannot be used.
+    """
+    path, raw = out / SCENARIO_FILE, msgspec.json.encode(as_recorded(scenario))
+    with disk_errors_of(out):
+        before = path.read_bytes() if path.exists() else None
+        if before is not None and before != raw and not force:
+            raise ConfigError(
+                f"{str(out)!r} holds the results of another scenario, seed or size",
+                hint="give another --out, or --force to remove those results",
+            )
+        if force:
+            for old in (*out.glob("*.jsonl.gz"), *out.glob("summary.json"), *out.glob("*.html")):
+                old.unlink()
+            for folder in out.glob("*.models"):
+                shutil.rmtree(folder)
+    if before != raw:
+        write_atomically(path, raw)
+
+
+def _record_path(out: Path, policy: Policy) -> Path:
+    return out / f"{policy.name}.jsonl.gz"
+
+
+def _run_all(
+    scenario: Scenario, chosen: list[Policy], out: Path, workers: int, *, plain: bool
+) -> None:
+    """Those that are not recorded yet; side by side where nothing is learned."""
+    from simulator.report import open_progress
+
+    side_by_side = (
+        scenario.learning.kind == "modelled"
+        and min(workers, len(chosen)) > 1
+        and "fork" in multiprocessing.get_all_start_methods()
+    )
+    with open_progress(plain=plain) as progress:
+        if not side_by_side:
+            for policy in chosen:
+                _run_one(scenario, policy, out, workers, progress)
+            return
+        context = multiprocessing.get_context("fork")
+        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+            waiting = []
+            for policy in chosen:
+                progress.begin(policy.name, policy.rounds.count)
+                waiting.append(pool.submit(_run_one, scenario, policy, out, 1, None))
+            for policy, result in zip(chosen, waiting, strict=True):
+                result.result()
+                progress.end(policy.name, read_record(_record_path(out, policy)).totals)
+
+
+def _run_one(
+    scenario: Scenario, policy: Policy, out: Path, workers: int, progress: Progress | None
+) -> None:
+    path = _record_path(out, policy)
+
+    @contextmanager
+    def sink(header: Header) -> Iterator[Sink]:
+        with Recorder(path, header) as recorder:
+            yield recorder if progress is None else _Told(recorder, policy.name, progress)
+
+    if progress is not None:
+        progress.begin(policy.name, policy.rounds.count)
+    if not _is_recorded(path, scenario):
+        run_policy(
+            scenario, policy, sink, workers=workers, models_folder=out / f"{policy.name}.models"
+        )
+    if progress is not None:
+        progress.end(policy.name, read_record(path).totals)
+
+
+def _is_recorded(path: Path, scenario: Scenario) -> bool:
+    """Whether an earlier command came to this run's end."""
+    from fedtide import __version__
+
+    if not path.exists():
+        return False
+    try:
+        record = read_record(path)
+    except DamagedError:
+        return False
+    same = record.header.scenario == as_recorded(scenario)
+    return record.complete and same and record.header.fedtide == __version__
+
+
+class _Told:
+    """A recorder with somebody who watches."""
+
+    def __init__(self, recorder: Recorder, policy: str, progress: Progress) -> None:
+        self._recorder, self._policy, self._progress = recorder, policy, progress
+
+    def write(self, event: events.Event) -> None:
+        """This has happened."""
+        self._recorder.write(event)
+        if isinstance(event, _TOLD):
+            self._progress.round(self._policy, self._recorder.totals)
+
+
+def _report(scenario: Scenario, chosen: list[Policy], out: Path, target: float | None) -> None:
+    from simulator.fleet.conditions import Conditions
+    from simulator.report import print_summary, summarise, write_report, write_summary
+
+    records = [read_record(_record_path(out, policy)) for policy in chosen]
+    conditions = Conditions(scenario)
+    profiles = [conditions.traits(device).profile for device in range(len(conditions))]
+    summary = summarise(records, profiles, target)
+    write_summary(summary, out / "summary.json")
+    write_report(summary, records, out / "report.html", profiles)
+    print_summary(summary)
+    for line in _where(out, records):
+        print(line)
+
+
+def _where(out: Path, records: list[Record]) -> Iterator[str]:
+    yield f"report: {out / 'report.html'}"
+    for record in records:
+        yield f"{record.header.policy}: {record.path} · digest {record.digest[:16]}"

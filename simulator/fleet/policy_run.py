@@ -1,0 +1,204 @@
+"""One policy of a scenario, from its settings to its record; and again, to compare."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from coordinator.config import CoordinatorConfig
+from fedtide import __version__
+from fedtide.errors import ConfigError, FedtideError
+from simulator.fleet.conditions import Conditions
+from simulator.fleet.engine import run
+from simulator.fleet.events import Event
+from simulator.fleet.learning import Learning
+from simulator.fleet.record import Header, Recorder, Sink, lines, read_header
+from simulator.fleet.scenario import Policy, Scenario, policies
+from simulator.fleet.world import BUNDLE_BYTES, Sizes, World
+
+OpenSink = Callable[[Header], AbstractContextManager[Sink]]
+_PACKAGES = ("numpy", "onnxruntime")
+"""That what is learned depends on, to the last bit."""
+
+
+class DifferentRunError(FedtideError):
+    """A run is not the one that was recorded."""
+
+
+def run_policy(
+    scenario: Scenario,
+    policy: Policy,
+    open_sink: OpenSink,
+    *,
+    workers: int = 1,
+    models_folder: Path | None = None,
+) -> None:
+    """Run one policy to its end; `open_sink` is given the header of its record.
+
+    Raises:
+        FedtideError: of the scenario, its data, the disk.
+    """
+    conditions = Conditions(scenario)
+    with _learning_of(scenario, policy, conditions, workers, models_folder) as (
+        learning,
+        examples,
+        parameters,
+        bundle_bytes,
+    ):
+        config = CoordinatorConfig(
+            federation="simulated",
+            bundle=Path(),
+            state_dir=Path(),
+            rounds=policy.rounds,
+            plan=policy.plan,
+            encoding=scenario.encoding,
+            hello_ms=scenario.hello_ms,
+        )
+        sizes = Sizes.of(parameters, config, bundle_bytes)
+        with open_sink(_header(scenario, policy, sizes)) as sink:
+            world = World(conditions, config, sizes, sink.write, examples)
+            run(world, scenario.hours_max, learning)
+
+
+@contextmanager
+def _learning_of(
+    scenario: Scenario,
+    policy: Policy,
+    conditions: Conditions,
+    workers: int,
+    folder: Path | None,
+) -> Iterator[tuple[Learning | None, Callable[[int], int] | None, int, int]]:
+    if scenario.learning.kind == "modelled":
+        yield None, None, conditions.parameters, BUNDLE_BYTES
+        return
+    from simulator.fleet.real_learning import real_learning
+
+    with real_learning(scenario, policy, workers, folder) as lesson:
+        sizes = lesson.examples
+        yield lesson.learning, sizes.__getitem__, lesson.parameters, lesson.bundle_bytes
+
+
+def _header(scenario: Scenario, policy: Policy, sizes: Sizes) -> Header:
+    return Header(
+        scenario=as_recorded(scenario),
+        seed=scenario.seed,
+        policy=policy.name,
+        devices=scenario.fleet.devices,
+        rounds=policy.rounds.count,
+        learning=scenario.learning.kind,
+        model_bytes=sizes.model,
+        bundle_bytes=sizes.bundle,
+        fedtide=__version__,
+        packages=_packages() if scenario.learning.kind == "real" else {},
+    )
+
+
+def _packages() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # another distribution may bring the package
+            found[name] = "unknown"
+    return found
+
+
+def as_recorded(scenario: Scenario) -> dict[str, Any]:
+    """As a record holds it."""
+    raw: dict[str, Any] = msgspec.to_builtins(scenario, enc_hook=str)
+    return raw
+
+
+def scenario_from(raw: dict[str, Any], where: str) -> Scenario:
+    """A scenario as a record holds it.
+
+    Raises:
+        ConfigError: it is none, or one of another version of this program.
+    """
+
+    def decode(wanted: type, value: Any) -> Any:
+        if wanted is Path and isinstance(value, str):
+            return Path(value)
+        raise ValueError("Expected a path")
+
+    try:
+        return msgspec.convert(raw, Scenario, dec_hook=decode)
+    except (msgspec.ValidationError, ValueError) as exc:
+        raise ConfigError(f"{where}: {exc}") from exc
+
+
+class _Comparison:
+    """A sink that knows what has to come."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lines = lines(path)
+        self._encoder = msgspec.json.Encoder()
+        self.recorder = Recorder(None, read_header(path))
+        self.events = 0
+
+    def write(self, event: Event) -> None:
+        """This happens now.
+
+        Raises:
+            DifferentRunError: something else was recorded.
+        """
+        line = self._encoder.encode(event)
+        recorded = next(self._lines, None)
+        if recorded is not None and recorded != line:
+            raise self._different(recorded, line)
+        self.recorder.write(event)
+        self.events += recorded is not None
+
+    def end(self) -> None:
+        """Nothing more happens.
+
+        Raises:
+            DifferentRunError: more was recorded.
+        """
+        recorded = next(self._lines, None)
+        if recorded is not None:
+            raise self._different(recorded, b"the end")
+
+    def _different(self, recorded: bytes, line: bytes) -> DifferentRunError:
+        return DifferentRunError(
+            f"event {self.events + 1:,} is another one\n"
+            f"  recorded: {_shown(recorded)}\n  now:      {_shown(line)}",
+            hint=f"{str(self._path)!r} was changed, or made by another version of this program",
+        )
+
+
+def _shown(line: bytes) -> str:
+    text = line.decode("utf-8", "replace")
+    return text if len(text) <= 200 else text[:200] + " …"
+
+
+def replay(path: Path, workers: int = 1) -> tuple[int, str]:
+    """Run what was recorded again and compare event by event: their number and digest.
+
+    A record of an interrupted run is compared as far as it goes.
+
+    Raises:
+        DifferentRunError: the first event that differs.
+        ConfigError: the scenario is none of this version, or a file of it has gone.
+        StateError: the record cannot be read.
+    """
+    header = read_header(path)
+    scenario = scenario_from(header.scenario, f"the scenario in {str(path)!r}")
+    policy = next((p for p in policies(scenario) if p.name == header.policy), None)
+    if policy is None:
+        raise ConfigError(f"the scenario in {str(path)!r} has no policy {header.policy!r}")
+    comparison = _Comparison(path)
+
+    @contextmanager
+    def sink(_header: Header) -> Iterator[Sink]:
+        yield comparison
+
+    run_policy(scenario, policy, sink, workers=workers)
+    comparison.end()
+    return comparison.events, comparison.recorder.digest

@@ -1,0 +1,157 @@
+"""Real learning on simulated devices: `simulator.learning`, opened as a scenario says."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+
+from fedtide.bundle import Bundle
+from fedtide.errors import ConfigError
+from fedtide.manifest import MANIFEST_NAME, device_files
+from simulator.fleet.events import Evaluated
+from simulator.fleet.learning import Part
+from simulator.fleet.scenario import Policy, Scenario
+from simulator.learning import models, partitions
+from simulator.learning.bundles import named_bundle
+from simulator.learning.datasets.catalogue import TrainingData, open_data_set
+from simulator.learning.learner import Learner, check_simulable
+from simulator.learning.workers import open_workers
+
+
+class Lesson(NamedTuple):
+    """What is learned in a run, and from what."""
+
+    learning: RealLearning
+    examples: tuple[int, ...]
+    """Of each device."""
+    parameters: int
+    """Values that travel."""
+    bundle_bytes: int
+
+
+class RealLearning:
+    """`Learning` by `Models`. Measurements are told when the version after them is made: at the
+    same place of the record, however long they took and whatever an interrupted run knew."""
+
+    def __init__(self) -> None:
+        self._measured: deque[models.Version] = deque()
+        self._models: models.Models | None = None
+
+    def hear(self, version: models.Version) -> None:
+        """A version is measured."""
+        self._measured.append(version)
+
+    def teach(self, of: models.Models) -> None:
+        """These are the models."""
+        self._models = of
+
+    def advance(self, version: int, parts: Sequence[Part], /) -> list[Evaluated]:
+        """Train whoever counts, and make the version.
+
+        Raises:
+            FedtideError: of a worker, the data, or what was learned.
+        """
+        assert self._models is not None
+        self._models.advance(version, [_part(part) for part in parts])
+        return self._told(version - 1)
+
+    def settle(self) -> list[Evaluated]:
+        """Wait for the last measurement, and save everything."""
+        assert self._models is not None
+        self._models.settle()
+        self._models.save()
+        return self._told(None)
+
+    def _told(self, newest: int | None) -> list[Evaluated]:
+        told = []
+        while self._measured and (newest is None or self._measured[0].version <= newest):
+            version = self._measured.popleft()
+            if version.metrics is not None:
+                metrics = version.metrics
+                told.append(Evaluated(0, version.version, metrics.loss, metrics.accuracy))
+        return told
+
+
+@contextmanager
+def real_learning(
+    scenario: Scenario, policy: Policy, workers_count: int, folder: Path | None
+) -> Iterator[Lesson]:
+    """Data, partition, workers and models of one policy. What is in `folder` is not learned again.
+
+    Raises:
+        ConfigError, BundleError, ExportError: no such model or data set, or they do not fit.
+        DataError: the data are missing or damaged.
+        StateError: the folder holds other models, or cannot be used.
+    """
+    if policy.rounds.weights != "examples":
+        raise ConfigError(
+            f"policy {policy.name!r}: rounds.weights is {policy.rounds.weights!r}; "
+            "simulated learning weighs by examples",
+            hint='use weights = "examples", or learning.kind = "modelled" for its times',
+        )
+    config = scenario.learning
+    assert config.data is not None, "a scenario with real learning names its data"
+    bundle = named_bundle(config.model)
+    check_simulable(bundle, policy.plan)
+    data = open_data_set(config.data, config.data_dir)
+    parts = _partition(scenario, data)
+    learner = Learner(bundle, data, parts)
+    batches = learner.test_batches  # read before there are processes: they share it
+    learning = RealLearning()
+    workers = open_workers(learner, workers_count)
+    try:
+        late = policy.rounds.mode == "buffered" or policy.rounds.late == "discount"
+        kept = 1 + policy.rounds.staleness_max if late else 1
+        made = models.Models(
+            bundle, workers, batches, folder, versions_kept=kept, on_version=learning.hear
+        )
+        learning.teach(made)
+        sizes = tuple(len(part) for part in parts)
+        try:
+            yield Lesson(learning, sizes, learner.shared_count, _bundle_bytes(bundle))
+        except KeyboardInterrupt:
+            made.save()
+            raise
+    finally:
+        workers.close()
+
+
+def _partition(scenario: Scenario, data: TrainingData) -> list[partitions.Indices]:
+    config, devices, seed = scenario.learning, scenario.fleet.devices, scenario.seed
+    match config.partition:
+        case "iid":
+            return partitions.iid(len(data), devices, seed)
+        case "natural":
+            if data.groups is None:
+                raise ConfigError(
+                    f"the data set {data.name!r} has no natural users",
+                    hint='use learning.partition = "iid", "shards" or "dirichlet"',
+                )
+            return partitions.natural(data.groups, devices, seed)
+        case kind:
+            if data.labels is None:
+                raise ConfigError(
+                    f"the data set {data.name!r} has no labels to divide by",
+                    hint='use learning.partition = "iid" or "natural"',
+                )
+            if kind == "shards":
+                return partitions.shards(data.labels, devices, config.shards_per_device, seed)
+            return partitions.dirichlet(data.labels, devices, config.alpha, seed)
+
+
+def _part(part: Part) -> models.Part:
+    plan = part.plan
+    if plan.training_ms_max is not None:  # what came of the time are these steps
+        plan = msgspec.structs.replace(plan, training_ms_max=None, steps_max=part.steps)
+    return models.Part(part.device, plan, part.base_version, part.staleness)
+
+
+def _bundle_bytes(bundle: Bundle) -> int:
+    files = bundle.manifest.files
+    paths = device_files(bundle.manifest, "portable")
+    return len(bundle.fetch(MANIFEST_NAME)) + sum(files[path].size_bytes for path in paths)
