@@ -109,9 +109,28 @@ def _packages() -> dict[str, str]:
 
 
 def as_recorded(scenario: Scenario) -> dict[str, Any]:
-    """As a record holds it."""
-    raw: dict[str, Any] = msgspec.to_builtins(scenario, enc_hook=str)
+    """As a record holds it: what is as by default, too, for defaults may change.
+
+    (`omit_defaults` would also depend on which process the values come from: it asks for identity.)
+    """
+    raw = _plain(scenario)
+    assert isinstance(raw, dict)
     return raw
+
+
+def _plain(value: Any) -> Any:
+    match value:
+        case msgspec.Struct():
+            fields = msgspec.structs.fields(value)
+            return {field.encode_name: _plain(getattr(value, field.name)) for field in fields}
+        case dict():
+            return {key: _plain(entry) for key, entry in value.items()}
+        case list() | tuple():
+            return [_plain(entry) for entry in value]
+        case Path():
+            return str(value)
+        case _:
+            return value
 
 
 def scenario_from(raw: dict[str, Any], where: str) -> Scenario:

@@ -96,10 +96,10 @@ def real_learning(
         )
     config = scenario.learning
     assert config.data is not None, "a scenario with real learning names its data"
-    bundle = named_bundle(config.model)
-    check_simulable(bundle, policy.plan)
     data = open_data_set(config.data, config.data_dir)
     parts = _partition(scenario, data)
+    bundle = named_bundle(config.model)
+    check_simulable(bundle, policy.plan)
     learner = Learner(bundle, data, parts)
     batches = learner.test_batches  # read before there are processes: they share it
     learning = RealLearning()

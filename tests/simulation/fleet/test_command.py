@@ -1,0 +1,261 @@
+"""`fedtide simulate`: side by side, interrupted, replayed; and what people get wrong."""
+
+import gzip
+from pathlib import Path
+from typing import Any, Self
+
+import msgspec
+import pytest
+
+from fedtide.cli import main
+from fedtide.errors import StateError
+from simulator.fleet import policy_run
+from simulator.fleet.events import Event, On
+from simulator.fleet.record import Header, Recorder, read_record
+from simulator.fleet.totals import Totals
+
+TEXT = """
+name = "small"
+[fleet]
+devices = 6
+group = [{ step_ms = 10.0 }]
+[learning]
+parameters = 1000
+[rounds]
+count = 4
+cohort_size = 3
+[availability]
+kind = "churn"
+on_s = 20.0
+off_s = 5.0
+[[policy]]
+name = "wait"
+[[policy]]
+name = "more"
+rounds = { over_selection = 2.0 }
+"""
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def begin(self, policy: str, rounds: int) -> None: ...
+
+    def round(self, policy: str, totals: Totals) -> None: ...
+
+    def end(self, policy: str, totals: Totals) -> None: ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+@pytest.fixture(autouse=True)
+def _without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reports have tests of their own."""
+    monkeypatch.setattr("simulator.report.open_progress", lambda plain: Silent())
+    monkeypatch.setattr("simulator.command._report", lambda *_: None)
+
+
+@pytest.fixture
+def scenario(tmp_path: Path) -> Path:
+    path = tmp_path / "small.toml"
+    path.write_text(TEXT)
+    return path
+
+
+def simulate(*words: object) -> int:
+    return main(["simulate", *map(str, words)])
+
+
+def test_policies_side_by_side_or_in_turn_give_the_same(scenario: Path, tmp_path: Path) -> None:
+    for workers in (1, 2):
+        out = tmp_path / f"{workers}"
+        assert simulate(scenario, "--out", out, "--workers", workers) == 0
+    for name in ("wait", "more"):
+        one, two = (read_record(tmp_path / n / f"{name}.jsonl.gz") for n in "12")
+        assert one.complete
+        assert one.header == two.header
+        assert one.digest == two.digest
+    assert not (tmp_path / "1" / "wait.models").exists()
+
+
+def test_what_is_recorded_is_not_run_again(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert simulate(scenario, "--out", out, "--policy", "wait") == 0
+    ran: list[str] = []
+    original = policy_run.run_policy
+
+    def noted(*arguments: Any, **more: Any) -> None:
+        ran.append(arguments[1].name)
+        original(*arguments, **more)
+
+    monkeypatch.setattr("simulator.command.run_policy", noted)
+    assert simulate(scenario, "--out", out, "--workers", 1) == 0
+    assert ran == ["more"]
+    assert simulate(scenario, "--out", out, "--workers", 1, "--force") == 0
+    assert ran == ["more", "wait", "more"]
+
+
+def test_an_interrupted_run_leaves_what_there_is_and_goes_on(
+    scenario: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert simulate(scenario, "--out", whole, "--policy", "wait") == 0
+    write, count = Recorder.write, 0
+
+    def interrupted(recorder: Recorder, event: Event) -> None:
+        nonlocal count
+        count += 1
+        if count == 40:
+            raise KeyboardInterrupt
+        write(recorder, event)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recorder, "write", interrupted)
+        assert simulate(scenario, "--out", out, "--policy", "wait") == 130
+    assert "the same command goes on" in capsys.readouterr().err
+    left = read_record(out / "wait.jsonl.gz")
+    assert not left.complete
+    assert left.totals.events == 39
+    assert simulate("--replay", left.path) == 0
+    assert simulate(scenario, "--out", out, "--policy", "wait") == 0
+    assert read_record(left.path).digest == read_record(whole / "wait.jsonl.gz").digest
+
+
+def test_a_replay_gives_the_same_and_finds_what_was_changed(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simulate(scenario, "--out", tmp_path / "out", "--policy", "wait") == 0
+    path = tmp_path / "out" / "wait.jsonl.gz"
+    assert simulate("--replay", path) == 0
+    assert "the same as recorded" in capsys.readouterr().out
+    lines = gzip.decompress(path.read_bytes()).split(b"\n")
+    for number in (1, 30, len(lines) - 3):
+        changed = [
+            line.replace(b"]", b",7]") if n == number else line for n, line in enumerate(lines)
+        ]
+        path.write_bytes(gzip.compress(b"\n".join(changed)))
+        assert simulate("--replay", path) == 1
+        assert f"event {number} is another one" in capsys.readouterr().err
+    header = msgspec.json.decode(lines[0])
+    header["scenario"]["seed"] = 5
+    path.write_bytes(gzip.compress(b"\n".join([msgspec.json.encode(header), *lines[1:]])))
+    assert simulate("--replay", path) == 1
+
+
+def test_another_seed_is_another_fleet(scenario: Path, tmp_path: Path) -> None:
+    digests = set()
+    for seed in (0, 1, 2):
+        out = tmp_path / str(seed)
+        assert simulate(scenario, "--out", out, "--seed", seed, "--policy", "wait") == 0
+        digests.add(read_record(out / "wait.jsonl.gz").digest)
+    assert len(digests) == 3
+
+
+def test_flags_change_the_size(scenario: Path, tmp_path: Path) -> None:
+    flags = ("--devices", 4, "--rounds", 2, "--hours", 1)
+    assert simulate(scenario, "--out", tmp_path / "o", "--policy", "wait", *flags) == 0
+    header = read_record(tmp_path / "o" / "wait.jsonl.gz").header
+    assert (header.devices, header.rounds, header.scenario["hours_max"]) == (4, 2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said", "code"),
+    [
+        (["--devices", 0], "--devices 0", 2),
+        (["--rounds", -1], "--rounds -1", 2),
+        (["--hours", 0], "--hours 0", 2),
+        (["--hours", "nan"], "--hours nan", 2),
+        (["--seed", -1], "--seed -1", 2),
+        (["--workers", 0], "--workers is 0", 2),
+        (["--target", 2], "--target is 2", 2),
+        (["--policy", "none"], "wait, more", 2),
+        (["--replay", "x"], "not both", 2),
+    ],
+)
+def test_impossible_flags(
+    scenario: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    flags: list[object],
+    said: str,
+    code: int,
+) -> None:
+    assert simulate(scenario, "--out", tmp_path / "out", *flags) == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said", "code"),
+    [
+        ("count = 4", "counts = 4", "counts", 2),
+        ("[availability]", "[dropouts]\nin_training = 1.5\n[availability]", "in_training", 2),
+        ('kind = "churn"', 'kind = "trace"\ntrace = "none.csv"', "none.csv", 2),
+        (
+            "parameters = 1000",
+            'kind = "real"\nmodel = "digits"\ndata = "mnist"\ndata_dir = "none"',
+            "none",
+            4,
+        ),
+        ("parameters = 1000", 'kind = "real"\nmodel = "digits"\ndata = "moon"', "moon", 2),
+    ],
+)
+def test_bad_scenarios(
+    scenario: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    old: str,
+    new: str,
+    said: str,
+    code: int,
+) -> None:
+    """The data are looked at before a bundle is."""
+    monkeypatch.setattr("simulator.fleet.real_learning.named_bundle", pytest.fail)
+    text = TEXT.replace(old, new)
+    scenario.write_text(
+        text if "trace" not in new else text.replace("on_s = 20.0\noff_s = 5.0", "")
+    )
+    assert simulate(scenario, "--out", tmp_path / "out") == code
+    assert said in capsys.readouterr().err
+
+
+def test_a_folder_of_another_scenario_is_left_alone(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert simulate(scenario, "--out", out) == 0
+    digest = read_record(out / "wait.jsonl.gz").digest
+    assert simulate(scenario, "--out", out, "--seed", 9) == 2
+    assert "--force" in capsys.readouterr().err
+    assert read_record(out / "wait.jsonl.gz").digest == digest
+    assert simulate(scenario, "--out", out, "--seed", 9, "--force") == 0
+    assert read_record(out / "wait.jsonl.gz").digest != digest
+
+
+def test_a_place_that_cannot_be_used(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert simulate(scenario, "--out", tmp_path / "file") == 7
+    assert "cannot use the folder" in capsys.readouterr().err
+    assert simulate("--replay", tmp_path / "none") == 7
+    assert simulate() == 2
+
+
+def test_a_full_disk_is_said() -> None:
+    header = Header({}, 0, "x", 1, 1, "modelled", 1, 1, "0")
+    recorder = Recorder(Path("/dev/full"), header)
+    recorder.write(On(0, 0))
+    with pytest.raises(StateError, match="No space left"):
+        recorder.close()
