@@ -88,12 +88,6 @@ def real_learning(
         DataError: the data are missing or damaged.
         StateError: the folder holds other models, or cannot be used.
     """
-    if policy.rounds.weights != "examples":
-        raise ConfigError(
-            f"policy {policy.name!r}: rounds.weights is {policy.rounds.weights!r}; "
-            "simulated learning weighs by examples",
-            hint='use weights = "examples", or learning.kind = "modelled" for its times',
-        )
     config = scenario.learning
     assert config.data is not None, "a scenario with real learning names its data"
     data = open_data_set(config.data, config.data_dir)
@@ -107,11 +101,18 @@ def real_learning(
     try:
         late = policy.rounds.mode == "buffered" or policy.rounds.late == "discount"
         kept = 1 + policy.rounds.staleness_max if late else 1
+        sizes = tuple(len(part) for part in parts)
         made = models.Models(
-            bundle, workers, batches, folder, versions_kept=kept, on_version=learning.hear
+            bundle,
+            workers,
+            batches,
+            folder,
+            versions_kept=kept,
+            on_version=learning.hear,
+            weights=policy.rounds.weights,
+            examples=sizes,
         )
         learning.teach(made)
-        sizes = tuple(len(part) for part in parts)
         try:
             yield Lesson(learning, sizes, learner.shared_count, _bundle_bytes(bundle))
         except KeyboardInterrupt:

@@ -1,0 +1,81 @@
+"""Real learning in a simulated fleet: the same record in one go and after an interruption."""
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+
+from edge_client.trainers.opening import available_runtimes
+from simulator.fleet import events
+from simulator.fleet.policy_run import replay, run_policy
+from simulator.fleet.record import Header, Recorder, read_record
+from simulator.fleet.scenario import Scenario, policies
+from tests.learning import tiny_learner
+from tests.simulation.fleet.fleets import of_kind, scenario_of
+
+pytestmark = pytest.mark.skipif(
+    not available_runtimes(), reason="no onnxruntime in this environment"
+)
+
+
+@pytest.fixture(autouse=True)
+def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model and data that need nothing from elsewhere."""
+    learner = tiny_learner()
+    monkeypatch.setattr("simulator.fleet.real_learning.open_data_set", lambda *_: learner._data)
+    monkeypatch.setattr("simulator.fleet.real_learning.named_bundle", lambda _: learner.bundle)
+
+
+def learning(**rounds: Any) -> Scenario:
+    raw = {"kind": "real", "data": "tiny", "model": "mnist_2nn"}
+    table = {"count": 4, "cohort_size": 2, "devices_min": 3, **rounds}
+    churn = {"kind": "churn", "on_s": 5.0, "off_s": 1.0}
+    scenario = scenario_of({"fleet": {"devices": 4}, "availability": churn, "rounds": table})
+    return msgspec.structs.replace(scenario, learning=msgspec.convert(raw, type(scenario.learning)))
+
+
+def record(scenario: Scenario, path: Path, workers: int = 1, stop_at: int = 0) -> None:
+    @contextmanager
+    def sink(header: Header) -> Any:
+        with Recorder(path, header) as recorder:
+            yield recorder if not stop_at else Stopping(recorder, stop_at)
+
+    [policy] = policies(scenario)
+    folder = path.with_suffix(".models")
+    run_policy(scenario, policy, sink, workers=workers, models_folder=folder)
+
+
+class Stopping:
+    """Somebody presses Ctrl-C once this version is made."""
+
+    def __init__(self, recorder: Recorder, version: int) -> None:
+        self._recorder, self._version = recorder, version
+
+    def write(self, event: events.Event) -> None:
+        self._recorder.write(event)
+        if isinstance(event, events.ModelMade) and event.version == self._version:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    "rounds",
+    [{}, {"mode": "buffered", "buffer_size": 2, "concurrency": 3}, {"weights": "fednova"}],
+    ids=["synchronous", "buffered", "fednova"],
+)
+def test_the_same_record_in_one_go_or_two(tmp_path: Path, rounds: dict[str, Any]) -> None:
+    scenario = learning(**rounds)
+    whole, twice = tmp_path / "whole.jsonl", tmp_path / "twice.jsonl"
+    record(scenario, whole)
+    with pytest.raises(KeyboardInterrupt):
+        record(scenario, twice, stop_at=2)
+    assert not read_record(twice).complete
+    record(scenario, twice)
+    assert read_record(twice).digest == read_record(whole).digest
+    found = list(read_record(whole).events())
+    quality = of_kind(events.Evaluated, found)
+    assert [told.version for told in quality] == [0, 1, 2, 3, 4]
+    assert len({told.loss for told in quality}) == 5
+    events_count, digest = replay(whole)
+    assert (events_count, digest) == (len(found), read_record(whole).digest)
