@@ -19,8 +19,9 @@ from simulator.report.drawing import (
     logarithmic,
     svg,
 )
-from simulator.report.summary import HOUR_MS, PolicyFigures, Summary
-from simulator.report.words import share_words
+from simulator.report.figures import best_so_far
+from simulator.report.summary import PolicyFigures, Summary
+from simulator.report.words import bytes_unit, share_words, time_unit
 
 POINTS_MOST = 400
 """Of a curve: an eye does not see more."""
@@ -77,11 +78,12 @@ def progress_plot(summary: Summary) -> str | None:
     curves = [_curve(policy, learned=summary.learned) for policy in summary.policies]
     if not any(curves):
         return None
+    hour_ms, hour = time_unit(max(curve[-1][0] for curve in curves if curve))
+    giga, gigabytes = bytes_unit(max(curve[-1][1] for curve in curves if curve))
     figure, (left, right) = axes_of(3.8 + 0.22 * ((len(curves) - 1) // 4), 2, sharey=True)
-    what = "accuracy, % of the test set" if summary.learned else "updates in models"
     for index, (policy, curve) in enumerate(zip(summary.policies, curves, strict=True)):
         style = style_of(index)
-        for axes, column, unit in ((left, 0, HOUR_MS), (right, 1, 1e9)):
+        for axes, column, unit in ((left, 0, hour_ms), (right, 1, giga)):
             axes.plot(
                 [point[column] / unit for point in curve],
                 [point[2] for point in curve],
@@ -99,17 +101,19 @@ def progress_plot(summary: Summary) -> str | None:
             axes.axhline(goal, color="#444444", linewidth=0.9, linestyle=(0, (1, 2)))
         text = f"target\n{share_words(summary.target_accuracy)}"
         right.text(1.01, goal, text, transform=right.get_yaxis_transform(), va="center")
-    noun = "Accuracy" if summary.learned else "Updates"
-    left.set_title(f"{noun} over virtual time", loc="left")
-    right.set_title(f"{noun} over bytes", loc="left")
-    left.set(xlabel="virtual time, h", ylabel=what, ylim=(_floor(summary), None))
-    right.set(xlabel="downloads and uploads, GB")
+    noun = "Best accuracy so far" if summary.learned else "Updates in models"
+    left.set_title(f"{noun}, over virtual time", loc="left")
+    right.set_title(f"{noun}, over bytes", loc="left")
+    what = "% of the test set" if summary.learned else "updates"
+    top = min(left.get_ylim()[1], 100.5) if summary.learned else None
+    left.set(xlabel=f"virtual time, {hour}", ylabel=what, ylim=(_floor(summary), top))
+    right.set(xlabel=f"downloads and uploads, {gigabytes}")
     times = [p.target_reached.virtual_ms for p in summary.policies if p.target_reached]
-    if times and min(times) > 0 and max(times) / min(times) > 8:
+    if times and min(times) > 0 and max(times) / min(times) > 4:
         logarithmic(left)
         shown = [x for curve in curves for x, _, value in curve if x and value >= _floor(summary)]
-        left.set_xlim(left=0.8 * min(shown) / HOUR_MS)
-        left.set_xlabel("virtual time, h (logarithmic)")
+        left.set_xlim(left=0.8 * min(shown) / hour_ms)
+        left.set_xlabel(f"virtual time, {hour} (logarithmic)")
     else:
         left.set_xlim(left=0)
     right.set_xlim(left=0)
@@ -121,9 +125,8 @@ def _curve(policy: PolicyFigures, *, learned: bool) -> list[tuple[float, float, 
     """Points: virtual ms, bytes, value."""
     if learned:
         points = [
-            (float(point.virtual_ms), float(point.bytes), 100 * point.accuracy)
-            for point in policy.curve
-            if point.accuracy is not None
+            (float(point.virtual_ms), float(point.bytes), 100 * best)
+            for point, best in best_so_far(policy.curve)
         ]
     else:
         points, size, count = [(0.0, 0.0, 0.0)], 0, 0
@@ -154,12 +157,13 @@ def bytes_plot(summary: Summary) -> str:
         "down": (BLUE, "", "downloaded"),
         "up": (YELLOW, "||", "uploaded"),
     }
+    giga, gigabytes = bytes_unit(max(policy.bytes for policy in summary.policies))
     values = [
-        {"down": policy.download_bytes / 1e9, "up": policy.upload_bytes / 1e9}
+        {"down": policy.download_bytes / giga, "up": policy.upload_bytes / giga}
         for policy in summary.policies
     ]
     _stacked(axes, summary.policies, values, parts)
-    axes.set(xlabel="GB, all devices, whole run")
+    axes.set(xlabel=f"{gigabytes}, all devices, whole run")
     axes.set_title("Bytes carried", loc="left")
     _legend(figure, axes, 2)
     return svg(figure)
@@ -175,7 +179,7 @@ def waste_plot(summary: Summary) -> str:
         }
         for policy in summary.policies
     ]
-    seen = {cause: look for cause, look in _CAUSES.items() if any(v[cause] for v in values)}
+    seen = {cause: look for cause, look in _CAUSES.items() if any(v[cause] >= 0.1 for v in values)}
     _stacked(axes, summary.policies, values, seen)
     axes.set(xlabel="% of the devices' training time")
     axes.set_xlim(0, max(10.0, 1.05 * max(sum(v.values()) for v in values)))
@@ -186,22 +190,24 @@ def waste_plot(summary: Summary) -> str:
 
 def rounds_plot(summary: Summary) -> str | None:
     """How long rounds took, and what they waited for."""
-    durations = [
-        [entry.duration_ms / 60_000 for entry in policy.rounds if entry.duration_ms is not None]
+    durations_ms = [
+        [entry.duration_ms for entry in policy.rounds if entry.duration_ms is not None]
         for policy in summary.policies
     ]
-    if not any(durations):
+    if not any(durations_ms):
         return None
+    unit_ms, unit = time_unit(max(value for values in durations_ms for value in values))
+    durations = [[value / unit_ms for value in values] for values in durations_ms]
     figure, (left, right) = axes_of(_height(summary), 2, sharey=True)
-    for row, minutes in enumerate(durations):
-        if minutes:
-            _box(left, row, minutes)
+    for row, lengths in enumerate(durations):
+        if lengths:
+            _box(left, row, lengths)
     everything = [value for values in durations for value in values if value > 0]
     if everything and max(everything) / min(everything) > 20:
         logarithmic(left)
     else:
         left.set_xlim(left=0)
-    left.set(xlabel="min; box: middle half, whiskers: 5% to 95%")
+    left.set(xlabel=f"{unit}; box: middle half, whiskers: 5% to 95%")
     left.set_title("Lengths of rounds", loc="left")
     values = []
     for policy in summary.policies:

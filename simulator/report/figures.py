@@ -8,7 +8,7 @@ from math import floor
 import msgspec
 
 from simulator.fleet.record import Record
-from simulator.report.curves import crossing, rounds_to_target
+from simulator.report.curves import crossing, rounds_to_target, running_best
 from simulator.report.digest import Digest
 from simulator.report.summary import HOUR_MS, Point, PolicyFigures, Reached, Summary
 from simulator.report.verdict import verdict
@@ -60,6 +60,13 @@ def common_target(policies: Sequence[PolicyFigures]) -> float | None:
     """A little below what each policy reached, so that they can be compared; None: no accuracy."""
     best = [policy.best_accuracy for policy in policies if policy.best_accuracy is not None]
     return floor(min(best) * 0.99 * 1_000) / 1_000 if best else None
+
+
+def best_so_far(curve: Sequence[Point]) -> list[tuple[Point, float]]:
+    """The measured models, each with the best accuracy up to it."""
+    points = [(point, point.accuracy) for point in curve if point.accuracy is not None]
+    best = running_best([(point.version, accuracy) for point, accuracy in points])
+    return [(point, value) for (point, _), (_, value) in zip(points, best, strict=True)]
 
 
 def reached(curve: Sequence[Point], target: float) -> Reached | None:

@@ -10,7 +10,9 @@ from matplotlib.collections import PolyCollection
 from simulator.report.comparison import bar_row, short
 from simulator.report.drawing import BLUE, DARK_GREY, GREEN, GREY, PURPLE, RED, YELLOW, axes_of, svg
 from simulator.report.summary import HOUR_MS, PolicyFigures
+from simulator.report.tasks import Task
 from simulator.report.timeline import Timeline
+from simulator.report.words import time_unit
 
 _SPANS = {
     "download": (BLUE, "////"),
@@ -24,6 +26,7 @@ _MARKS = {
     "declined": ("v", "#ffffff", "declined"),
     "rejected": ("P", PURPLE, "rejected"),
     "abandoned": ("s", DARK_GREY, "round abandoned"),
+    "dropped": ("X", RED, "dropped out"),
 }
 _DROP_PHASES = {
     "before download": (GREY, "", "before download"),
@@ -42,7 +45,7 @@ _LATE_PHASES = {
 def timeline_plot(scene: Timeline, profiles: Sequence[str]) -> str:
     """Devices by virtual time, with what they were at and what became of it."""
     figure, axes = axes_of(1.3 + 0.2 * len(scene.devices))
-    unit_ms, unit = _unit(scene.until_ms - scene.from_ms)
+    unit_ms, unit = time_unit(scene.until_ms - scene.from_ms)
     row_of = {device: row for row, device in enumerate(scene.devices)}
 
     def x(at_ms: float) -> float:
@@ -59,30 +62,14 @@ def timeline_plot(scene: Timeline, profiles: Sequence[str]) -> str:
             if name == phase and begin < scene.until_ms and end > scene.from_ms
         ]
         _bars(axes, spans, 0.31, phase, facecolor=colour, hatch=hatch, edgecolor="#333333")
-    for fate, (marker, colour, label) in _MARKS.items():
+    moments = _moments(scene.tasks)
+    for name, (marker, colour, label) in _MARKS.items():
         points = [
-            (task.accepted_ms if fate == "counted" and task.accepted_ms else task.ended_ms, task)
-            for task in scene.tasks
-            if task.fate == fate
+            (x(at_ms), row_of[device])
+            for at_ms, device in moments.get(name, ())
+            if scene.from_ms <= at_ms <= scene.until_ms
         ]
-        _mark(
-            axes,
-            [
-                (x(at), row_of[t.device])
-                for at, t in points
-                if scene.from_ms <= at <= scene.until_ms
-            ],
-            marker,
-            colour,
-            label,
-        )
-    drops = [
-        (x(at_ms), row_of[task.device])
-        for task in scene.tasks
-        for at_ms, _ in task.drops
-        if scene.from_ms <= at_ms <= scene.until_ms
-    ]
-    _mark(axes, drops, "X", RED, "dropped out")
+        _mark(axes, points, marker, colour, label)
     for _, closed_ms in scene.closed:
         axes.axvline(
             x(closed_ms), color="#222222", linewidth=0.8, linestyle=(0, (4, 2)), zorder=0.5
@@ -122,6 +109,23 @@ def _bars(
         axes.add_collection(PolyCollection(corners, label=label, linewidth=0.5, **look))
 
 
+def _moments(tasks: Sequence[Task]) -> dict[str, list[tuple[int, int]]]:
+    """When which device met with a fate."""
+    moments: dict[str, list[tuple[int, int]]] = {}
+    for task in tasks:
+        drops = [(at_ms, task.device) for at_ms, _ in task.drops]
+        moments.setdefault("dropped", []).extend(drops)
+        at_ms, name = task.ended_ms, str(task.fate)
+        if name == "counted" and task.accepted_ms is not None:
+            at_ms = task.accepted_ms  # it is in a model once its round closes
+        if name == "dropped":
+            if not drops or at_ms <= drops[-1][0]:
+                continue
+            name = "late"  # it came back
+        moments.setdefault(name, []).append((at_ms, task.device))
+    return moments
+
+
 def _mark(
     axes: Any, points: Sequence[tuple[float, float]], marker: str, colour: str, label: str
 ) -> None:
@@ -140,12 +144,6 @@ def _mark(
         clip_on=False,
         **look,
     )
-
-
-def _unit(length_ms: int) -> tuple[int, str]:
-    if length_ms < 180_000:
-        return 1_000, "s"
-    return (60_000, "min") if length_ms < 3 * HOUR_MS else (HOUR_MS, "h")
 
 
 def profiles_plot(policy: PolicyFigures) -> str | None:
@@ -174,9 +172,12 @@ def profiles_plot(policy: PolicyFigures) -> str | None:
         axes.set_xlim(0, max(5.0, 1.05 * max(begins)))
         axes.grid(visible=False, axis="y")
         axes.grid(visible=True, axis="x", color="#eeeeee")
-        axes.legend(
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.32 - 0.28 / len(names)),
+        if not any(begins):
+            axes.text(0.5, 0.5, "none", transform=axes.transAxes, ha="center", color="#555555")
+    for axes, place in zip(both, ("outside lower left", "outside lower right"), strict=True):
+        figure.legend(
+            *axes.get_legend_handles_labels(),
+            loc=place,
             ncols=4,
             frameon=False,
             fontsize=7.5,

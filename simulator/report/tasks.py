@@ -13,8 +13,9 @@ Phase = Literal["download", "training", "upload"]
 Fate = Literal[
     "counted", "dropped", "late", "not needed", "declined", "rejected", "abandoned", "unfinished"
 ]
-"""`not needed`: on its way when its round closed with enough others (over-selection). `abandoned`:
-accepted, by a round that came to nothing. `unfinished`: the run ended before it did."""
+"""`dropped`: also of a device that came back, but too late. `not needed`: on its way when its round
+closed with enough others (over-selection). `abandoned`: accepted, by a round that came to nothing.
+`unfinished`: training ended before it did."""
 FATES: tuple[Fate, ...] = get_args(Fate)
 
 
@@ -141,9 +142,15 @@ class Tasks:
             del self._current[task.device]
         self._task_ended(task, self._rounds[task.round_id])
 
-    def _too_late(self, task: Task) -> Fate:
-        """The fate of a task that did not make it into its round's model."""
-        return "not needed" if self._rounds[task.round_id].outcome == "enough" else "late"
+    def _too_late(self, task: Task, reason: str = "") -> Fate:
+        """The fate of a task that did not make it into a model, by the coordinator's reason."""
+        entry = self._rounds[task.round_id]
+        if reason.endswith("training has ended"):
+            return "unfinished"
+        if any(entry.closed_ms is None or at_ms <= entry.closed_ms for at_ms, _ in task.drops):
+            return "dropped"  # it came back, but too late
+        enough = entry.outcome == "enough" and not reason.startswith("too stale")
+        return "not needed" if enough else "late"
 
     def _opened(self, event: events.RoundOpened) -> None:
         self._rounds[event.round_id] = Round(
@@ -218,7 +225,7 @@ class Tasks:
         elif event.verdict == "rejected":
             self._finish(task, event.at_ms, "rejected")
         else:
-            self._finish(task, event.at_ms, self._too_late(task))
+            self._finish(task, event.at_ms, self._too_late(task, event.reason))
 
     def _closed(self, event: events.RoundClosed) -> None:
         entry = self._rounds[event.round_id]

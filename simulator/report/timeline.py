@@ -73,7 +73,9 @@ def timeline(
     off_since: dict[int, int] = {}
 
     def task_ended(task: Task, _round: Round) -> None:
-        if task.ended_ms > from_ms and task.given_ms < until_ms:
+        spans = ((begin, end) for _, begin, end in task.spans)
+        drops = ((at_ms, at_ms) for at_ms, _ in task.drops)
+        if any(begin < until_ms and end > from_ms for begin, end in (*spans, *drops)):
             tasks.append(task)
 
     tracker = Tasks(task_ended)

@@ -23,6 +23,18 @@ def bytes_words(size_bytes: float) -> str:
     return f"{size_bytes:.0f} B"
 
 
+def time_unit(longest_ms: float) -> tuple[float, str]:
+    """For the axis of a plot: the unit's milliseconds, and its sign."""
+    if longest_ms < 180_000:
+        return 1_000, "s"
+    return (60_000, "min") if longest_ms < 3 * 3_600_000 else (3_600_000, "h")
+
+
+def bytes_unit(largest_bytes: float) -> tuple[float, str]:
+    """The same for bytes."""
+    return (1e9, "GB") if largest_bytes >= 1e9 else (1e6, "MB")
+
+
 def number_words(value: float) -> str:
     """Three digits, or all of those before the point."""
     return f"{value:,.0f}" if abs(value) >= 999.5 else f"{value:.3g}"

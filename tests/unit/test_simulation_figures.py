@@ -292,6 +292,36 @@ def test_a_model_that_cannot_be_made_counts_nothing(tmp_path: Path) -> None:
     assert [entry.outcome for entry in policy.rounds] == ["abandoned", "open"]
 
 
+@pytest.mark.parametrize(
+    ("reason", "drop_ms", "fate"),
+    [
+        ("late: round 1 has closed", None, "not needed"),
+        ("too stale: it is 3 models behind, at most 2 count", None, "late"),
+        ("late: round 1 has closed, and training has ended", None, "unfinished"),
+        ("late: round 1 has closed", 1_500, "dropped"),
+        ("late: round 1 has closed", 2_500, "not needed"),
+    ],
+)
+def test_why_an_update_was_discarded(
+    tmp_path: Path, reason: str, drop_ms: int | None, fate: str
+) -> None:
+    """Round 1 has enough at 2 s; the other device's update comes at 9 s."""
+    drop = [] if drop_ms is None else [e.DroppedOut(drop_ms, 7, 1, "training", True)]
+    events: list[e.Event] = [
+        e.RoundOpened(0, 1, "train", 0, 1, 1, 4),
+        e.TaskGiven(0, 7, 1, 0),
+        e.TaskGiven(0, 8, 1, 0),
+        e.Verdict(2_000, 8, 1, "accepted", "in time"),
+        e.RoundClosed(2_000, 1, (e.Counted(8, 1, 60.0),)),
+        e.ModelMade(2_000, 1, 1),
+        e.Verdict(9_000, 7, 1, "discarded", "late", reason),
+        e.Finished(9_000, "done", True),
+        *drop,
+    ]
+    record = record_of(tmp_path / "r", header(), *sorted(events, key=lambda x: x.at_ms))
+    assert summarise([record]).policies[0].fates == {"counted": 1, fate: 1}
+
+
 def test_what_devices_evaluate_is_no_training(tmp_path: Path) -> None:
     record = record_of(
         tmp_path / "r",
