@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import threading
+from typing import ClassVar
+
 import numpy as np
 from numpy.typing import NDArray
 
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.dataset import Examples
+from fedtide.errors import DataError
 from simulator.learning.learner import Learner
 from simulator.learning.partitions import iid
 from tests.bundles import build
@@ -35,6 +40,43 @@ class Points:
 
     def examples(self, indices: NDArray[np.int64], seed: int = 0) -> Examples:
         return Examples(self._x[indices], self.labels[indices])
+
+
+class Trouble(Points):
+    """Of device 0 nothing is wrong; what is asked for of another raises its number's error."""
+
+    ERRORS: ClassVar[dict[int, BaseException]] = {
+        1: DataError("example 3 is not there"),
+        2: ZeroDivisionError("float division by zero"),
+        3: MemoryError(),
+        4: KeyboardInterrupt(),
+        5: SystemExit(3),
+    }
+
+    def examples(self, indices: NDArray[np.int64], seed: int = 0) -> Examples:
+        if (first := int(indices[0])) in self.ERRORS:
+            raise self.ERRORS[first]
+        return super().examples(indices)
+
+
+def troubled_learner() -> Learner:
+    """Device k of 6 has the error k."""
+    bundle = open_bundle_dir(build("tiny_mlp"))
+    return Learner(bundle, Trouble(bundle), [np.arange(10) + 10, *np.arange(1, 6)[:, None]])
+
+
+class Endless(Points):
+    """Training never ends; a line on the standard output says that it began."""
+
+    def examples(self, indices: NDArray[np.int64], seed: int = 0) -> Examples:
+        os.write(1, b"begun\n")
+        threading.Event().wait()
+        raise AssertionError
+
+
+def endless_learner() -> Learner:
+    bundle = open_bundle_dir(build("tiny_mlp"))
+    return Learner(bundle, Endless(bundle), [np.arange(10)])
 
 
 def tiny_learner(devices: int = 8) -> Learner:

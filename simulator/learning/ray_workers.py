@@ -7,19 +7,40 @@ node is lost is simply given to another. The same kind of processor gives the sa
 
 from __future__ import annotations
 
+import os
+import platform
+import socket
 from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
-import ray
-from ray.exceptions import RayActorError, RayTaskError
+import onnxruntime
 
-from fedtide.errors import ConfigError, FedtideError, StateError
+import fedtide
+from fedtide.errors import ConfigError, StateError, install_hint
 from fedtide.vectors import Vector
-from simulator.learning.learner import Evaluate, Learned, Learner, Measured, Train
+from simulator.learning.answers import Answer, Reply, Work, perform, reply_of
+from simulator.learning.learner import Evaluate, Learner, Measured, Train
 from simulator.learning.workers import Done, Evaluation, Task, split_batches
+
+# How long Ray tries to reach a cluster, in seconds; it reads these when it is imported.
+os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
+os.environ.setdefault("RAY_py_gcs_connect_timeout_s", "10")
+os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "20")
+
+try:
+    import ray
+    from ray.exceptions import ObjectLostError, RayActorError, RayError
+except ImportError as exc:
+    raise ConfigError("Ray is not installed here", hint=install_hint("ray")) from exc
+
+PROBE_S = 5.0
+"""For a cluster's address to accept a connection."""
+START_S = 60.0
+"""For workers to start; those that have not by then (their cores are taken) are left out."""
+LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
 class _Worker:
@@ -28,66 +49,86 @@ class _Worker:
     def __init__(self, learner: Learner) -> None:
         self._learner = learner
 
-    def train(self, request: bytes, model: Vector) -> tuple[bytes, Vector]:
-        """The delta, in an array of its own: what comes from the object store is read-only."""
-        vector = model.copy()
-        learned = self._learner.train(msgspec.msgpack.decode(request, type=Train), vector)
-        return msgspec.msgpack.encode(learned), vector
+    def versions(self) -> str:
+        """What decides the bits."""
+        return _versions()
 
-    def evaluate(self, request: bytes, model: Vector) -> bytes:
-        """Some batches of the test set."""
-        work = msgspec.msgpack.decode(request, type=Evaluate)
-        return msgspec.msgpack.encode(self._learner.evaluate(work, model))
+    def work(self, request: bytes, model: Vector) -> tuple[bytes, Vector | None]:
+        """The answer and, after training, the delta."""
+        work: Work = msgspec.msgpack.decode(request, type=Train | Evaluate)
+        if isinstance(work, Evaluate):
+            return msgspec.msgpack.encode(perform(self._learner, work, model)), None
+        vector = model.copy()  # what comes from the object store is read-only
+        return msgspec.msgpack.encode(perform(self._learner, work, vector)), vector
 
 
 class _Job:
     """One task, wherever it runs at the moment."""
 
-    def __init__(self, work: Train | Evaluate, model: Any) -> None:
-        self.work = work
+    def __init__(self, work: Work, model: Any) -> None:
+        self.request = msgspec.msgpack.encode(work)
         self.model = model
         """In the object store."""
-        self.request = msgspec.msgpack.encode(work)
         self.result: Any = None
         self.worker = 0
 
 
 class RayWorkers:
-    """See `simulator.learning.workers.Workers`. One worker for each core of the cluster."""
+    """See `simulator.learning.workers.Workers`. One worker for each free core of the cluster.
+
+    While one is left, lost workers change nothing but the time.
+    """
 
     def __init__(self, learner: Learner, address: str, count: int | None = None) -> None:
-        """Join the cluster at `address`; `count` workers, by default one for each core there.
+        """Join the cluster at `address`, HOST:PORT; `count` workers, by default all cores there.
 
         Raises:
-            ConfigError: there is no cluster, or it has no free cores.
+            ConfigError: there is no cluster, it has no free cores, or a node has other versions.
         """
+        _connect(address)
         try:
-            ray.init(address=address, log_to_driver=False, logging_level="ERROR")
-        except (ConnectionError, ValueError, RuntimeError) as exc:
-            raise ConfigError(
-                f"no Ray cluster answers at {address!r}: {exc}",
-                hint="`ray start --head` on one machine, `ray start --address=...` on the others",
-            ) from exc
-        cores = int(ray.cluster_resources().get("CPU", 0))
-        self.count = min(count or cores, cores)
-        if self.count < 1:
+            self._start(learner, address, count)
+        except BaseException:
             ray.shutdown()
-            raise ConfigError(f"the Ray cluster at {address!r} has no cores to work with")
+            raise
+
+    def _start(self, learner: Learner, address: str, count: int | None) -> None:
+        cores = int(ray.cluster_resources().get("CPU", 0))
         self._learner = ray.put(learner.portable())
         actor = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
-        self._workers = {number: actor.remote(self._learner) for number in range(self.count)}
+        workers = [actor.remote(self._learner) for _ in range(min(count or cores, cores))]
+        versions = {worker.versions.remote(): worker for worker in workers}
+        ready, _ = ray.wait(list(versions), num_returns=len(versions), timeout=START_S)
+        if not ready:
+            raise ConfigError(
+                f"no worker started within {START_S:.0f} s on the Ray cluster at {address!r}, "
+                f"which has {cores} cores in all",
+                hint="`ray status` says who uses them",
+            )
+        for reference in ready:
+            _check_versions(reference)
+        for reference, worker in versions.items():
+            if reference not in ready:
+                ray.kill(worker)
+        self._workers = dict(enumerate(versions[reference] for reference in ready))
         self._load = dict.fromkeys(self._workers, 0)
         self._stored: tuple[Vector | None, Any] = (None, None)
+        self._lost = ""
+        self.count = len(self._workers)
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Done]:
         """See `Workers`."""
         window: deque[_Job] = deque()
-        for work, model in tasks:
-            window.append(self._give(_Job(work, self._store(model))))
-            if len(window) >= 2 * self.count:
-                yield self._done(window.popleft())
-        while window:
-            yield self._done(window.popleft())
+        try:
+            for work, model in tasks:
+                window.append(self._give(_Job(work, self._store(model))))
+                if len(window) >= 2 * self.count:
+                    yield Done(*self._result(window.popleft()))
+            while window:
+                yield Done(*self._result(window.popleft()))
+        finally:  # also when nobody wants the rest
+            for job in window:
+                self._load[job.worker] -= 1
 
     def begin_evaluation(self, model: Vector, batches: int) -> Evaluation:
         """See `Workers`."""
@@ -97,7 +138,8 @@ class RayWorkers:
 
     def finish(self, jobs: Sequence[_Job]) -> Sequence[Measured]:
         """Wait for an evaluation."""
-        return [msgspec.msgpack.decode(self._result(job), type=Measured) for job in jobs]
+        replies = [self._result(job)[0] for job in jobs]
+        return [reply for reply in replies if isinstance(reply, Measured)]
 
     def close(self) -> None:
         """See `Workers`."""
@@ -112,39 +154,35 @@ class RayWorkers:
         return stored
 
     def _give(self, job: _Job) -> _Job:
+        if not self._workers:
+            raise StateError(
+                f"all {self.count} workers of the Ray cluster are lost; the last: {self._lost}",
+                hint="the same command goes on where it was",
+            )
         job.worker = min(self._workers, key=self._load.__getitem__)
         self._load[job.worker] += 1
-        worker = self._workers[job.worker]
-        method = worker.train if isinstance(job.work, Train) else worker.evaluate
-        job.result = method.remote(job.request, job.model)
+        job.result = self._workers[job.worker].work.remote(job.request, job.model)
         return job
 
-    def _done(self, job: _Job) -> Done:
-        raw, vector = self._result(job)
-        return Done(msgspec.msgpack.decode(raw, type=Learned), vector)
-
-    def _result(self, job: _Job) -> Any:
+    def _result(self, job: _Job) -> tuple[Reply, Any]:
         """Wait for a task, and give it to another worker if its own is lost.
 
         Raises:
-            FedtideError: what the learner raised.
-            StateError: no worker is left.
+            FedtideError: what was raised there.
+            StateError: no worker is left, or Ray failed.
         """
         while True:
             try:
-                return ray.get(job.result)
-            except RayTaskError as exc:
-                cause = exc.cause
-                if isinstance(cause, FedtideError):
-                    raise cause from exc
-                raise
+                raw, vector = ray.get(job.result)
             except RayActorError as exc:
                 self._workers.pop(job.worker, None)
-                if not self._workers:
-                    raise StateError(
-                        f"all {self.count} workers of the Ray cluster are lost; the last: {exc}",
-                        hint="the same command goes on where it was",
-                    ) from exc
+                self._lost = _last_line(exc)
+            except ObjectLostError:  # the result was done, on a node that is gone
+                pass
+            except RayError as exc:
+                raise StateError(f"Ray failed: {_last_line(exc)}") from exc
+            else:
+                return reply_of(msgspec.msgpack.decode(raw, type=Answer)), vector
             finally:
                 self._load[job.worker] -= 1
             self._give(job)
@@ -156,3 +194,72 @@ class _Underway(NamedTuple):
 
     def result(self) -> Sequence[Measured]:
         return self.workers.finish(self.jobs)
+
+
+def _connect(address: str) -> None:
+    """Join a cluster.
+
+    Raises:
+        ConfigError: there is none that takes us.
+    """
+    try:
+        _probe(address)
+        ray.init(address=address, log_to_driver=False, logging_level="ERROR")
+    except (OSError, ValueError, RuntimeError, RayError) as exc:
+        raise ConfigError(
+            f"no Ray cluster answers at {address!r}: {_last_line(exc)}",
+            hint="expected is HOST:PORT of its head, and this machine is to be one of its nodes: "
+            "`ray start --head --port=6379` on one machine, `ray start --address=HOST:6379` on "
+            "all others",
+        ) from exc
+
+
+def _probe(address: str) -> None:
+    """Ray tries for long, where a refused connection says all.
+
+    Raises:
+        ValueError: not an address.
+        OSError: nobody listens.
+    """
+    host, _, port = address.rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdecimal():
+        raise ValueError("not HOST:PORT")
+    if host in LOCAL_NAMES:  # as Ray does
+        host = ray.util.get_node_ip_address()
+    try:
+        socket.create_connection((host, int(port)), PROBE_S).close()
+    except OverflowError as exc:
+        raise ValueError(str(exc)) from exc
+
+
+def _versions() -> str:
+    return (
+        f"fedtide {fedtide.__version__}, onnxruntime {onnxruntime.__version__}, "
+        f"numpy {np.__version__}, {platform.machine()}"
+    )
+
+
+def _check_versions(reference: Any) -> None:
+    """Nothing, if a worker computes what this process would.
+
+    Raises:
+        ConfigError: it does not, or did not start.
+    """
+    try:
+        there = ray.get(reference)
+    except RayError as exc:
+        raise ConfigError(
+            f"a worker did not start on the Ray cluster: {_last_line(exc)}",
+            hint=f"every node needs fedtide and its data's packages: {install_hint('ray')}",
+        ) from exc
+    if there != _versions():
+        raise ConfigError(
+            f"a node of the Ray cluster has {there}; this machine has {_versions()}",
+            hint="install the same on all: other versions may give other bits",
+        )
+
+
+def _last_line(exc: BaseException) -> str:
+    lines = [line.strip() for line in str(exc).splitlines() if line.strip()]
+    return lines[-1] if lines else type(exc).__name__

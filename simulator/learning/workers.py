@@ -9,23 +9,26 @@ from __future__ import annotations
 import itertools
 import multiprocessing
 import os
+import select
 import signal
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from mmap import mmap
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, NoReturn, Protocol
 
 import msgspec
 import numpy as np
 
-from fedtide.errors import FedtideError, StateError
+from fedtide.errors import StateError
 from fedtide.vectors import Vector
-from simulator.learning.learner import Evaluate, Learned, Learner, Measured, Train
+from simulator.learning.answers import Answer, Reply, Work, perform, reply_of
+from simulator.learning.learner import Evaluate, Learner, Measured, Train
 
-Work = Train | Evaluate
-Reply = Learned | Measured
+END_S = 5.0
+"""For a process to end, before it is killed."""
 
 
 class Task(NamedTuple):
@@ -61,8 +64,10 @@ class Workers(Protocol):
     def train(self, tasks: Sequence[Task]) -> Iterator[Done]:
         """Results in the order of the tasks; few vectors are in memory at a time.
 
+        One at a time: close it, or take all of it, before the next.
+
         Raises:
-            FedtideError: what the learner raised, or a worker is gone.
+            FedtideError: what the learner raised for the next task, or a worker is gone.
         """
 
     def begin_evaluation(self, model: Vector, batches: int) -> Evaluation:
@@ -112,18 +117,6 @@ class _Finished(NamedTuple):
         return self.measured
 
 
-class _Failed(msgspec.Struct, frozen=True, tag=True):
-    """What a learner raised."""
-
-    text: str
-    exit_code: int
-
-
-class _Ok(msgspec.Struct, frozen=True, tag=True):
-    learned: Learned | None = None
-    measured: Measured | None = None
-
-
 class _Job:
     """One task on its way through a worker."""
 
@@ -131,7 +124,12 @@ class _Job:
         self.slot = slot
         self.request = request
         self.keeps_slot = keeps_slot
-        self.reply: Reply | None = None
+        self.answer: Answer | None = None
+
+    def reply(self) -> Reply:
+        """See `reply_of`."""
+        assert self.answer is not None
+        return reply_of(self.answer)
 
 
 class _Request(msgspec.Struct, frozen=True):
@@ -142,51 +140,80 @@ class _Request(msgspec.Struct, frozen=True):
 class Processes:
     """Forked processes, one a core: data are read once, and vectors travel in shared memory.
 
-    A slot holds the model when a task begins and, after training, the delta.
+    A slot holds the model when a task begins and, after training, the delta. What a learner raises
+    ends the task only; once a process is lost, nothing more can be asked for.
     """
 
     def __init__(self, learner: Learner, count: int) -> None:
-        """Start `count` processes; nothing of onnxruntime may have been opened in this one."""
+        """Start `count` processes; nothing of onnxruntime may have been opened in this one.
+
+        Raises:
+            StateError: the system has no memory or no processes left.
+        """
         self.count = count
         self._slots_count = 3 * count
-        size_bytes = 4 * learner.shared_count
-        self._memory = mmap(-1, self._slots_count * size_bytes)
-        vectors = np.frombuffer(self._memory, np.float32)
-        self._vectors = vectors.reshape(self._slots_count, learner.shared_count)
         self._free = deque(range(self._slots_count))
         self._waiting: deque[_Job] = deque()
         self._busy: dict[int, _Job] = {}
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
-        self._decoder = msgspec.msgpack.Decoder(_Ok | _Failed)
+        self._broken: StateError | None = None
+        self._decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
+        try:
+            self._memory = mmap(-1, self._slots_count * 4 * learner.shared_count)
+            vectors = np.frombuffer(self._memory, np.float32)
+            self._vectors = vectors.reshape(self._slots_count, learner.shared_count)
+            for _ in range(count):
+                self._start(learner)
+        except OSError as exc:
+            self.close()
+            raise StateError(
+                f"{count} processes with models of {learner.shared_count} values cannot be "
+                f"started: {exc}",
+                hint="try fewer workers",
+            ) from exc
+
+    def _start(self, learner: Learner) -> None:
         context = multiprocessing.get_context("fork")
-        for _ in range(count):
-            ours, theirs = context.Pipe()
-            others = [*self._connections, ours]
-            process = context.Process(
-                target=_serve, args=(learner, self._vectors, theirs, others), daemon=True
-            )
-            process.start()
-            theirs.close()
-            self._connections.append(ours)
-            self._processes.append(process)
+        ours, theirs = context.Pipe()
+        others = [*self._connections, ours]
+        process = context.Process(
+            target=_serve, args=(learner, self._vectors, theirs, others), daemon=True
+        )
+        process.start()
+        theirs.close()
+        self._connections.append(ours)
+        self._processes.append(process)
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Done]:
         """See `Workers`."""
         window: deque[_Job] = deque()
-        upcoming = iter(tasks)
-        for task in upcoming:
-            window.append(self._submit(task, keeps_slot=True))
-            if len(window) >= 2 * self.count:
-                yield from self._take(window.popleft())
-        while window:
-            yield from self._take(window.popleft())
+        try:
+            for task in tasks:
+                window.append(self._submit(task, keeps_slot=True))
+                if len(window) >= 2 * self.count:
+                    yield self._done(window[0])
+                    self._release(window.popleft())
+            while window:
+                yield self._done(window[0])
+                self._release(window.popleft())
+        finally:  # also when nobody wants the rest
+            for job in window:
+                self._release(job)
 
-    def _take(self, job: _Job) -> Iterator[Done]:
-        self._pump(lambda: job.reply is not None)
-        assert job.reply is not None
-        yield Done(job.reply, self._vectors[job.slot])
-        self._free.append(job.slot)
+    def _done(self, job: _Job) -> Done:
+        self._pump(lambda: job.answer is not None)
+        return Done(job.reply(), self._vectors[job.slot])
+
+    def _release(self, job: _Job) -> None:
+        """Its vector is no longer needed."""
+        if job in self._waiting:
+            self._waiting.remove(job)
+            self._free.append(job.slot)
+        elif job.answer is not None:
+            self._free.append(job.slot)
+        else:
+            job.keeps_slot = False
 
     def begin_evaluation(self, model: Vector, batches: int) -> Evaluation:
         """See `Workers`."""
@@ -197,8 +224,9 @@ class Processes:
 
     def finish(self, jobs: Sequence[_Job]) -> Sequence[Measured]:
         """Wait for an evaluation."""
-        self._pump(lambda: all(job.reply is not None for job in jobs))
-        return [job.reply for job in jobs if isinstance(job.reply, Measured)]
+        self._pump(lambda: all(job.answer is not None for job in jobs))
+        replies = [job.reply() for job in jobs]
+        return [reply for reply in replies if isinstance(reply, Measured)]
 
     def _submit(self, task: Task, *, keeps_slot: bool) -> _Job:
         self._pump(lambda: bool(self._free))
@@ -219,47 +247,58 @@ class Processes:
                     self._gone(worker)
 
     def _pump(self, enough: Callable[[], bool]) -> None:
-        """Hear replies and hand out work until it is enough."""
+        """Hear answers and hand out work until it is enough.
+
+        Raises:
+            StateError: a worker is lost.
+            RuntimeError: it would never be: results of one `train` are waited for in another.
+        """
+        if self._broken is not None:
+            raise self._broken
         while not enough():
+            if not self._busy:
+                raise RuntimeError("all room is taken by results of a `train` that is not finished")
             ready = wait([self._connections[worker] for worker in self._busy])
             for worker in [w for w in self._busy if self._connections[w] in ready]:
                 try:
-                    reply = self._decoder.decode(self._connections[worker].recv_bytes())
+                    answer = self._decoder.decode(self._connections[worker].recv_bytes())
                 except (OSError, EOFError):
                     self._gone(worker)
-                if isinstance(reply, _Failed):
-                    error = FedtideError(reply.text)
-                    error.exit_code = reply.exit_code
-                    raise error
                 job = self._busy.pop(worker)
-                job.reply = reply.learned or reply.measured
+                job.answer = answer
                 if not job.keeps_slot:
                     self._free.append(job.slot)
             self._dispatch()
 
-    def _gone(self, worker: int) -> None:
+    def _gone(self, worker: int) -> NoReturn:
         """Nobody is left at the other end.
 
         Raises:
             StateError: always.
         """
         process = self._processes[worker]
-        process.join(5)
+        process.join(END_S)
         code = process.exitcode
         how = f"signal {signal.Signals(-code).name}" if code and code < 0 else f"exit code {code}"
-        raise StateError(
+        self._broken = StateError(
             f"worker {worker} of {self.count} (process {process.pid}) ended with {how}",
             hint="SIGKILL is often the system's answer to memory running out: try fewer workers; "
             "the same command goes on where it was",
         )
+        raise self._broken
 
     def close(self) -> None:
-        """See `Workers`."""
+        """See `Workers`; tasks under way are given up."""
+        self._broken = self._broken or StateError("the workers were closed")
         for connection in self._connections:
             connection.close()
         for process in self._processes:
             process.terminate()
-            process.join()
+        for process in self._processes:
+            process.join(END_S)
+            if process.is_alive():
+                process.kill()
+                process.join()
 
 
 class _Underway(NamedTuple):
@@ -275,23 +314,26 @@ def _serve(
 ) -> None:
     """A worker's life: until its master closes the pipe, or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the master says when to stop
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and may have its own handler
     for other in others:  # inherited: with them open a pipe would outlive its master
         other.close()
+    threading.Thread(target=_end_with_master, args=(connection.fileno(),), daemon=True).start()
     decoder = msgspec.msgpack.Decoder(_Request)
     while True:
         try:
             request = decoder.decode(connection.recv_bytes())
+            answer = perform(learner, request.work, vectors[request.slot])
+            connection.send_bytes(msgspec.msgpack.encode(answer))
         except (OSError, EOFError):
             os._exit(0)
-        answer: _Ok | _Failed
-        try:
-            if isinstance(request.work, Train):
-                answer = _Ok(learned=learner.train(request.work, vectors[request.slot]))
-            else:
-                answer = _Ok(measured=learner.evaluate(request.work, vectors[request.slot]))
-        except FedtideError as exc:
-            answer = _Failed(str(exc), exc.exit_code)
-        connection.send_bytes(msgspec.msgpack.encode(answer))
+
+
+def _end_with_master(pipe: int) -> None:
+    """End in the midst of a task, too: nobody would hear its result."""
+    hang_up = select.poll()
+    hang_up.register(pipe, 0)  # a hang-up is told without being asked for
+    hang_up.poll()
+    os._exit(0)
 
 
 def open_workers(learner: Learner, count: int) -> Workers:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -12,13 +14,14 @@ import numpy as np
 import pytest
 
 from edge_client.trainers.opening import available_runtimes
-from fedtide.errors import ConfigError, DataError, StateError
+from fedtide.errors import ConfigError, DataError, FedtideError, StateError
 from fedtide.plan import Plan
 from fedtide.safetensors import read_initial_model
 from simulator.learning.learner import Learned, Learner, Train
 from simulator.learning.models import Models, Part
 from simulator.learning.workers import InProcess, Processes, Task, Workers, split_batches
-from tests.learning import Points, tiny_learner
+from tests.bundles import ROOT, build
+from tests.learning import tiny_learner, troubled_learner
 
 pytestmark = pytest.mark.skipif(
     not available_runtimes(), reason="no onnxruntime in this environment"
@@ -29,7 +32,7 @@ PLAN = Plan(epochs=2, batch_size=10, learning_rate=0.1)
 
 
 class NodesOfRay:
-    """A cluster of two nodes on this machine, started when first needed."""
+    """A cluster of a head and two nodes with a core each, on this machine, begun when needed."""
 
     def __init__(self) -> None:
         self._cluster: Any = None
@@ -41,9 +44,12 @@ class NodesOfRay:
 
     def address(self) -> str:
         if self._cluster is None:
+            from ray._private import ray_constants
             from ray.cluster_utils import Cluster
 
-            self._cluster = Cluster()
+            # As on macOS and Windows: all of Ray stays on the loopback interface.
+            ray_constants.ENABLE_RAY_CLUSTER = False
+            self._cluster = Cluster(initialize_head=True, head_node_args=self._settings(0))
             for _ in range(2):
                 self.add_a_node()
         return str(self._cluster.address)
@@ -53,12 +59,20 @@ class NodesOfRay:
         self._cluster.remove_node(node, allow_graceful=False)
 
     def add_a_node(self) -> None:
-        self._cluster.add_node(num_cpus=1, include_dashboard=False, node_ip_address="127.0.0.1")
-        self._cluster.wait_for_nodes()
+        self._cluster.add_node(**self._settings(1))
 
     def stop(self) -> None:
         if self._cluster is not None:
             self._cluster.shutdown()
+
+    @staticmethod
+    def _settings(cores: int) -> dict[str, Any]:
+        return {
+            "num_cpus": cores,
+            "node_ip_address": "127.0.0.1",
+            "include_dashboard": False,
+            "include_log_monitor": False,
+        }
 
 
 @pytest.fixture(scope="module")
@@ -136,17 +150,49 @@ def test_a_federation_has_the_same_bits(workers: Workers) -> None:
     assert (last.accuracy or 0) > (first.accuracy or 0)
 
 
-def test_an_error_of_a_learner_is_told(nodes: NodesOfRay) -> None:
-    class Wrong(Points):
-        def examples(self, indices: Any, seed: int = 0) -> Any:
-            raise DataError("example 3 is not there")
+def test_an_evaluation_begins_while_results_wait(workers: Workers) -> None:
+    learner = tiny_learner()
+    model = read_initial_model(learner.bundle)
+    results = workers.train([Task(Train(0, PLAN), model)] * 20)
+    next(results)
+    begun = [workers.begin_evaluation(model, learner.test_batches) for _ in range(3)]
+    assert len(list(results)) == 19
+    first, *others = [evaluation.result() for evaluation in begun]
+    assert others == [first, first]
 
-    good = tiny_learner()
-    learner = Learner(good.bundle, Wrong(good.bundle), [np.arange(10)])
-    workers = Processes(learner, 2)
-    with pytest.raises(Exception, match="example 3 is not there") as caught:
-        list(workers.train([Task(Train(0, PLAN), read_initial_model(good.bundle))]))
-    assert getattr(caught.value, "exit_code", None) == DataError.exit_code
+
+def test_results_that_nobody_wants_take_no_room(workers: Workers) -> None:
+    model = read_initial_model(tiny_learner().bundle)
+    for taken in (0, 1, 2, 3, 1, 1, 1):
+        results = workers.train([Task(Train(1, PLAN), model)] * 9)
+        for _ in range(taken):
+            next(results)
+        results.close()  # type: ignore[attr-defined]
+    got = [done.vector.copy() for done in workers.train([Task(Train(2, PLAN), model)] * 9)]
+    _, wanted = expected(2)
+    assert [delta.tobytes() for delta in got] == [wanted.tobytes()] * 9
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "in_process"])
+def test_an_error_is_told_and_ends_its_task_only(kind: str, nodes: NodesOfRay) -> None:
+    if kind == "ray" and not HAS_RAY:
+        pytest.skip("ray is not installed here: make test-ray")
+    learner = troubled_learner()
+    model = read_initial_model(learner.bundle)
+    workers = KINDS[kind](learner, nodes)
+    for device, text, exit_code in [
+        (1, "^example 3 is not there$", DataError.exit_code),
+        (2, "training device 2 failed: ZeroDivisionError: float division by zero .*line", 1),
+        (3, "training device 3 failed: MemoryError .*learning.py, line", 1),
+        (4, "training device 4 failed: KeyboardInterrupt", 1),
+        (5, "training device 5 failed: SystemExit: 3", 1),
+    ]:
+        results = workers.train([Task(Train(n, PLAN), model) for n in (0, device, 0, 0)])
+        assert next(results).vector.any()
+        with pytest.raises(FedtideError, match=text) as caught:
+            next(results)
+        assert caught.value.exit_code == exit_code
+        assert len(list(workers.train([Task(Train(0, PLAN), model)] * 9))) == 9
     workers.close()
 
 
@@ -161,7 +207,62 @@ def test_a_killed_worker_is_a_message() -> None:
     os.kill(pid, signal.SIGKILL)
     with pytest.raises(StateError, match="SIGKILL"):
         list(results)
+    with pytest.raises(StateError, match="SIGKILL"):
+        workers.begin_evaluation(model, 1)
     workers.close()
+
+
+def test_results_of_one_training_do_not_wait_for_another() -> None:
+    workers = Processes(tiny_learner(), 1)
+    tasks = [Task(Train(0, PLAN), read_initial_model(tiny_learner().bundle))] * 9
+    first, second = workers.train(tasks), workers.train(tasks)
+    next(first)
+    with pytest.raises(RuntimeError, match="not finished"):
+        list(second)
+    assert len(list(first)) == 8
+    workers.close()
+
+
+ENDLESS = """
+import sys
+import numpy as np
+from fedtide.plan import Plan
+from simulator.learning.learner import Train
+from simulator.learning.workers import Processes, Task
+from tests.learning import endless_learner
+learner = endless_learner()
+workers = Processes(learner, 2)
+model = np.zeros(learner.shared_count, np.float32)
+tasks = [Task(Train(0, Plan(epochs=1, batch_size=10, learning_rate=0.1)), model)] * 8
+if sys.argv[1:] == ["close"]:
+    for task in tasks[:4]:
+        workers._submit(task, keeps_slot=True)
+    sys.stdin.readline()
+    workers.close()
+    print("closed", sum(process.exitcode is not None for process in workers._processes))
+else:
+    list(workers.train(tasks))
+"""
+
+
+@pytest.mark.parametrize("how", ["close", "SIGKILL", "SIGTERM", "SIGINT"])
+def test_no_process_stays_behind(how: str) -> None:
+    build("tiny_mlp")
+    with subprocess.Popen(
+        [sys.executable, "-c", ENDLESS, how],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as master:
+        assert master.stdout is not None
+        assert [master.stdout.readline() for _ in range(2)] == ["begun\n"] * 2
+        if how != "close":
+            master.send_signal(signal.Signals[how])
+        # The output ends when the last process that could write to it has ended.
+        rest, _ = master.communicate("\n", timeout=30)
+    assert rest == ("closed 2\n" if how == "close" else "")
 
 
 @pytest.mark.skipif(not HAS_RAY, reason="ray is not installed here: make test-ray")
