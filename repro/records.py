@@ -30,6 +30,8 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True):
     training_s: float
     """Of all workers together, in training; evaluation is not in it."""
     diverged: str | None
+    data: str
+    """One line about it; empty: not known."""
     curve: tuple[tuple[int, float], ...]
     """(round, accuracy on the test set) where it was measured."""
 
@@ -71,6 +73,7 @@ def run_of(course: Course) -> Run | None:
         course.versions[-1].digest,
         round(sum(version.worker_s for version in course.versions), 1),
         course.diverged,
+        course.data,
         tuple((number, round(accuracy, 6)) for number, accuracy in course.curve),
     )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from fedtide.errors import ConfigError
 from repro.cost import hours_expected
-from repro.figure_one import Figure
+from repro.figure_one import Figure, Side
 from repro.rows import ROWS, Row
 from repro.standing import NEAR, Records, Standing, our_factor, paper_factor, standing
 
@@ -24,6 +24,8 @@ _NONE = "—"
 _HEADER = (
     "setting", "data", "u", "paper", "ours", "ours / paper", "learning rate (tried)", "hours",
 )  # fmt: skip
+
+_U = _HEADER.index("u")
 
 
 def rows_of(section: str) -> list[Row]:
@@ -49,7 +51,7 @@ def run_rows_of(section: str, records: Records) -> list[Row]:
 
 def blocks(records: Records, figure: Figure | None, plots: Sequence[str]) -> dict[str, str]:
     """The text of every generated part of the document; `plots`: names of its pictures."""
-    texts = {name: _table(_HEADER, _lines(name, records)) for name in SECTIONS}
+    texts = {name: _section(name, records) for name in SECTIONS}
     texts["figure 1"] = "Not run." if figure is None else _figure(figure)
     texts["runs"] = _runs(records)
     texts["not run"] = _not_run(records)
@@ -99,8 +101,20 @@ def listing(rows: Iterable[Row], records: Records) -> list[str]:
     ]
 
 
-def _lines(section: str, records: Records) -> list[tuple[str, ...]]:
-    return [_line(row, records) for row in rows_of(section)]
+def _section(section: str, records: Records) -> str:
+    rows = rows_of(section)
+    lines = [_HEADER, *(_line(row, records) for row in rows)]
+    if not any(row.paper_updates for row in rows):
+        lines = [tuple(cell for at, cell in enumerate(line) if at != _U) for line in lines]
+    table = _table(lines[0], lines[1:])
+    data = data_of(rows, records)
+    return f"{table}\n\nData: {'; '.join(data)}." if data else table
+
+
+def data_of(rows: Iterable[Row], records: Records) -> list[str]:
+    """What their runs trained on, as far as it was noted."""
+    names = dict.fromkeys(row.name for row in rows if row.name in records)
+    return sorted({run.data for name in names for run in records[name].runs if run.data})
 
 
 def _line(row: Row, records: Records) -> tuple[str, ...]:
@@ -110,7 +124,7 @@ def _line(row: Row, records: Records) -> tuple[str, ...]:
     if here is None:
         return (*start, "not run", _NONE, _NONE, _NONE)
     ratio = _NONE if here.rounds is None else _ratio(here.rounds / row.paper_rounds)
-    return (*start, _ours(row, records), ratio, _rates(here), f"{here.training_s / 3600:.2f}")
+    return (*start, _ours(row, records), ratio, _rates(here), _hours(here.training_s))
 
 
 def _column(row: Row) -> str:
@@ -154,13 +168,19 @@ def _figure(figure: Figure) -> str:
         (
             name,
             *(f"{loss:.4f}" for loss in (side.first_parent, side.second_parent, side.average)),
-            f"{min(side.losses):.4f} at {side.thetas[side.losses.index(min(side.losses))]:.2f}",
+            f"{min(side.losses):.4f} at {_theta(side)}",
         )
         for name, side in (("independent", figure.independent), ("shared", figure.shared))
     ]
     header = ("initialisation", "first parent", "second parent", "average", "least of the sweep")
     picture = "![Figure 1](fedavg/figure-1.svg)"
     return f"`{figure.verdict()}`\n\n{_table(header, lines)}\n\n{picture}"
+
+
+def _theta(side: Side) -> str:
+    """Where the sweep is lowest."""
+    theta = side.thetas[side.losses.index(min(side.losses))]
+    return f"{round(theta, 2) + 0.0:.2f}"  # no -0.00
 
 
 def _runs(records: Records) -> str:
@@ -180,11 +200,16 @@ def _runs(records: Records) -> str:
                     "diverged" if trial.diverged else _rounds(trial.rounds),
                     f"{run.last_round}",
                     f"{100 * trial.best():.2f}%",
-                    f"{run.training_s / 3600:.2f}",
+                    _hours(run.training_s),
                     f"`{run.digest[:12]}`",
                 )
             )
     return _table(header, lines) if lines else "None yet."
+
+
+def _hours(seconds: float) -> str:
+    hours = seconds / 3600
+    return f"{hours:.1f}" if hours >= 1 else f"{hours:.2g}"
 
 
 def _rounds(rounds: float | None) -> str:

@@ -9,9 +9,10 @@ import msgspec
 
 from fedtide.errors import ConfigError, DamagedError
 from fedtide.files import disk_errors_of, write_atomically
+from repro.cost import hours_expected
 from repro.figure_one import Figure
 from repro.records import Record, collect, read_record, write_record
-from repro.report import blocks, listing, plot_names, rendered
+from repro.report import blocks, data_of, listing, plot_names, rendered
 from repro.rows import ROWS, Row
 
 DOCUMENT = "fedavg-paper.md"
@@ -19,15 +20,16 @@ FIGURE = "figure-1.json"
 
 
 def list_rows(rows: Sequence[Row], out: Path) -> int:
-    """Print them; 0.
+    """Print them, and what they cost; 0.
 
     Raises:
         StateError: a result is damaged, or the disk fails.
     """
-    print("\n".join(listing(rows, collected(out))))
+    print_rows(rows, out)
+    hours = sum(hours_expected(row) or 0 for row in {row.name: row for row in rows}.values())
     print(
         "core-hours: one learning rate, as many rounds as the paper took, on one x86-64 core; "
-        "a search takes two to five times that"
+        f"together {hours:,.1f}. A search takes two to five times that"
     )
     return 0
 
@@ -38,7 +40,8 @@ def print_rows(rows: Sequence[Row], out: Path) -> None:
     Raises:
         StateError: a result is damaged, or the disk fails.
     """
-    print("\n".join(listing(rows, collected(out))), flush=True)
+    records = collected(out)
+    print("\n".join([*listing(rows, records), *(f"data: {x}" for x in data_of(rows, records))]))
 
 
 def write_report(out: Path, docs: Path) -> int:

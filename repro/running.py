@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from pathlib import Path
 
 import msgspec
 
 from fedtide.errors import StateError
 from fedtide.files import disk_errors_of, make_folder, write_atomically
-from repro.experiment import Experiment
+from repro.experiment import Experiment, Result
 from repro.figure_one import SETTING, make_figure
 from repro.race import NOTHING, Step, next_step
 from repro.records import collect, write_record
 from repro.reporting import print_rows
 from repro.rows import Row
-from repro.setting import open_learner
+from repro.setting import Setting, open_setting
 from repro.trials import folder_name, run_trial
 from repro.view import Progress
 from simulator.learning.datasets import data_folder
 from simulator.learning.datasets.download import download
-from simulator.learning.learner import Learner
 
 FIGURE_JSON, FIGURE_SVG = "figure-1.json", "figure-1.svg"
 
@@ -34,9 +34,13 @@ def run_rows(rows: list[Row], parsed: argparse.Namespace) -> int:
     """
     _fetch({row.experiment.data for row in rows}, parsed)
     limit = math.inf if parsed.rounds_max is None else float(parsed.rounds_max)
-    with Progress(plain=parsed.plain) as progress:
-        for row in {row.name: row for row in rows}.values():
-            _Search(row, parsed, limit, progress).run()
+    try:
+        with Progress(plain=parsed.plain) as progress:
+            for row in {row.name: row for row in rows}.values():
+                _Search(row, parsed, limit, progress).run()
+    except KeyboardInterrupt:
+        print("the same command goes on from here", file=sys.stderr)
+        raise
     print_rows(rows, parsed.out)
     return 0
 
@@ -55,7 +59,7 @@ class _Search:
         self._out: Path = parsed.out
         self._limit = limit
         self._progress = progress
-        self._learner: Learner | None = None
+        self._setting: Setting | None = None
 
     def run(self) -> None:
         """One learning rate after the other.
@@ -86,18 +90,19 @@ class _Search:
 
     def _go(self, step: Step) -> None:
         experiment = self._experiment(step)
-        if self._learner is None:
-            self._learner = open_learner(experiment, self._data_dir)
+        if self._setting is None:
+            self._setting = open_setting(experiment, self._data_dir)
+            self._progress.say(f"{self._row.name}: {self._setting.data}")
         record = collect(self._out, self._row)
         trials = {} if record is None else record.trials(experiment.target, self._seed)
         until = min(step.rounds_max, experiment.rounds_max)
         done = trials.get(step.learning_rate, NOTHING).last_round
-        title = f"{self._row.name}, learning rate {step.learning_rate:g} ({step.why})"
-        self._progress.begin(title, done, min(until, self._row.paper_rounds))
+        title = f"{self._row.name}, learning rate {step.learning_rate:g}"
+        self._progress.begin(title, step.why, done, min(until, self._row.paper_rounds))
         result = run_trial(
             experiment,
             self._folder(experiment),
-            self._learner,
+            self._setting,
             self._workers,
             until,
             self._progress.version,
@@ -105,9 +110,7 @@ class _Search:
         after = collect(self._out, self._row)
         assert after is not None
         write_record(self._out, after)
-        rounds = "target not reached" if result.rounds is None else f"{result.rounds:.1f} rounds"
-        last = result.versions[-1].version
-        self._progress.say(f"{title}: {rounds} ({result.ended}, at round {last})")
+        self._progress.say(f"{title}: {_came_to(result)}")
 
     def _experiment(self, step: Step) -> Experiment:
         return msgspec.structs.replace(
@@ -116,6 +119,14 @@ class _Search:
 
     def _folder(self, experiment: Experiment) -> Path:
         return self._out / self._row.name / folder_name(experiment)
+
+
+def _came_to(result: Result) -> str:
+    if result.rounds is not None:
+        return f"{100 * result.experiment.target:g}% in {result.rounds:.1f} rounds"
+    if result.ended.startswith("diverged"):
+        return result.ended
+    return f"{100 * result.experiment.target:g}% not reached by round {result.versions[-1].version}"
 
 
 def run_figure(parsed: argparse.Namespace) -> int:

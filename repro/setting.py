@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from fedtide.errors import ConfigError
 from repro.experiment import Experiment
@@ -13,8 +14,15 @@ from simulator.learning.learner import Learner
 from simulator.learning.partitions import Indices
 
 
-def open_learner(experiment: Experiment, data_dir: Path | None) -> Learner:
-    """A learner for its devices.
+class Setting(NamedTuple):
+    """A learner for an experiment's devices, and one line about its data."""
+
+    learner: Learner
+    data: str
+
+
+def open_setting(experiment: Experiment, data_dir: Path | None) -> Setting:
+    """Open data and model.
 
     Raises:
         ConfigError: there is no such data set, or it has other devices.
@@ -22,7 +30,8 @@ def open_learner(experiment: Experiment, data_dir: Path | None) -> Learner:
         FedtideError: the model is not there and cannot be exported.
     """
     data = open_data_set(experiment.data, data_dir)
-    return Learner(named_bundle(experiment.model), data, devices_of(experiment, data))
+    parts = devices_of(experiment, data)
+    return Setting(Learner(named_bundle(experiment.model), data, parts), data.about)
 
 
 def devices_of(experiment: Experiment, data: TrainingData) -> list[Indices]:

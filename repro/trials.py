@@ -23,6 +23,7 @@ from fedtide.safetensors import read_initial_model
 from fedtide.vectors import encode_vector
 from repro.experiment import Experiment, Result, run
 from repro.race import NOTHING, Trial
+from repro.setting import Setting
 from simulator.learning.learner import Learner
 from simulator.learning.models import JOURNAL, Version
 from simulator.report.curves import rounds_to_target
@@ -34,6 +35,14 @@ _NAME = re.compile(r"lr([0-9.]+)(?:-seed([0-9]+))?")
 T = TypeVar("T")
 
 
+class Label(Struct, frozen=True):
+    """What runs in a folder."""
+
+    experiment: Experiment
+    data: str = ""
+    """One line about it; empty: not known."""
+
+
 class Course(Struct, frozen=True):
     """How far a run got."""
 
@@ -41,6 +50,8 @@ class Course(Struct, frozen=True):
     versions: tuple[Version, ...]
     diverged: str | None = None
     """How it ended, if it came to values that are not finite."""
+    data: str = ""
+    """One line about it; empty: not known."""
 
     @property
     def last_round(self) -> int:
@@ -69,12 +80,12 @@ def folder_name(experiment: Experiment) -> str:
     return f"lr{experiment.learning_rate:g}{seed}"
 
 
-def _named(folder: Path, base: Experiment) -> Experiment | None:
+def _named(folder: Path, base: Experiment) -> Label | None:
     match = _NAME.fullmatch(folder.name)
     if match is None:
         return None
     rate, seed = match.groups()
-    return msgspec.structs.replace(base, learning_rate=float(rate), seed=int(seed or 0))
+    return Label(msgspec.structs.replace(base, learning_rate=float(rate), seed=int(seed or 0)))
 
 
 def read_course(folder: Path, otherwise: Experiment | None = None) -> Course | None:
@@ -87,22 +98,23 @@ def read_course(folder: Path, otherwise: Experiment | None = None) -> Course | N
         StateError: the disk fails.
     """
     result = _read(folder / RESULT, Result)
-    known = _read(folder / EXPERIMENT, Experiment)
+    label = _read(folder / EXPERIMENT, Label)
     versions = _journal(folder / JOURNAL)
-    if known is None and result is not None:
-        known = result.experiment
-    if known is None and otherwise is not None and versions:
-        known = _named(folder, otherwise)
-    if known is None:
+    if label is None and result is not None:
+        label = Label(result.experiment)
+    if label is None and otherwise is not None and versions:
+        label = _named(folder, otherwise)
+    if label is None:
         return None
     diverged = result is not None and result.ended.startswith("diverged")
-    return Course(known, versions, result.ended if diverged and result is not None else None)
+    ended = result.ended if diverged and result is not None else None
+    return Course(label.experiment, versions, ended, label.data)
 
 
 def run_trial(
     experiment: Experiment,
     folder: Path,
-    learner: Learner,
+    setting: Setting,
     workers_count: int,
     rounds_max: float,
     on_version: Callable[[Version], None],
@@ -114,14 +126,15 @@ def run_trial(
         FedtideError: of data or a worker.
     """
     with locked(folder, "fedtide repro"):
-        _check_same(experiment, folder, learner)
+        label = Label(experiment, setting.data)
+        _check_same(label, folder, setting.learner)
         with disk_errors_of(folder):
             make_folder(folder)
-            write_atomically(folder / EXPERIMENT, _json(experiment))
+            write_atomically(folder / EXPERIMENT, _json(label))
         result = run(
             experiment,
             folder,
-            learner,
+            setting.learner,
             workers_count,
             rounds_max=lambda: rounds_max,
             on_version=on_version,
@@ -130,13 +143,14 @@ def run_trial(
     return result
 
 
-def _check_same(experiment: Experiment, folder: Path, learner: Learner) -> None:
+def _check_same(label: Label, folder: Path, learner: Learner) -> None:
     course = read_course(folder)
     if course is None:
         versions = _journal(folder / JOURNAL)
     else:
         versions = course.versions
-        ours, theirs = (_deciding(one) for one in (experiment, course.experiment))
+        ours = _deciding(label)
+        theirs = _deciding(Label(course.experiment, course.data or label.data))
         different = [
             f"{key} is {theirs.get(key)!r} there, {value!r} now"
             for key, value in ours.items()
@@ -157,9 +171,10 @@ def _check_same(experiment: Experiment, folder: Path, learner: Learner) -> None:
         )
 
 
-def _deciding(experiment: Experiment) -> dict[str, object]:
-    fields: dict[str, object] = msgspec.structs.asdict(experiment)
-    return {key: value for key, value in fields.items() if key not in _NO_MATTER}
+def _deciding(label: Label) -> dict[str, object]:
+    fields: dict[str, object] = msgspec.structs.asdict(label.experiment)
+    decide = {key: value for key, value in fields.items() if key not in _NO_MATTER}
+    return {**decide, "the data": label.data}
 
 
 def _journal(path: Path) -> tuple[Version, ...]:

@@ -28,12 +28,13 @@ class Progress:
         self._first, self._until, self._best = 0, 0.0, 0.0
         self._begun_s = self._told_s = 0.0
 
-    def begin(self, title: str, done: int, until: float) -> None:
-        """A run that has `done` rounds on disk (-1: nothing) and may take up to round `until`."""
+    def begin(self, title: str, why: str, done: int, until: float) -> None:
+        """A run and why it is next: `done` rounds are on disk (-1: nothing), `until` are
+        expected."""
         self._title, self._first, self._until = title, max(done, 0), until
         self._best = 0.0
         self._begun_s = self._told_s = self._clock()
-        self.say(f"{title}: {f'goes on after round {done}' if done >= 0 else 'begins'}")
+        self.say(f"{title}: {f'goes on after round {done}' if done >= 0 else 'begins'} ({why})")
 
     def version(self, version: Version) -> None:
         """A new model, or one of those on disk."""
@@ -48,7 +49,9 @@ class Progress:
         if self._live is None:
             print(line, flush=True)
         else:
-            self._live.update(line, refresh=True)
+            from rich.text import Text
+
+            self._live.update(Text(line), refresh=True)
 
     def say(self, line: str) -> None:
         """Something that stays."""

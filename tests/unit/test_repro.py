@@ -33,7 +33,7 @@ from repro.report import blocks, plot_names, rendered
 from repro.reporting import read_figure, saved
 from repro.rows import ROWS, Row, Search
 from repro.standing import our_factor, paper_factor, standing
-from repro.trials import folder_name, read_course
+from repro.trials import Label, folder_name, read_course
 from repro.view import Progress
 from simulator.learning import models
 from simulator.learning.models import Version
@@ -122,7 +122,8 @@ def test_a_search_ends_with_results_that_can_be_read(
     assert [number for number, _ in run.curve] == [0, 1, 2]
     said = capsys.readouterr().out
     assert f"{NAME}, learning rate 0.1" in said
-    assert "> 2 (" in said.splitlines()[-1]
+    assert "> 2 (" in said.splitlines()[-2]
+    assert said.splitlines()[-1].startswith("data: the demo's digits")
 
 
 @pytest.mark.usefixtures("one_row")
@@ -261,10 +262,13 @@ def test_the_folder_of_another_experiment(
     assert fedavg(tmp_path, *one, "--rounds-max", "1") == 0
     path = tmp_path / NAME / "lr0.1" / "experiment.json"
     other = replace(experiment(), epochs=7)
-    path.write_bytes(msgspec.json.encode(other))
+    path.write_bytes(msgspec.json.encode(Label(other)))
     assert fedavg(tmp_path, *one) == 7
     assert "epochs is 7 there, 1 now" in capsys.readouterr().err
-    path.write_bytes(msgspec.json.encode(replace(experiment(), rounds_max=3, target=0.5)))
+    path.write_bytes(msgspec.json.encode(Label(experiment(), "other digits")))
+    assert fedavg(tmp_path, *one) == 7
+    assert "the data is 'other digits' there" in capsys.readouterr().err
+    path.write_bytes(msgspec.json.encode(Label(replace(experiment(), rounds_max=3, target=0.5))))
     assert fedavg(tmp_path, *one, "--rounds-max", "2") == 0, "that is the same, run less far"
     path.unlink()
     (path.parent / "result.json").unlink()
@@ -319,7 +323,7 @@ def made_up(name: str, rounds: dict[float, int], base: Experiment) -> Record:
     for rate, needed in rounds.items():
         curve = tuple((n, base.target * min(n / needed, 1.0)) for n in range(needed + 1))
         one = replace(base, learning_rate=rate)
-        runs.append(Run(one, needed, f"{needed:064x}", 3600.0, None, curve))
+        runs.append(Run(one, needed, f"{needed:064x}", 3600.0, None, "data", curve))
     return Record(name, tuple(runs))
 
 
@@ -352,7 +356,7 @@ def test_tables_say_what_was_reached() -> None:
     assert our_factor(best, records) == (300 / 21, True)
     text = blocks(records, None, [])["table 2, CNN"]
     line = next(line for line in text.splitlines() if "E = 5, B = 10 | iid" in line)
-    assert "| 20 (31.3x) | 21.0 (> 14.3x) | **1.05** | 0.1 (0.0681 to 0.1468, 3) | 3.00 |" in line
+    assert "| 20 (31.3x) | 21.0 (> 14.3x) | **1.05** | 0.1 (0.0681 to 0.1468, 3) | 3.0 |" in line
     assert "| > 300 (90.00%, so far) |" in text
     assert "| not run |" in text
 
@@ -452,13 +456,13 @@ def test_another_initial_model_is_drawn_as_torch_draws() -> None:
 def test_progress_in_lines(capsys: pytest.CaptureFixture[str]) -> None:
     now_s = 0.0
     progress = Progress(plain=True, clock=lambda: now_s)
-    progress.begin("x", -1, 20)
+    progress.begin("x", "as asked for", -1, 20)
     for number in range(7):
         now_s = 5.0 * number
         accuracy = Measure(90.0 - number, 100.0)
         progress.version(Version(number, "", metrics=Metrics(100, {"accuracy": accuracy})))
     assert capsys.readouterr().out.splitlines() == [
-        "x: begins",
+        "x: begins (as asked for)",
         "x: round 2, accuracy 88.00%, best 90.00%, 5 s a round, 2 min to round 20",
         "x: round 4, accuracy 86.00%, best 90.00%, 5 s a round, 80 s to round 20",
         "x: round 6, accuracy 84.00%, best 90.00%, 5 s a round, 70 s to round 20",
