@@ -49,7 +49,7 @@ from coordinator.round_state import (
     with_name,
     without_name,
 )
-from coordinator.stragglers import has_answered, still_at_work, without_stragglers
+from coordinator.stragglers import has_answered, still_at_work, without_stragglers, without_task
 
 __all__ = [
     "AbandonRound",
@@ -207,12 +207,8 @@ def _fill(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     """Buffered: close the round if the buffer is full, else invite whoever is free."""
     if len(state.ready()) >= state.wanted and state.devices_ready() >= state.quorum:
         return _close(state, at_ms, config)
-    # A device has one task at a time, and each round's once.
-    asked = {
-        m.device_id for m in state.cohort if m.answer == "none" or m.round_id == state.round_id
-    }
-    free = [name for name in state.online if name not in asked]
     places = max(0, config.concurrency - len(state.at_work()))
+    free = without_task(state) if places else ()
     chosen = select_cohort(free, min(places, len(free)), 1.0, config.seed, state.round_id)
     deadline_at_ms = at_ms + config.collect_ms
     invited = tuple(

@@ -21,6 +21,15 @@ def without_stragglers(state: RoundState, needed: int) -> tuple[str, ...]:
     return free if len(free) >= needed else state.online
 
 
+def without_task(state: RoundState) -> tuple[str, ...]:
+    """Buffered: devices online that can be invited. Each has one task at a time, and a round's
+    once."""
+    asked = {
+        m.device_id for m in state.cohort if m.answer == "none" or m.round_id == state.round_id
+    }
+    return tuple(name for name in state.online if name not in asked)
+
+
 def still_at_work(state: RoundState, config: RoundsConfig) -> tuple[Member, ...]:
     """The stragglers once the open round has ended: those whose update could still count."""
     if state.buffered or config.late == "discard" or state.kind == "evaluate":
