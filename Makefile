@@ -69,6 +69,7 @@ bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m benchmarks.train_step
 	$(EXPORT)/bin/python -m benchmarks.aggregation
 	$(EXPORT)/bin/python -m benchmarks.coordinator_memory
+	$(EXPORT)/bin/python -m benchmarks.fleet_scale
 
 # Twenty devices, kill -9 of everything now and then, for so many minutes: results/soak.json.
 soak: $(EXPORT)/.ready mosquitto
