@@ -28,6 +28,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     what.add_argument(
         "--report", action="store_true", help="write docs/fedavg-paper.md from results"
     )
+    what.add_argument(
+        "--over-mqtt",
+        action="store_true",
+        help="a row once more with real processes over Mosquitto; exit code 1 if a bit differs",
+    )
     how = parser.add_argument_group("how")
     how.add_argument(
         "--learning-rate", default="grid", metavar="X", help="a number, or grid: search (default)"
@@ -36,6 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--seed", type=int, default=0, metavar="N")
     how.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     how.add_argument("--data-dir", type=Path, metavar="FOLDER", help="default: FEDTIDE_DATA")
+    how.add_argument(
+        "--bundle", type=Path, metavar="FOLDER", help="of --over-mqtt: the row's model, exported"
+    )
     how.add_argument("--download", action="store_true", help="fetch the data that are missing")
     how.add_argument("--plain", action="store_true", help="lines, on a terminal too")
     how.add_argument(
@@ -65,6 +73,10 @@ def run(parsed: argparse.Namespace) -> int:
         from repro.running import run_figure
 
         return run_figure(parsed)
+    if parsed.over_mqtt:
+        from repro.over_mqtt import run_over_mqtt
+
+        return run_over_mqtt(_one_row(parsed), parsed)
     from repro.running import run_rows
 
     return run_rows(chosen_rows(parsed), parsed)
@@ -92,6 +104,21 @@ def chosen_rows(parsed: argparse.Namespace) -> list[Row]:
             hint=f"there are: {names}\nfedtide repro fedavg --list says more",
         )
     return found
+
+
+def _one_row(parsed: argparse.Namespace) -> Row:
+    """What --over-mqtt runs."""
+    if parsed.learning_rate is None:
+        raise ConfigError(
+            "--over-mqtt needs a learning rate", hint="--learning-rate 0.1; a search is no use here"
+        )
+    rows = {row.name: row for row in chosen_rows(parsed)}
+    if len(rows) != 1:
+        raise ConfigError(
+            f"--over-mqtt runs one row, and the flags name {len(rows)}",
+            hint="--row cnn-e5-b10 --partition iid",
+        )
+    return next(iter(rows.values()))
 
 
 def _check(parsed: argparse.Namespace) -> None:

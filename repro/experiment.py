@@ -69,6 +69,11 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
+def device_name(number: int) -> str:
+    """Of a device by its index in the partition: cohorts are drawn by names."""
+    return f"device-{number:05}"
+
+
 class Result(Struct, frozen=True):
     """What came of it."""
 
@@ -104,7 +109,7 @@ def run(
             best = max(best, version.metrics.accuracy or 0.0)
         on_version(version)
 
-    names = [f"device-{number:05}" for number in range(experiment.devices)]
+    names = [device_name(number) for number in range(experiment.devices)]
     rounds = experiment.rounds()
     wanted = wanted_count(rounds, experiment.devices)
     workers = open_workers(learner, workers_count)

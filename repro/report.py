@@ -8,6 +8,7 @@ from fedtide.errors import ConfigError
 from repro.cost import hours_expected
 from repro.figure_one import Figure, Side
 from repro.rows import ROWS, Row
+from repro.same_bits import OverMqtt
 from repro.standing import NEAR, Records, Standing, our_factor, paper_factor, standing
 
 SECTIONS: dict[str, tuple[str, str]] = {
@@ -49,10 +50,16 @@ def run_rows_of(section: str, records: Records) -> list[Row]:
     return [row for row in rows_of(section) if standing(row, records) is not None]
 
 
-def blocks(records: Records, figure: Figure | None, plots: Sequence[str]) -> dict[str, str]:
+def blocks(
+    records: Records,
+    figure: Figure | None,
+    plots: Sequence[str],
+    over_mqtt: OverMqtt | None = None,
+) -> dict[str, str]:
     """The text of every generated part of the document; `plots`: names of its pictures."""
     texts = {name: _section(name, records) for name in SECTIONS}
     texts["figure 1"] = "Not run." if figure is None else _figure(figure)
+    texts["over mqtt"] = "Not run." if over_mqtt is None else _over_mqtt(over_mqtt)
     texts["runs"] = _runs(records)
     texts["not run"] = _not_run(records)
     texts["plots"] = "\n\n".join(f"![{name}](fedavg/{name}.svg)" for name in plots) or "None yet."
@@ -181,6 +188,27 @@ def _theta(side: Side) -> str:
     """Where the sweep is lowest."""
     theta = side.thetas[side.losses.index(min(side.losses))]
     return f"{round(theta, 2) + 0.0:.2f}"  # no -0.00
+
+
+def _over_mqtt(run: OverMqtt) -> str:
+    setting, last = run.experiment, run.curve[-1]
+    target = f"{100 * setting.target:g}%"
+    reached = (
+        f"not at {target} yet" if run.rounds is None else f"{target} in {run.rounds:.1f} rounds"
+    )
+    lines = [
+        ("learning rate, seed", f"{setting.learning_rate:g}, {setting.seed}"),
+        ("client processes", f"{setting.devices}"),
+        ("to the target", f"{reached}; round {last[0]}: {100 * last[1]:.2f}%"),
+        ("last model", f"`{run.digest[:12]}`"),
+    ]
+    if run.round_s is not None:
+        lines.append(("a round", f"{run.round_s:g} s (median)"))
+    if run.clients_bytes is not None:
+        memory = f"at most {run.clients_bytes / 1e6:,.0f} MB, shared pages counted once"
+        lines.append(("memory of all clients", memory))
+    lines.append(("with", ", ".join(f"{name} {what}" for name, what in run.versions.items())))
+    return f"`{run.name}: {run.comparison.verdict()}`\n\n{_table(('', ''), lines)}"
 
 
 def _runs(records: Records) -> str:

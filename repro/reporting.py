@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import msgspec
 
@@ -14,9 +15,11 @@ from repro.figure_one import Figure
 from repro.records import Record, collect, read_record, write_record
 from repro.report import blocks, data_of, listing, plot_names, rendered
 from repro.rows import ROWS, Row
+from repro.same_bits import OverMqtt
 
 DOCUMENT = "fedavg-paper.md"
-FIGURE = "figure-1.json"
+FIGURE, OVER_MQTT = "figure-1.json", "over-mqtt.json"
+T = TypeVar("T")
 
 
 def list_rows(rows: Sequence[Row], out: Path) -> int:
@@ -73,7 +76,8 @@ def write_report(out: Path, docs: Path) -> int:
         for name, svg in plots.items():
             write_atomically(folder / f"{name}.svg", svg.encode())
         document = path.read_text(encoding="utf-8")
-        text = rendered(document, blocks(records, figure, plot_names(records)))
+        texts = blocks(records, figure, plot_names(records), read_over_mqtt(out))
+        text = rendered(document, texts)
         write_atomically(path, text.encode())
     print(f"{path}: {len(records)} rows with results, {len(plots)} plots")
     return 0
@@ -106,14 +110,26 @@ def read_figure(out: Path) -> Figure | None:
     Raises:
         StateError: its file is damaged, or the disk fails.
     """
-    path = out / FIGURE
-    with disk_errors_of(out):
+    return _read(out / FIGURE, Figure, "--figure 1")
+
+
+def read_over_mqtt(out: Path) -> OverMqtt | None:
+    """None: no row was run so.
+
+    Raises:
+        StateError: its file is damaged, or the disk fails.
+    """
+    return _read(out / OVER_MQTT, OverMqtt, "--over-mqtt")
+
+
+def _read(path: Path, kind: type[T], flag: str) -> T | None:
+    with disk_errors_of(path.parent):
         if not path.exists():
             return None
         content = path.read_bytes()
     try:
-        return msgspec.json.decode(content, type=Figure)
+        return msgspec.json.decode(content, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
         raise DamagedError(
-            f"{str(path)!r} is damaged: {exc}", hint="fedtide repro fedavg --figure 1 makes it"
+            f"{str(path)!r} is damaged: {exc}", hint=f"fedtide repro fedavg {flag} makes it"
         ) from exc

@@ -30,7 +30,7 @@ from repro.experiment import Experiment
 from repro.figure_one import Figure, Side, another_initial_model, make_figure
 from repro.records import Record, Run, collect, merged, read_record
 from repro.report import blocks, plot_names, rendered
-from repro.reporting import read_figure, saved
+from repro.reporting import read_figure, read_over_mqtt, saved
 from repro.rows import ROWS, Row, Search
 from repro.standing import our_factor, paper_factor, standing
 from repro.trials import Label, folder_name, read_course
@@ -372,7 +372,8 @@ def test_the_document_and_the_results_agree() -> None:
     document = (ROOT / "docs" / "fedavg-paper.md").read_text()
     out = ROOT / "results" / "fedavg"
     records, figure = saved(out), read_figure(out)
-    again = rendered(document, blocks(records, figure, plot_names(records)))
+    texts = blocks(records, figure, plot_names(records), read_over_mqtt(out))
+    again = rendered(document, texts)
     assert again == document, "fedtide repro fedavg --report brings it up to date"
     for name in plot_names(records):
         assert (ROOT / "docs" / "fedavg" / f"{name}.svg").exists()

@@ -1,0 +1,205 @@
+"""`repro fedavg --over-mqtt`: a row in the simulator and with real processes, bit by bit."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import platform
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+
+import msgspec
+from msgspec import Struct
+
+from coordinator.store import Model
+from demo.brokers import Broker, find_broker, mosquitto_version
+from fedtide.bundle import open_bundle_dir
+from fedtide.errors import StateError
+from fedtide.files import locked, make_folder, write_atomically
+from repro.experiment import Experiment
+from repro.real_federation import federate, models_of, prepare, users
+from repro.reporting import OVER_MQTT
+from repro.rows import Row
+from repro.same_bits import Comparison, OverMqtt, compare
+from repro.setting import Setting, devices_of
+from repro.trials import folder_name, read_course, run_trial
+from repro.view import Progress
+from simulator.learning.bundles import named_bundle
+from simulator.learning.datasets import data_folder, open_data_set
+from simulator.learning.datasets.download import download
+from simulator.learning.learner import Learner
+from simulator.learning.models import Version
+from simulator.report.curves import rounds_to_target
+
+_PACKAGES = ("onnxruntime", "numpy", "paho-mqtt")
+
+
+class Options(Struct, frozen=True):
+    """Of the command line."""
+
+    out: Path
+    rounds_max: int
+    workers: int = 1
+    data_dir: Path | None = None
+    bundle: Path | None = None
+    plain: bool = True
+
+
+def run_over_mqtt(row: Row, parsed: argparse.Namespace) -> int:
+    """Run a row; 1 if a bit differs.
+
+    Raises:
+        FedtideError: see `run_both`.
+    """
+    experiment = msgspec.structs.replace(
+        row.experiment, learning_rate=parsed.learning_rate, seed=parsed.seed
+    )
+    if parsed.download:
+        folder = parsed.data_dir or data_folder()
+        download(experiment.data, folder, lambda line: print(line, flush=True))
+    options = Options(
+        parsed.out,
+        parsed.rounds_max or experiment.rounds_max,
+        parsed.workers,
+        parsed.data_dir,
+        parsed.bundle,
+        parsed.plain,
+    )
+    return run_both(experiment, row.name, options)
+
+
+def run_both(experiment: Experiment, name: str, options: Options) -> int:
+    """Simulate, run the same with real processes, and compare; 1 if a bit differs.
+
+    Both go on where they were interrupted.
+
+    Raises:
+        FedtideError: there is no Mosquitto, data or disk fail, or a process ends unplanned.
+    """
+    kind = find_broker("mosquitto")
+    data = open_data_set(experiment.data, options.data_dir)
+    bundle = (
+        named_bundle(experiment.model)
+        if options.bundle is None
+        else open_bundle_dir(options.bundle)
+    )
+    parts = devices_of(experiment, data)
+    with Progress(plain=options.plain) as progress:
+        setting = Setting(Learner(bundle, data, parts), data.about)
+        simulated = _simulated(experiment, name, setting, options, progress)
+        digests = {version.version: version.digest for version in simulated}
+        last = max(digests)
+        folder = options.out.resolve() / name / f"mqtt-{folder_name(experiment)}"
+        with locked(folder, "fedtide repro --over-mqtt"), _termination_as_interrupt():
+            prepare(experiment, bundle, data, parts, folder)
+            del setting, data
+            watched = _Watched(digests, progress)
+            broker = Broker(kind, folder / "broker", users(experiment))
+            done = len(models_of(folder)) - 1
+            progress.begin(f"{name} over MQTT", f"{experiment.devices} clients", done, last)
+            bytes_max = federate(experiment, folder, broker, watched.heard, progress.say)
+    result = _result(name, experiment, watched, bytes_max)
+    if not result.comparison.complete:
+        raise StateError(
+            f"the coordinator ended before round {last}: {result.comparison.verdict()}",
+            hint="run the same command again: it goes on",
+        )
+    make_folder(options.out)
+    content = msgspec.json.format(msgspec.json.encode(result), indent=1)
+    write_atomically(options.out / OVER_MQTT, content + b"\n")
+    reached = result.rounds
+    rounds = "target not reached" if reached is None else f"target after {reached:.1f} rounds"
+    memory = "" if bytes_max is None else f", clients at most {bytes_max / 1e6:,.0f} MB together"
+    print(f"{options.out / OVER_MQTT}: {rounds}{memory}")
+    print(f"{name}: {result.comparison.verdict()}", flush=True)
+    return 0 if result.comparison.differs is None else 1
+
+
+def _simulated(
+    experiment: Experiment, name: str, setting: Setting, options: Options, progress: Progress
+) -> list[Version]:
+    """Versions up to the target or the limit, from the run's folder as far as they are there.
+
+    Raises:
+        FedtideError: see `repro.trials.run_trial`.
+    """
+    folder = options.out / name / folder_name(experiment)
+    limit = min(options.rounds_max, experiment.rounds_max)
+    course = read_course(folder, experiment)
+    done = -1 if course is None else course.last_round
+    progress.begin(f"{name} in the simulator", "to compare with", done, limit)
+    result = run_trial(experiment, folder, setting, options.workers, limit, progress.version)
+    reached = [
+        version.version
+        for version in result.versions
+        if version.metrics is not None and (version.metrics.accuracy or 0.0) >= experiment.target
+    ]
+    last = min([limit, *reached[:1]])
+    return [version for version in result.versions if version.version <= last]
+
+
+class _Watched:
+    """The real run beside the simulated one, as it comes."""
+
+    def __init__(self, digests: dict[int, str], progress: Progress) -> None:
+        self._digests = digests
+        self._progress = progress
+        self.models: list[Model] = []
+        self.comparison = Comparison(len(digests), 0)
+
+    def heard(self, models: list[Model]) -> bool:
+        """Whether to go on."""
+        for model in models[len(self.models) :]:
+            self._progress.version(Version(model.version, model.ref.digest, metrics=model.metrics))
+        self.models = models
+        real = {model.version: model.ref.digest for model in models}
+        self.comparison = compare(self._digests, real)
+        return not self.comparison.complete
+
+
+def _result(
+    name: str, experiment: Experiment, watched: _Watched, bytes_max: int | None
+) -> OverMqtt:
+    models = watched.models
+    curve = [
+        (model.version, round(model.metrics.accuracy or 0.0, 6))
+        for model in models
+        if model.metrics is not None
+    ]
+    made_ms = [model.made_at_ms for model in models if model.version]
+    paces = [after - before for before, after in pairwise(made_ms)]
+    return OverMqtt(
+        name,
+        experiment,
+        watched.comparison,
+        rounds_to_target(curve, experiment.target),
+        models[-1].ref.digest if models else "",
+        tuple(curve),
+        round(median(paces) / 1000, 1) if paces else None,
+        bytes_max,
+        {
+            "mosquitto": mosquitto_version(),
+            "python": platform.python_version(),
+            **{package: importlib.metadata.version(package) for package in _PACKAGES},
+        },
+    )
+
+
+@contextmanager
+def _termination_as_interrupt() -> Iterator[None]:
+    """SIGTERM and SIGHUP end what was started, as Ctrl-C does."""
+    numbers = (signal.SIGTERM, signal.SIGHUP)
+    before = [signal.signal(number, _interrupt) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before, strict=True):
+            signal.signal(number, handler)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
