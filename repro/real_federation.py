@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import msgspec
@@ -22,6 +22,7 @@ from coordinator.cohort import wanted_count
 from coordinator.store import Model, Store
 from demo.brokers import COORDINATOR, Broker
 from demo.local import LocalFederation
+from demo.processes import ProcessError
 from fedtide.bundle import Bundle
 from fedtide.dataset import Examples
 from fedtide.errors import ConfigError, StateError
@@ -118,7 +119,8 @@ def federate(
                 return watch.bytes_max
             if ended:
                 return watch.bytes_max
-            time.sleep(LOOK_S)  # between two looks at other processes
+            with suppress(ProcessError):  # it goes on: time for another look
+                federation.coordinator.wait(LOOK_S)
 
 
 def models_of(folder: Path) -> list[Model]:
