@@ -59,6 +59,18 @@ def mnist_cnn() -> ModelSpec:
     return ModelSpec(module, torch.zeros(1, 1, 28, 28), "cross_entropy", "mnist_cnn")
 
 
+def mnist_lr() -> ModelSpec:
+    """Logistic regression, 7,850 parameters: not of the paper, but what simulators are timed with.
+
+    x is float32 [b, 1, 28, 28]. It begins with zeros, as the loss is convex.
+    """
+    with _seeded():
+        module = nn.Sequential(nn.Flatten(), nn.Linear(784, 10))
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
+    return ModelSpec(module, torch.zeros(1, 1, 28, 28), "cross_entropy", "mnist_lr")
+
+
 def cifar_cnn() -> ModelSpec:
     """Two 5x5 convolutions of 64, dense layers of 384 and 192: 1,068,298 parameters.
 

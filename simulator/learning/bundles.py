@@ -16,6 +16,7 @@ from simulator.learning.datasets.catalogue import cache_folder
 
 MODELS = {
     "mnist_2nn": "export.models.fedavg:mnist_2nn",
+    "mnist_lr": "export.models.fedavg:mnist_lr",
     "mnist_cnn": "export.models.fedavg:mnist_cnn",
     "cifar_cnn": "export.models.fedavg:cifar_cnn",
     "char_lstm": "export.models.fedavg:char_lstm",
