@@ -17,7 +17,7 @@ export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
 .PHONY: demo test test-slow test-faults simulate-faults fuzz test-runtimes test-arm64 check bench \
-	bench-train-step repro repro-figure-1 clean mosquitto
+	bench-simulation bench-train-step repro repro-figure-1 clean mosquitto
 .DELETE_ON_ERROR:
 
 demo: $(EXPORT)/.ready $(DEVICE)/.ready
@@ -70,6 +70,12 @@ bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m benchmarks.aggregation
 	$(EXPORT)/bin/python -m benchmarks.coordinator_memory
 	$(EXPORT)/bin/python -m benchmarks.fleet_scale
+
+# fedtide simulate and, with FLOWER=PYTHON of an environment that has it, Flower's simulation engine;
+# then the share of onnxruntime. They want MNIST: FEDTIDE_DATA, or fetched as docs/simulate.md says.
+bench-simulation: $(EXPORT)/.ready
+	$(EXPORT)/bin/python -m benchmarks.simulation_speed $(if $(FLOWER),--flower $(FLOWER))
+	$(EXPORT)/bin/python -m benchmarks.simulation_share
 
 # Twenty devices, kill -9 of everything now and then, for so many minutes: results/soak.json.
 soak: $(EXPORT)/.ready mosquitto

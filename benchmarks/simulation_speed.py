@@ -88,7 +88,7 @@ def main() -> None:
         samples: dict[str, Any] = {}
         for task_name in options.tasks.split(","):
             task = TASKS[task_name]
-            bundle, export_s = bundle_of(task.model, options.bundles or folder)
+            bundle, export_s = bundle_of(task.model, (options.bundles or folder).resolve())
             commands = {"fedtide": write_scenario(task_name, task, bundle, folder)}
             if options.flower:
                 commands["flower"] = write_arrays(task_name, task, folder, options.flower)

@@ -16,6 +16,7 @@ from export.models import fedavg  # noqa: E402
 @pytest.mark.parametrize(
     ("function", "count"),
     [
+        (fedavg.mnist_lr, 7_850),
         (fedavg.mnist_2nn, 199_210),
         (fedavg.mnist_cnn, 1_663_370),
         (fedavg.cifar_cnn, 1_068_298),
