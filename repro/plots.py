@@ -73,7 +73,7 @@ def _column(axes: Any, rows: list[Row], records: Records) -> None:
 def _best_curve(row: Row, records: Records) -> tuple[list[int], list[float]]:
     here = standing(row, records)
     assert here is not None
-    trials = records[row.name].trials(row.target, 0)
+    trials = records[row.name].trials(row.target, row.experiment.rounds_max, 0)
     trial = trials[here.choice.learning_rate or here.tried[0]]
     best, rounds, accuracies = 0.0, [], []
     for number, accuracy in trial.curve:

@@ -35,11 +35,10 @@ class Run(Struct, frozen=True, forbid_unknown_fields=True):
     curve: tuple[tuple[int, float], ...]
     """(round, accuracy on the test set) where it was measured."""
 
-    def trial(self, target: float) -> Trial:
-        """As the race sees it."""
+    def trial(self, target: float, rounds_max: int) -> Trial:
+        """As the race sees it; there is nothing to run beyond round `rounds_max`."""
         reached = rounds_to_target(self.curve, target)
-        ended = reached is not None or bool(self.diverged)
-        ended = ended or self.last_round >= self.experiment.rounds_max
+        ended = reached is not None or self.last_round >= rounds_max or bool(self.diverged)
         return Trial(self.last_round, reached, ended, bool(self.diverged), self.curve)
 
     @property
@@ -54,10 +53,10 @@ class Record(Struct, frozen=True, forbid_unknown_fields=True):
     name: str
     runs: tuple[Run, ...]
 
-    def trials(self, target: float, seed: int) -> dict[float, Trial]:
+    def trials(self, target: float, rounds_max: int, seed: int) -> dict[float, Trial]:
         """Those of a seed, by learning rate."""
         return {
-            run.experiment.learning_rate: run.trial(target)
+            run.experiment.learning_rate: run.trial(target, rounds_max)
             for run in self.runs
             if run.experiment.seed == seed
         }
@@ -113,8 +112,8 @@ def read_record(out: Path, name: str) -> Record | None:
         ) from exc
 
 
-def collect(out: Path, row: Row) -> Record | None:
-    """The file of a row and the folders of its runs, put together; None: there is neither.
+def run_here(out: Path, row: Row) -> Record:
+    """What the folders of a row's runs hold.
 
     Raises:
         StateError: a file is damaged, or the disk fails.
@@ -123,9 +122,29 @@ def collect(out: Path, row: Row) -> Record | None:
         folders = sorted(path for path in (out / row.name).glob("lr*") if path.is_dir())
     courses = [read_course(folder, row.experiment) for folder in folders]
     found = [run_of(course) for course in courses if course is not None]
-    runs = tuple(run for run in found if run is not None)
-    known = read_record(out, row.name)
-    return merged(row.name, known, Record(row.name, runs)) if known is not None or runs else None
+    return Record(row.name, tuple(run for run in found if run is not None))
+
+
+def collect(out: Path, row: Row) -> Record | None:
+    """The file of a row and the folders of its runs, put together; None: there is neither.
+
+    Raises:
+        StateError: a file is damaged, or the disk fails.
+    """
+    known, here = read_record(out, row.name), run_here(out, row)
+    return merged(row.name, known, here) if known is not None or here.runs else None
+
+
+def compared(before: Record | None, run: Run) -> str | None:
+    """Whether a run came to the bits that were on record; None: that one went another way or
+    less far."""
+    if before is None:
+        return None
+    known = {other.key: other for other in before.runs}.get(run.key)
+    if known is None or known.last_round != run.last_round:
+        return None
+    same = "the same bits as" if known.digest == run.digest else "OTHER BITS THAN"
+    return f"{same} {before.name}.json has"
 
 
 def write_record(out: Path, record: Record) -> None:

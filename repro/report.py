@@ -219,7 +219,7 @@ def _runs(records: Records) -> str:
     lines = []
     for name in sorted(records):
         for run in records[name].runs:
-            trial = run.trial(run.experiment.target)
+            trial = run.trial(run.experiment.target, run.experiment.rounds_max)
             lines.append(
                 (
                     name,

@@ -13,8 +13,8 @@ from fedtide.errors import StateError
 from fedtide.files import disk_errors_of, make_folder, write_atomically
 from repro.experiment import Experiment, Result
 from repro.figure_one import SETTING, make_figure
-from repro.race import NOTHING, Step, next_step
-from repro.records import collect, write_record
+from repro.race import NOTHING, Step, Trial, next_step
+from repro.records import compared, merged, read_record, run_here, write_record
 from repro.reporting import print_rows
 from repro.rows import Row
 from repro.setting import Setting, open_setting
@@ -79,24 +79,25 @@ class _Search:
             self._go(step)
 
     def _next(self) -> Step | None:
-        record = collect(self._out, self._row)
-        target = self._row.experiment.target
-        trials = {} if record is None else record.trials(target, self._seed)
+        trials = self._trials()
         if self._rate is None:
             return next_step(self._row.search, trials, self._limit)
         trial = trials.get(self._rate, NOTHING)
         done = trial.ended or trial.last_round >= self._limit
         return None if done else Step(self._rate, self._limit, "as asked for")
 
+    def _trials(self) -> dict[float, Trial]:
+        """What was run here: results that came with a copy of the repository are not."""
+        of = self._row.experiment
+        return run_here(self._out, self._row).trials(of.target, of.rounds_max, self._seed)
+
     def _go(self, step: Step) -> None:
         experiment = self._experiment(step)
         if self._setting is None:
             self._setting = open_setting(experiment, self._data_dir)
             self._progress.say(f"{self._row.name}: {self._setting.data}")
-        record = collect(self._out, self._row)
-        trials = {} if record is None else record.trials(experiment.target, self._seed)
         until = min(step.rounds_max, experiment.rounds_max)
-        done = trials.get(step.learning_rate, NOTHING).last_round
+        done = self._trials().get(step.learning_rate, NOTHING).last_round
         title = f"{self._row.name}, learning rate {step.learning_rate:g}"
         self._progress.begin(title, step.why, done, min(until, self._row.paper_rounds))
         result = run_trial(
@@ -107,10 +108,17 @@ class _Search:
             until,
             self._progress.version,
         )
-        after = collect(self._out, self._row)
-        assert after is not None
-        write_record(self._out, after)
         self._progress.say(f"{title}: {_came_to(result)}")
+        self._record(experiment)
+
+    def _record(self, experiment: Experiment) -> None:
+        before, here = read_record(self._out, self._row.name), run_here(self._out, self._row)
+        write_record(self._out, merged(self._row.name, before, here))
+        key = (experiment.seed, experiment.learning_rate)
+        told = [compared(before, run) for run in here.runs if run.key == key]
+        for line in told:
+            if line is not None:
+                self._progress.say(f"{self._row.name}: {line}")
 
     def _experiment(self, step: Step) -> Experiment:
         return msgspec.structs.replace(

@@ -37,8 +37,10 @@ class Standing(Struct, frozen=True):
 def standing(row: Row, records: Records, seed: int = 0) -> Standing | None:
     """None: nothing was run."""
     record = records.get(row.name)
-    trials = record.trials(row.target, seed) if record is not None else {}
-    if record is None or not trials:
+    if record is None:
+        return None
+    trials = record.trials(row.target, row.experiment.rounds_max, seed)
+    if not trials:
         return None
     choice = verdict(trials, row.search)
     best = trials.get(choice.learning_rate or 0.0) or next(iter(trials.values()))

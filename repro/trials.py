@@ -22,11 +22,10 @@ from fedtide.files import disk_errors_of, locked, make_folder, write_atomically
 from fedtide.safetensors import read_initial_model
 from fedtide.vectors import encode_vector
 from repro.experiment import Experiment, Result, run
-from repro.race import NOTHING, Trial
+from repro.race import NOTHING
 from repro.setting import Setting
 from simulator.learning.learner import Learner
 from simulator.learning.models import JOURNAL, Version
-from simulator.report.curves import rounds_to_target
 
 EXPERIMENT, RESULT = "experiment.json", "result.json"
 _NO_MATTER = {"target", "rounds_max", "evaluate_every"}
@@ -66,12 +65,6 @@ class Course(Struct, frozen=True):
             for version in self.versions
             if version.metrics is not None
         )
-
-    def trial(self, rounds_max: int, target: float) -> Trial:
-        """As the race sees it."""
-        reached = rounds_to_target(self.curve, target)
-        ended = reached is not None or self.last_round >= rounds_max or bool(self.diverged)
-        return Trial(self.last_round, reached, ended, bool(self.diverged), self.curve)
 
 
 def folder_name(experiment: Experiment) -> str:

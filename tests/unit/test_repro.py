@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,7 +29,7 @@ from fedtide.safetensors import read_initial_model
 from fedtide.vectors import Vector
 from repro.experiment import Experiment
 from repro.figure_one import Figure, Side, another_initial_model, make_figure
-from repro.records import Record, Run, collect, merged, read_record
+from repro.records import Record, Run, collect, merged, read_record, write_record
 from repro.report import blocks, plot_names, rendered
 from repro.reporting import read_figure, read_over_mqtt, saved
 from repro.rows import ROWS, Row, Search
@@ -150,6 +151,23 @@ def test_a_run_goes_on_to_the_same_bits(
     assert "goes on after round 5" in capsys.readouterr().out
     assert digests(parts) == digests(whole)
     assert fedavg(parts, *one) == 0, "it has ended: nothing is done"
+
+
+@pytest.mark.usefixtures("one_row")
+def test_results_that_came_with_the_repository_are_run_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ("--row", NAME, "--learning-rate", "0.1", "--rounds-max", "2")
+    assert fedavg(tmp_path, *one) == 0
+    record = read_record(tmp_path, NAME)
+    assert record is not None
+    for digest, said in ((record.runs[0].digest, "the same bits as"), ("0", "OTHER BITS THAN")):
+        write_record(tmp_path, Record(NAME, (replace(record.runs[0], digest=digest),)))
+        shutil.rmtree(tmp_path / NAME)
+        capsys.readouterr()
+        assert fedavg(tmp_path, *one) == 0
+        assert f"{NAME}: {said} {NAME}.json has" in capsys.readouterr().out
+        assert read_record(tmp_path, NAME) == record
 
 
 KILLED = """
