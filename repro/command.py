@@ -130,6 +130,8 @@ def _check(parsed: argparse.Namespace) -> None:
     if not 0 <= parsed.seed < 2**53:
         raise ConfigError(f"--seed is {parsed.seed}, expected 0 to 2^53 - 1")
     parsed.learning_rate = _learning_rate(parsed.learning_rate)
+    if parsed.bundle is not None and not parsed.over_mqtt:
+        raise ConfigError("--bundle goes with --over-mqtt alone", hint="rows export their own")
     if not (parsed.table or parsed.row or parsed.figure or parsed.list or parsed.report):
         raise ConfigError(
             "nothing was asked for",

@@ -6,6 +6,7 @@ import argparse
 import importlib.metadata
 import platform
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -22,7 +23,7 @@ from fedtide.errors import StateError
 from fedtide.files import locked, make_folder, write_atomically
 from repro.experiment import Experiment
 from repro.real_federation import federate, models_of, prepare, users
-from repro.reporting import OVER_MQTT
+from repro.reporting import OVER_MQTT, read_over_mqtt
 from repro.rows import Row
 from repro.same_bits import Comparison, OverMqtt, compare
 from repro.setting import Setting, devices_of
@@ -91,32 +92,44 @@ def run_both(experiment: Experiment, name: str, options: Options) -> int:
     with Progress(plain=options.plain) as progress:
         setting = Setting(Learner(bundle, data, parts), data.about)
         simulated = _simulated(experiment, name, setting, options, progress)
-        digests = {version.version: version.digest for version in simulated}
-        last = max(digests)
+        watched = _Watched({version.version: version.digest for version in simulated}, progress)
         folder = options.out.resolve() / name / f"mqtt-{folder_name(experiment)}"
-        with locked(folder, "fedtide repro --over-mqtt"), _termination_as_interrupt():
+        with locked(folder, "fedtide repro --over-mqtt"), _stopped_in_order():
             prepare(experiment, bundle, data, parts, folder)
             del setting, data
-            watched = _Watched(digests, progress)
-            broker = Broker(kind, folder / "broker", users(experiment))
-            done = len(models_of(folder)) - 1
-            progress.begin(f"{name} over MQTT", f"{experiment.devices} clients", done, last)
-            bytes_max = federate(experiment, folder, broker, watched.heard, progress.say)
-    result = _result(name, experiment, watched, bytes_max)
-    if not result.comparison.complete:
+            known = models_of(folder)
+            last = len(simulated) - 1
+            progress.begin(
+                f"{name} over MQTT", f"{experiment.devices} clients", len(known) - 1, last
+            )
+            bytes_max = None
+            if watched.heard(known):
+                broker = Broker(kind, folder / "broker", users(experiment))
+                bytes_max = federate(experiment, folder, broker, watched.heard, progress.say)
+    if not watched.comparison.complete:
         raise StateError(
-            f"the coordinator ended before round {last}: {result.comparison.verdict()}",
+            f"the coordinator ended before round {last}: {watched.comparison.verdict()}",
             hint="run the same command again: it goes on",
         )
+    result = _result(name, experiment, watched, bytes_max, read_over_mqtt(options.out))
     make_folder(options.out)
     content = msgspec.json.format(msgspec.json.encode(result), indent=1)
     write_atomically(options.out / OVER_MQTT, content + b"\n")
-    reached = result.rounds
-    rounds = "target not reached" if reached is None else f"target after {reached:.1f} rounds"
-    memory = "" if bytes_max is None else f", clients at most {bytes_max / 1e6:,.0f} MB together"
-    print(f"{options.out / OVER_MQTT}: {rounds}{memory}")
-    print(f"{name}: {result.comparison.verdict()}", flush=True)
+    _tell(result, watched, options.out, folder)
     return 0 if result.comparison.differs is None else 1
+
+
+def _tell(result: OverMqtt, watched: _Watched, out: Path, folder: Path) -> None:
+    reached, size = result.rounds, result.clients_bytes
+    rounds = "target not reached" if reached is None else f"target after {reached:.1f} rounds"
+    memory = "" if size is None else f", clients at most {size / 1e6:,.0f} MB together"
+    print(f"{out / OVER_MQTT}: {rounds}{memory}")
+    if result.comparison.differs is not None:
+        later = [model for model in watched.models if model.round_id != model.version]
+        for model in later[:1]:
+            print(f"version {model.version} is of round {model.round_id}: one came to nothing")
+        print(f"{folder}: logs and state; remove it to begin anew")
+    print(f"{result.name}: {result.comparison.verdict()}", flush=True)
 
 
 def _simulated(
@@ -153,16 +166,20 @@ class _Watched:
 
     def heard(self, models: list[Model]) -> bool:
         """Whether to go on."""
-        for model in models[len(self.models) :]:
+        for model in models[len(self.models) : len(self._digests)]:
             self._progress.version(Version(model.version, model.ref.digest, metrics=model.metrics))
-        self.models = models
+        self.models = [model for model in models if model.version in self._digests]
         real = {model.version: model.ref.digest for model in models}
         self.comparison = compare(self._digests, real)
         return not self.comparison.complete
 
 
 def _result(
-    name: str, experiment: Experiment, watched: _Watched, bytes_max: int | None
+    name: str,
+    experiment: Experiment,
+    watched: _Watched,
+    bytes_max: int | None,
+    before: OverMqtt | None,
 ) -> OverMqtt:
     models = watched.models
     curve = [
@@ -170,6 +187,8 @@ def _result(
         for model in models
         if model.metrics is not None
     ]
+    if before is not None and (before.name, before.experiment) == (name, experiment):
+        bytes_max = max(bytes_max or 0, before.clients_bytes or 0) or None  # in any of its lives
     made_ms = [model.made_at_ms for model in models if model.version]
     paces = [after - before for before, after in pairwise(made_ms)]
     return OverMqtt(
@@ -190,12 +209,15 @@ def _result(
 
 
 @contextmanager
-def _termination_as_interrupt() -> Iterator[None]:
+def _stopped_in_order() -> Iterator[None]:
     """SIGTERM and SIGHUP end what was started, as Ctrl-C does."""
     numbers = (signal.SIGTERM, signal.SIGHUP)
     before = [signal.signal(number, _interrupt) for number in numbers]
     try:
         yield
+    except KeyboardInterrupt:
+        print("the same command goes on from here", file=sys.stderr)
+        raise
     finally:
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)

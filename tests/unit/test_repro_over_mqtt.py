@@ -88,14 +88,15 @@ def test_data_that_change_with_the_round_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "why"),
     [
-        (["--row", "cnn-e5-b10", "--partition", "iid"], "needs a learning rate"),
-        (["--row", "cnn-e5-b10", "--learning-rate", "0.1"], "the flags name 2"),
+        (["--over-mqtt", "--partition", "iid"], "needs a learning rate"),
+        (["--over-mqtt", "--learning-rate", "0.1"], "the flags name 2"),
+        (["--bundle", "somewhere"], "goes with --over-mqtt alone"),
     ],
 )
 def test_flags_that_name_no_single_run(
     flags: list[str], why: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.main(["repro", "fedavg", "--table", "2", "--over-mqtt", *flags]) == 2
+    assert cli.main(["repro", "fedavg", "--table", "2", "--row", "cnn-e5-b10", *flags]) == 2
     assert why in capsys.readouterr().err
 
 
