@@ -2,6 +2,7 @@
 #
 #   .venv/export   torch, onnxruntime-training where it exists: export, coordinator, demo, tools
 #   .venv/device   what a device has: stock onnxruntime, no torch (and pytest)
+#   .venv/ray      a machine that learns in a Ray cluster
 #
 # onnxruntime-training and onnxruntime share one import name, hence two environments.
 
@@ -12,12 +13,13 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 EXPORT := .venv/export
 DEVICE := .venv/device
+RAY := .venv/ray
 PIP := -m pip --disable-pip-version-check install --quiet
 export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
-.PHONY: demo test test-slow test-faults simulate-faults fuzz test-runtimes test-arm64 check bench \
-	bench-simulation bench-train-step repro repro-figure-1 clean mosquitto
+.PHONY: demo test test-slow test-ray test-faults simulate-faults fuzz test-runtimes test-arm64 check \
+	bench bench-simulation bench-train-step repro repro-figure-1 clean mosquitto
 .DELETE_ON_ERROR:
 
 demo: $(EXPORT)/.ready $(DEVICE)/.ready
@@ -36,6 +38,10 @@ test-slow: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 # Every kill point, broker loss, full and failing disk, damaged file; writes results/faults.json.
 test-faults: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	FEDTIDE_SAVE_FAULTS=1 $(EXPORT)/bin/python -m pytest -q tests/faults
+
+# A local Ray cluster of several nodes learns as one process does.
+test-ray: $(EXPORT)/.ready $(RAY)/.ready
+	$(RAY)/bin/python -m pytest -q tests/contract/test_ray.py tests/contract/test_workers.py
 
 # Oldest and newest Python, onnxruntime and numpy, and onnxruntime-web; environments in build/.
 test-runtimes: $(EXPORT)/.ready $(DEVICE)/.ready
@@ -108,6 +114,12 @@ $(DEVICE)/.ready: pyproject.toml Makefile
 	@deploy/system_packages venv $(PYTHON)
 	$(PYTHON) -m venv $(DEVICE)
 	$(DEVICE)/bin/python $(PIP) --editable '.[client,test]'
+	@touch $@
+
+$(RAY)/.ready: pyproject.toml Makefile
+	@deploy/system_packages venv $(PYTHON)
+	$(PYTHON) -m venv $(RAY)
+	$(RAY)/bin/python $(PIP) --editable '.[simulate,ray,test]'
 	@touch $@
 
 clean:

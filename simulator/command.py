@@ -24,6 +24,7 @@ from simulator.fleet.record import Header, Record, Recorder, Sink, read_record
 from simulator.fleet.scenario import Policy, Scenario, policies, read_scenario
 
 if TYPE_CHECKING:
+    from simulator.learning.workers import Where
     from simulator.report.progress import Progress
 
 SCENARIO_FILE = "scenario.json"
@@ -43,9 +44,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="records, summary, report (simulated/NAME)"
     )
-    parser.add_argument(
+    learners = parser.add_mutually_exclusive_group()
+    learners.add_argument(
         "--workers", type=int, metavar="N", help="processes that learn (as many as cores)"
     )
+    learners.add_argument("--ray", metavar="HOST:PORT", help="the nodes of this Ray cluster learn")
     parser.add_argument("--target", type=float, metavar="SHARE", help="accuracy to compare at")
     parser.add_argument(
         "--force", action="store_true", help="begin anew in a folder of another scenario"
@@ -61,11 +64,11 @@ def run(parsed: argparse.Namespace) -> int:
     # Ctrl-C must work even where it was inherited as ignored, as in a shell's background job.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    workers = _workers(parsed.workers)
+    where: Where = parsed.ray or _workers(parsed.workers)
     if parsed.replay is not None:
         if parsed.scenario is not None:
             raise ConfigError("give a scenario or --replay, not both")
-        count, digest = replay(parsed.replay, workers)
+        count, digest = replay(parsed.replay, where)
         print(f"{count:,} events, the same as recorded; digest {digest}")
         return 0
     if parsed.scenario is None:
@@ -75,12 +78,17 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.target is not None and not 0 < parsed.target <= 1:
         raise ConfigError(f"--target is {parsed.target:g}, expected a share between 0 and 1")
     scenario = _changed(read_scenario(parsed.scenario), parsed)
+    if parsed.ray and scenario.learning.kind == "modelled":
+        raise ConfigError(
+            '--ray is given, and learning.kind is "modelled": a cluster has nothing to do',
+            hint="leave --ray out; policies run side by side on this machine's cores",
+        )
     chosen = _chosen(scenario, parsed.policy)
     out: Path = parsed.out or Path("simulated") / scenario.name
     with locked(out, "simulation"):
         _claim(out, scenario, force=parsed.force)
         try:
-            _run_all(scenario, chosen, out, workers, plain=parsed.plain)
+            _run_all(scenario, chosen, out, where, plain=parsed.plain)
             _report(scenario, chosen, out, parsed.target)
         except KeyboardInterrupt:
             told = f"interrupted; what was recorded is in {str(out)!r}"
@@ -163,23 +171,22 @@ def _record_path(out: Path, policy: Policy) -> Path:
 
 
 def _run_all(
-    scenario: Scenario, chosen: list[Policy], out: Path, workers: int, *, plain: bool
+    scenario: Scenario, chosen: list[Policy], out: Path, where: Where, *, plain: bool
 ) -> None:
     """Those that are not recorded yet; side by side where nothing is learned."""
     from simulator.report import open_progress
 
+    processes = where if isinstance(where, int) and scenario.learning.kind == "modelled" else 1
     side_by_side = (
-        scenario.learning.kind == "modelled"
-        and min(workers, len(chosen)) > 1
-        and "fork" in multiprocessing.get_all_start_methods()
+        min(processes, len(chosen)) > 1 and "fork" in multiprocessing.get_all_start_methods()
     )
     with open_progress(plain=plain) as progress:
         if not side_by_side:
             for policy in chosen:
-                _run_one(scenario, policy, out, workers, progress)
+                _run_one(scenario, policy, out, where, progress)
             return
         context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        with ProcessPoolExecutor(processes, mp_context=context) as pool:
             waiting = []
             for policy in chosen:
                 progress.begin(policy.name, policy.rounds.count)
@@ -190,7 +197,7 @@ def _run_all(
 
 
 def _run_one(
-    scenario: Scenario, policy: Policy, out: Path, workers: int, progress: Progress | None
+    scenario: Scenario, policy: Policy, out: Path, where: Where, progress: Progress | None
 ) -> None:
     path = _record_path(out, policy)
 
@@ -203,7 +210,7 @@ def _run_one(
         progress.begin(policy.name, policy.rounds.count)
     if not _is_recorded(path, scenario):
         run_policy(
-            scenario, policy, sink, workers=workers, models_folder=out / f"{policy.name}.models"
+            scenario, policy, sink, workers=where, models_folder=out / f"{policy.name}.models"
         )
     if progress is not None:
         progress.end(policy.name, read_record(path).totals)

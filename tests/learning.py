@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,9 +12,14 @@ from numpy.typing import NDArray
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.dataset import Examples
 from fedtide.errors import DataError
+from fedtide.plan import Plan
 from simulator.learning.learner import Learner
+from simulator.learning.models import Models, Part
 from simulator.learning.partitions import iid
+from simulator.learning.workers import Workers
 from tests.bundles import build
+
+PLAN = Plan(epochs=2, batch_size=10, learning_rate=0.1)
 
 
 class Points:
@@ -83,3 +88,15 @@ def tiny_learner(devices: int = 8) -> Learner:
     bundle = open_bundle_dir(build("tiny_mlp"))
     data = Points(bundle)
     return Learner(bundle, data, iid(len(data), devices, seed=1))
+
+
+def models_of(workers: Workers, **settings: Any) -> Models:
+    learner = tiny_learner()
+    return Models(learner.bundle, workers, learner.test_batches, **settings)
+
+
+def rounds(models: Models, first: int, last: int) -> None:
+    for version in range(first, last + 1):
+        parts = [Part(device, PLAN, version - 1) for device in (version % 8, (version + 3) % 8)]
+        models.advance(version, parts)
+    models.settle()

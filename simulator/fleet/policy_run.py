@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -20,6 +20,9 @@ from simulator.fleet.learning import Learning
 from simulator.fleet.record import Header, Recorder, Sink, lines, read_header
 from simulator.fleet.scenario import Policy, Scenario, policies
 from simulator.fleet.world import BUNDLE_BYTES, Sizes, World
+
+if TYPE_CHECKING:
+    from simulator.learning.workers import Where
 
 OpenSink = Callable[[Header], AbstractContextManager[Sink]]
 _PACKAGES = ("numpy", "onnxruntime")
@@ -35,7 +38,7 @@ def run_policy(
     policy: Policy,
     open_sink: OpenSink,
     *,
-    workers: int = 1,
+    workers: Where = 1,
     models_folder: Path | None = None,
 ) -> None:
     """Run one policy to its end; `open_sink` is given the header of its record.
@@ -70,7 +73,7 @@ def _learning_of(
     scenario: Scenario,
     policy: Policy,
     conditions: Conditions,
-    workers: int,
+    workers: Where,
     folder: Path | None,
 ) -> Iterator[tuple[Learning | None, Callable[[int], int] | None, int, int]]:
     if scenario.learning.kind == "modelled":
@@ -197,7 +200,7 @@ def _shown(line: bytes) -> str:
     return text if len(text) <= 200 else text[:200] + " …"
 
 
-def replay(path: Path, workers: int = 1) -> tuple[int, str]:
+def replay(path: Path, workers: Where = 1) -> tuple[int, str]:
     """Run what was recorded again and compare event by event: their number and digest.
 
     A record of an interrupted run is compared as far as it goes.

@@ -20,7 +20,7 @@ from simulator.learning import models, partitions
 from simulator.learning.bundles import named_bundle
 from simulator.learning.datasets.catalogue import TrainingData, open_data_set
 from simulator.learning.learner import Learner, check_simulable
-from simulator.learning.workers import open_workers
+from simulator.learning.workers import Where, open_workers
 
 
 class Lesson(NamedTuple):
@@ -79,7 +79,7 @@ class RealLearning:
 
 @contextmanager
 def real_learning(
-    scenario: Scenario, policy: Policy, workers_count: int, folder: Path | None
+    scenario: Scenario, policy: Policy, where: Where, folder: Path | None
 ) -> Iterator[Lesson]:
     """Data, partition, workers and models of one policy. What is in `folder` is not learned again.
 
@@ -97,7 +97,7 @@ def real_learning(
     learner = Learner(bundle, data, parts)
     batches = learner.test_batches  # read before there are processes: they share it
     learning = RealLearning()
-    workers = open_workers(learner, workers_count)
+    workers = open_workers(learner, where)
     try:
         late = policy.rounds.mode == "buffered" or policy.rounds.late == "discount"
         kept = 1 + policy.rounds.staleness_max if late else 1

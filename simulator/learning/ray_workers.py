@@ -39,7 +39,10 @@ except ImportError as exc:
 PROBE_S = 5.0
 """For a cluster's address to accept a connection."""
 START_S = 60.0
-"""For workers to start; those that have not by then (their cores are taken) are left out."""
+"""For a worker to start."""
+LATE_S = 15.0
+"""For all others after the first: they may wait for cores that others have, or on a lost node that
+is not known to be lost yet."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 
 
@@ -98,19 +101,20 @@ class RayWorkers:
         actor = ray.remote(num_cpus=1, max_restarts=0)(_Worker)
         workers = [actor.remote(self._learner) for _ in range(min(count or cores, cores))]
         versions = {worker.versions.remote(): worker for worker in workers}
-        ready, _ = ray.wait(list(versions), num_returns=len(versions), timeout=START_S)
-        if not ready:
+        ready, late = ray.wait(list(versions), timeout=START_S)
+        if ready and late:
+            ready, _ = ray.wait(list(versions), num_returns=len(versions), timeout=LATE_S)
+        started = [versions[reference] for reference in ready if _has_started(reference)]
+        if not started:
             raise ConfigError(
-                f"no worker started within {START_S:.0f} s on the Ray cluster at {address!r}, "
-                f"which has {cores} cores in all",
+                f"no worker started on the Ray cluster at {address!r}, which has {cores} cores in "
+                f"all, within {START_S:.0f} s",
                 hint="`ray status` says who uses them",
             )
-        for reference in ready:
-            _check_versions(reference)
-        for reference, worker in versions.items():
-            if reference not in ready:
+        for worker in workers:
+            if worker not in started:
                 ray.kill(worker)
-        self._workers = dict(enumerate(versions[reference] for reference in ready))
+        self._workers = dict(enumerate(started))
         self._load = dict.fromkeys(self._workers, 0)
         self._stored: tuple[Vector | None, Any] = (None, None)
         self._lost = ""
@@ -240,24 +244,27 @@ def _versions() -> str:
     )
 
 
-def _check_versions(reference: Any) -> None:
-    """Nothing, if a worker computes what this process would.
+def _has_started(reference: Any) -> bool:
+    """Whether a worker is there, and computes what this process would.
 
     Raises:
-        ConfigError: it does not, or did not start.
+        ConfigError: it does not, or cannot.
     """
     try:
         there = ray.get(reference)
-    except RayError as exc:
+    except RayActorError as exc:
+        if not exc.actor_init_failed:
+            return False  # its node is lost
         raise ConfigError(
-            f"a worker did not start on the Ray cluster: {_last_line(exc)}",
-            hint=f"every node needs fedtide and its data's packages: {install_hint('ray')}",
+            f"a worker cannot start on the Ray cluster: {_last_line(exc)}",
+            hint=f"every node needs fedtide with what this extra brings: {install_hint('ray')}",
         ) from exc
     if there != _versions():
         raise ConfigError(
             f"a node of the Ray cluster has {there}; this machine has {_versions()}",
             hint="install the same on all: other versions may give other bits",
         )
+    return True
 
 
 def _last_line(exc: BaseException) -> str:

@@ -27,6 +27,8 @@ from fedtide.vectors import Vector
 from simulator.learning.answers import Answer, Reply, Work, perform, reply_of
 from simulator.learning.learner import Evaluate, Learner, Measured, Train
 
+Where = int | str
+"""A number of processes on this machine, or HOST:PORT of a Ray cluster."""
 END_S = 5.0
 """For a process to end, before it is killed."""
 
@@ -336,8 +338,17 @@ def _end_with_master(pipe: int) -> None:
     os._exit(0)
 
 
-def open_workers(learner: Learner, count: int) -> Workers:
-    """`count` processes, or none beside this one where there is no fork or only one is wanted."""
-    if count <= 1 or "fork" not in multiprocessing.get_all_start_methods():
+def open_workers(learner: Learner, where: Where) -> Workers:
+    """Where there is no fork, or one process is enough: none beside this one.
+
+    Raises:
+        ConfigError: there is no such cluster, or Ray is not installed.
+        StateError: the system has no memory or no processes left.
+    """
+    if isinstance(where, str):
+        from simulator.learning.ray_workers import RayWorkers
+
+        return RayWorkers(learner, where)
+    if where <= 1 or "fork" not in multiprocessing.get_all_start_methods():
         return InProcess(learner)
-    return Processes(learner, count)
+    return Processes(learner, where)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import subprocess
@@ -14,72 +13,17 @@ import numpy as np
 import pytest
 
 from edge_client.trainers.opening import available_runtimes
-from fedtide.errors import ConfigError, DataError, FedtideError, StateError
-from fedtide.plan import Plan
+from fedtide.errors import DataError, FedtideError, StateError
 from fedtide.safetensors import read_initial_model
 from simulator.learning.learner import Learned, Learner, Train
-from simulator.learning.models import Models, Part
 from simulator.learning.workers import InProcess, Processes, Task, Workers, split_batches
 from tests.bundles import ROOT, build
-from tests.learning import tiny_learner, troubled_learner
+from tests.contract.ray_nodes import HAS_RAY, NodesOfRay
+from tests.learning import PLAN, models_of, rounds, tiny_learner, troubled_learner
 
 pytestmark = pytest.mark.skipif(
     not available_runtimes(), reason="no onnxruntime in this environment"
 )
-
-HAS_RAY = importlib.util.find_spec("ray") is not None
-PLAN = Plan(epochs=2, batch_size=10, learning_rate=0.1)
-
-
-class NodesOfRay:
-    """A cluster of a head and two nodes with a core each, on this machine, begun when needed."""
-
-    def __init__(self) -> None:
-        self._cluster: Any = None
-
-    def open(self, learner: Learner) -> Workers:
-        from simulator.learning.ray_workers import RayWorkers
-
-        return RayWorkers(learner, self.address())
-
-    def address(self) -> str:
-        if self._cluster is None:
-            from ray._private import ray_constants
-            from ray.cluster_utils import Cluster
-
-            # As on macOS and Windows: all of Ray stays on the loopback interface.
-            ray_constants.ENABLE_RAY_CLUSTER = False
-            self._cluster = Cluster(initialize_head=True, head_node_args=self._settings(0))
-            for _ in range(2):
-                self.add_a_node()
-        return str(self._cluster.address)
-
-    def lose_a_node(self) -> None:
-        node = next(iter(self._cluster.worker_nodes))
-        self._cluster.remove_node(node, allow_graceful=False)
-
-    def add_a_node(self) -> None:
-        self._cluster.add_node(**self._settings(1))
-
-    def stop(self) -> None:
-        if self._cluster is not None:
-            self._cluster.shutdown()
-
-    @staticmethod
-    def _settings(cores: int) -> dict[str, Any]:
-        return {
-            "num_cpus": cores,
-            "node_ip_address": "127.0.0.1",
-            "include_dashboard": False,
-            "include_log_monitor": False,
-        }
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[NodesOfRay]:
-    nodes = NodesOfRay()
-    yield nodes
-    nodes.stop()
 
 
 KINDS: dict[str, Callable[[Learner, NodesOfRay], Workers]] = {
@@ -124,18 +68,6 @@ def test_an_evaluation_goes_on_beside_training(workers: Workers) -> None:
     assert len(list(workers.train([Task(Train(0, PLAN), model)] * 9))) == 9
     parts = [part for measured in evaluation.result() for part in measured.parts]
     assert [part.examples for part in parts] == [256, 256, 88]
-
-
-def models_of(workers: Workers, **settings: Any) -> Models:
-    learner = tiny_learner()
-    return Models(learner.bundle, workers, learner.test_batches, **settings)
-
-
-def rounds(models: Models, first: int, last: int) -> None:
-    for version in range(first, last + 1):
-        parts = [Part(device, PLAN, version - 1) for device in (version % 8, (version + 3) % 8)]
-        models.advance(version, parts)
-    models.settle()
 
 
 def test_a_federation_has_the_same_bits(workers: Workers) -> None:
@@ -263,27 +195,6 @@ def test_no_process_stays_behind(how: str) -> None:
         # The output ends when the last process that could write to it has ended.
         rest, _ = master.communicate("\n", timeout=30)
     assert rest == ("closed 2\n" if how == "close" else "")
-
-
-@pytest.mark.skipif(not HAS_RAY, reason="ray is not installed here: make test-ray")
-def test_a_lost_node_changes_no_bit(nodes: NodesOfRay) -> None:
-    workers = nodes.open(tiny_learner())
-    models, alone = models_of(workers), models_of(InProcess(tiny_learner()))
-    rounds(models, 1, 2)
-    nodes.lose_a_node()
-    rounds(models, 3, 5)
-    rounds(alone, 1, 5)
-    assert [v.digest for v in models.history] == [v.digest for v in alone.history]
-    workers.close()
-    nodes.add_a_node()
-
-
-@pytest.mark.skipif(not HAS_RAY, reason="ray is not installed here: make test-ray")
-def test_no_cluster_is_a_message() -> None:
-    from simulator.learning.ray_workers import RayWorkers
-
-    with pytest.raises(ConfigError, match="no Ray cluster"):
-        RayWorkers(tiny_learner(), "127.0.0.1:1")
 
 
 def test_batches_are_divided_whole() -> None:
