@@ -123,7 +123,8 @@ def _one_row(parsed: argparse.Namespace) -> Row:
 
 def _check(parsed: argparse.Namespace) -> None:
     if parsed.workers is None:
-        parsed.workers = len(os.sched_getaffinity(0))
+        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+        parsed.workers = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
     _at_least(1, "--workers", parsed.workers)
     if parsed.rounds_max is not None:
         _at_least(1, "--rounds-max", parsed.rounds_max)
