@@ -82,12 +82,11 @@ def merged(name: str, *records: Record | None) -> Record:
     runs: dict[tuple[int, float], Run] = {}
     for record in records:
         for run in record.runs if record is not None else ():
-            known = runs.get(run.key)
-            if known is None or (run.last_round, run.diverged or "") >= (
-                known.last_round,
-                known.diverged or "",
-            ):
-                runs[run.key] = run
+            known = runs.get(run.key, run)
+            newer = (run.last_round, run.diverged or "") >= (known.last_round, known.diverged or "")
+            further, other = (run, known) if newer else (known, run)
+            data = further.data or other.data
+            runs[run.key] = msgspec.structs.replace(further, data=data)
     return Record(name, tuple(runs[key] for key in sorted(runs)))
 
 

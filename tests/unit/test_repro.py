@@ -356,7 +356,9 @@ def cell(line: str, column: str, table: str = "2") -> Row:
 def test_of_two_records_of_a_run_the_further_one_counts() -> None:
     early, late = (made_up("x", {0.1: n}, experiment()) for n in (3, 5))
     other = made_up("x", {0.2: 4}, experiment())
-    both = merged("x", late, early, other, None)
+    unnamed = Record("x", tuple(replace(run, data="") for run in late.runs))
+    both = merged("x", early, unnamed, other, None)
+    assert {run.data for run in both.runs} == {"data"}
     assert [(run.experiment.learning_rate, run.last_round) for run in both.runs] == [
         (0.1, 5),
         (0.2, 4),
