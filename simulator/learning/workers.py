@@ -23,6 +23,7 @@ import msgspec
 import numpy as np
 
 from fedtide.errors import StateError
+from fedtide.runtime import import_onnxruntime
 from fedtide.vectors import Vector
 from simulator.learning.answers import Answer, Reply, Work, perform, reply_of
 from simulator.learning.learner import Evaluate, Learner, Measured, Train
@@ -152,6 +153,7 @@ class Processes:
         Raises:
             StateError: the system has no memory or no processes left.
         """
+        import_onnxruntime()  # once for all: a fork shares what is imported
         self.count = count
         self._slots_count = 3 * count
         self._free = deque(range(self._slots_count))
