@@ -140,12 +140,13 @@ class Models:
         delta = weighted_mean(self._contributions(parts, learned), len(before))
         model = apply_delta(before, delta)
         self._vectors[version] = model
-        for old in [v for v in self._vectors if v <= version - self._kept]:
-            del self._vectors[old]
         examples = sum(one.examples for one in learned)
         loss = sum(one.losses[-1] * one.examples for one in learned) / max(examples, 1)
         seconds = sum(one.seconds for one in learned)
         self._measure(Version(version, _digest(model), examples, loss, None, seconds), model)
+        # Only now: interrupted before, `save` has the version that is measured.
+        for old in [v for v in self._vectors if v <= version - self._kept]:
+            del self._vectors[old]
         if self._folder is not None and time.monotonic() - self._saved_at_s > CHECKPOINT_S:
             self.save()
 
@@ -158,12 +159,13 @@ class Models:
         if self._pending is None:
             return
         version, evaluation = self._pending
-        self._pending = None
         parts = [part for measured in evaluation.result() for part in measured.parts]
+        self._pending = None
         self._record(msgspec.structs.replace(version, metrics=add_up(parts)))
 
     def save(self) -> None:
-        """Make all versions up to the newest safe on disk.
+        """Make all versions up to the newest that is measured safe on disk. An interruption may have
+        come at any moment of `advance`: then the version under way is not saved.
 
         Raises:
             StateError: the disk is full or failing.
@@ -171,9 +173,15 @@ class Models:
         if self._folder is None:
             return
         self.settle()
-        newest = max(self._vectors)
+        newest = self.history[-1].version
+        if newest not in self._vectors:
+            return  # what is on disk is whole
         lines = b"".join(msgspec.json.encode(version) + b"\n" for version in self.history)
-        paths = {_path(self._folder, version): vector for version, vector in self._vectors.items()}
+        paths = {
+            _path(self._folder, version): vector
+            for version, vector in self._vectors.items()
+            if version <= newest
+        }
         with disk_errors_of(self._folder):
             for path, vector in paths.items():
                 if not path.exists():

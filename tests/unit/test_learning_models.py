@@ -74,6 +74,55 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(tmp_path: Path, staleness
     assert workers.trained == 2 * 3
 
 
+class Interrupted(InProcess):
+    """Ctrl-C comes while version 3 is `asked` to be measured, or while version 2 is waited for."""
+
+    def __init__(self, learner: Learner, moment: str) -> None:
+        super().__init__(learner)
+        self._moment = moment
+        self._measured = 0
+
+    def begin_evaluation(self, model: Any, batches: int) -> Any:
+        number = self._measured
+        self._measured += 1
+        if (number, self._moment) == (3, "asked"):
+            raise KeyboardInterrupt
+        evaluation = super().begin_evaluation(model, batches)
+        return Impatient(evaluation) if (number, self._moment) == (2, "waited for") else evaluation
+
+
+class Impatient:
+    """Ctrl-C comes while somebody waits for this, once."""
+
+    def __init__(self, evaluation: Any) -> None:
+        self._evaluation = evaluation
+        self._waited = False
+
+    def result(self) -> Any:
+        if not self._waited:
+            self._waited = True
+            raise KeyboardInterrupt
+        return self._evaluation.result()
+
+
+@pytest.mark.parametrize("moment", ["asked", "waited for"])
+def test_an_interruption_between_two_versions_loses_no_checkpoint(
+    tmp_path: Path, moment: str
+) -> None:
+    learner = tiny_learner()
+    whole, _ = opened(None, learner)
+    go(whole, 5)
+    first = Models(learner.bundle, Interrupted(learner, moment), learner.test_batches, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        go(first, 5)
+    first.save()
+    second, workers = opened(tmp_path, learner)
+    go(second, 5)
+    assert second.history[-1].digest == whole.history[-1].digest
+    assert [v.metrics for v in second.history] == [v.metrics for v in whole.history]
+    assert workers.trained == 2 * 3
+
+
 def test_versions_that_are_not_due_are_not_measured(tmp_path: Path) -> None:
     models, _ = opened(tmp_path, tiny_learner(), due=lambda version: version % 3 == 0)
     go(models, 7)
