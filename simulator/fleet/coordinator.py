@@ -360,6 +360,10 @@ class Coordinator:
         for told in evaluations:
             at_ms = self._made_ms[told.version]
             self._world.write(events.Evaluated(at_ms, told.version, told.loss, told.accuracy))
+            enough = self._world.conditions.scenario.learning.stop_at_accuracy
+            if self.finished is None and enough is not None and (told.accuracy or 0) >= enough:
+                reason = f"model {told.version} has an accuracy of {told.accuracy:.2%}"
+                self.finished = FinishFederation(reason, succeeded=True)
 
     def _abandon(self, round_id: int, reason: str) -> None:
         kept = {(m.device_id, m.round_id) for m in (*self.state.ready(), *self.state.carried)}

@@ -171,6 +171,8 @@ class LearningConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """modelled: values that travel."""
     step_ms: StepMs | None = None
     """Of a step with `plan.batch_size` on the reference machine."""
+    stop_at_accuracy: Annotated[float, Meta(gt=0, le=1)] | None = None
+    """real: a policy ends once a model is known to be as good on the test set."""
 
     def __post_init__(self) -> None:
         """Real learning has real data."""
@@ -178,6 +180,8 @@ class LearningConfig(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError('kind = "real" needs data, the name of a data set')
         if self.kind == "real" and self.parameters is not None:
             raise ValueError('parameters are of kind = "modelled"; a real model knows its own')
+        if self.kind == "modelled" and self.stop_at_accuracy is not None:
+            raise ValueError('stop_at_accuracy is of kind = "real"; nothing is learned here')
 
 
 class PolicyConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -79,3 +79,20 @@ def test_the_same_record_in_one_go_or_two(tmp_path: Path, rounds: dict[str, Any]
     assert len({told.loss for told in quality}) == 5
     events_count, digest = replay(whole)
     assert (events_count, digest) == (len(found), read_record(whole).digest)
+
+
+def test_a_policy_ends_when_its_model_is_good_enough(tmp_path: Path) -> None:
+    scenario = learning(count=30)
+    enough = msgspec.structs.replace(scenario.learning, stop_at_accuracy=0.5)
+    scenario = msgspec.structs.replace(scenario, learning=enough)
+    path = tmp_path / "record.jsonl.gz"
+    record(scenario, path)
+    told = list(read_record(path).events())
+    accuracies = [event.accuracy or 0 for event in told if isinstance(event, events.Evaluated)]
+    made = [event.version for event in told if isinstance(event, events.ModelMade)]
+    first = next(version for version, value in enumerate(accuracies) if value >= 0.5)
+    assert made[-1] == first + 1 < 30
+    assert isinstance(told[-1], events.Finished)
+    assert told[-1].succeeded
+    assert f"model {first} has an accuracy of" in told[-1].reason
+    replay(path)
