@@ -6,7 +6,9 @@ training, reduction and evaluation are the production's; a run goes on where it 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -90,61 +92,74 @@ def run(
     learner: Learner,
     workers_count: int,
     *,
-    rounds_max: Callable[[], float] = lambda: float("inf"),
+    rounds_max: float = math.inf,
     on_version: Callable[[Version], None] = lambda _: None,
 ) -> Result:
-    """Run until the target, `experiment.rounds_max`, or `rounds_max()`, which may fall.
-
-    A run that stopped because of the latter goes on when it is called again.
+    """Run until the target, `experiment.rounds_max` or `rounds_max`, and go on where it stopped.
 
     Raises:
         FedtideError: of data, disk or a worker.
     """
-    best = 0.0
+    best, reached = 0.0, math.inf
     test_batches = learner.test_batches  # read before there are processes: they share it
 
     def told(version: Version) -> None:
-        nonlocal best
+        nonlocal best, reached
         if version.metrics is not None:
             best = max(best, version.metrics.accuracy or 0.0)
+            if best >= experiment.target:
+                reached = min(reached, version.version)
         on_version(version)
-
-    names = [device_name(number) for number in range(experiment.devices)]
-    rounds = experiment.rounds()
-    wanted = wanted_count(rounds, experiment.devices)
-    workers = open_workers(learner, workers_count)
 
     def due(version: int) -> bool:
         return version % experiment.evaluate_every == 0 or best >= experiment.target - MARGIN
 
+    def ends(round_id: int) -> str:
+        # A version is measured beside the next round: that one is always made, so that where a
+        # run ends does not depend on when it was saved.
+        if round_id > reached + 1:
+            return "target"
+        if round_id > experiment.rounds_max:
+            return "rounds_max"
+        return "stopped" if round_id > rounds_max else ""
+
+    workers = open_workers(learner, workers_count)
     try:
         models = Models(learner.bundle, workers, test_batches, folder, on_version=told, due=due)
-        ended = "rounds_max"
-        for round_id in range(1, experiment.rounds_max + 1):
-            if best >= experiment.target:
-                ended = "target"
-                break
-            if round_id > rounds_max():
-                ended = "stopped"
-                break
-            cohort = select_cohort(names, wanted, 1.0, experiment.seed, round_id)
-            plan = round_plan(experiment.plan(), rounds, round_id, round_id - 1)
-            parts = [Part(int(name[7:]), plan, round_id - 1) for name in cohort]
-            try:
-                models.advance(round_id, parts)
-            except (DivergedError, OverflowError) as exc:
-                ended = f"diverged: {exc}"
-                break
-        models.settle()
+        try:
+            ended = _advance(models, experiment, ends)
+        except KeyboardInterrupt:
+            models.save()
+            raise
         models.save()
-        if best >= experiment.target:
-            ended = "target"
-        curve = [
-            (version.version, version.metrics.accuracy or 0.0)
-            for version in models.history
-            if version.metrics is not None
-        ]
-        reached = rounds_to_target(curve, experiment.target)
-        return Result(experiment, reached, ended, tuple(models.history))
+        return _result(experiment, models.history, "target" if reached < math.inf else ended)
     finally:
         workers.close()
+
+
+def _advance(models: Models, experiment: Experiment, ends: Callable[[int], str]) -> str:
+    """Round after round; how it ended."""
+    names = [device_name(number) for number in range(experiment.devices)]
+    rounds = experiment.rounds()
+    wanted = wanted_count(rounds, experiment.devices)
+    for round_id in itertools.count(1):
+        if ended := ends(round_id):
+            break
+        cohort = select_cohort(names, wanted, 1.0, experiment.seed, round_id)
+        plan = round_plan(experiment.plan(), rounds, round_id, round_id - 1)
+        parts = [Part(int(name[7:]), plan, round_id - 1) for name in cohort]
+        try:
+            models.advance(round_id, parts)
+        except DivergedError as exc:
+            ended = f"diverged: {exc}"
+            break
+    return ended
+
+
+def _result(experiment: Experiment, history: Sequence[Version], ended: str) -> Result:
+    curve = [
+        (version.version, version.metrics.accuracy or 0.0)
+        for version in history
+        if version.metrics is not None
+    ]
+    return Result(experiment, rounds_to_target(curve, experiment.target), ended, tuple(history))

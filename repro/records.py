@@ -134,15 +134,17 @@ def collect(out: Path, row: Row) -> Record | None:
     return merged(row.name, known, here) if known is not None or here.runs else None
 
 
-def compared(before: Record | None, run: Run) -> str | None:
-    """Whether a run came to the bits that were on record; None: that one went another way or
-    less far."""
+def compared(before: Record | None, course: Course) -> str | None:
+    """Whether a run came to the bits that were on record; None: nothing of it is there, or it has
+    not come that far."""
     if before is None:
         return None
-    known = {other.key: other for other in before.runs}.get(run.key)
-    if known is None or known.last_round != run.last_round:
+    key = (course.experiment.seed, course.experiment.learning_rate)
+    known = {run.key: run for run in before.runs}.get(key)
+    if known is None or course.last_round < known.last_round:
         return None
-    same = "the same bits as" if known.digest == run.digest else "OTHER BITS THAN"
+    digests = {version.version: version.digest for version in course.versions}
+    same = "the same bits as" if digests[known.last_round] == known.digest else "OTHER BITS THAN"
     return f"{same} {before.name}.json has"
 
 

@@ -18,7 +18,7 @@ from repro.records import compared, merged, read_record, run_here, write_record
 from repro.reporting import print_rows
 from repro.rows import Row
 from repro.setting import Setting, open_setting
-from repro.trials import folder_name, run_trial
+from repro.trials import folder_name, read_course, run_trial
 from repro.view import Progress
 from simulator.learning.datasets import data_folder
 from simulator.learning.datasets.download import download
@@ -114,11 +114,10 @@ class _Search:
     def _record(self, experiment: Experiment) -> None:
         before, here = read_record(self._out, self._row.name), run_here(self._out, self._row)
         write_record(self._out, merged(self._row.name, before, here))
-        key = (experiment.seed, experiment.learning_rate)
-        told = [compared(before, run) for run in here.runs if run.key == key]
-        for line in told:
-            if line is not None:
-                self._progress.say(f"{self._row.name}: {line}")
+        course = read_course(self._folder(experiment))
+        line = None if course is None else compared(before, course)
+        if line is not None:
+            self._progress.say(f"{self._row.name}: {line}")
 
     def _experiment(self, step: Step) -> Experiment:
         return msgspec.structs.replace(

@@ -129,7 +129,7 @@ def run_trial(
             folder,
             setting.learner,
             workers_count,
-            rounds_max=lambda: rounds_max,
+            rounds_max=rounds_max,
             on_version=on_version,
         )
         write_atomically(folder / RESULT, _json(result))

@@ -130,8 +130,8 @@ class Models:
         """Make `version` of the one before it and `parts`, in the order of aggregation.
 
         Raises:
+            DivergedError: what was learned is not finite.
             FedtideError: of a worker.
-            ValueError, OverflowError: the aggregate is unusable.
         """
         if version <= self._resumable:
             return
@@ -139,6 +139,8 @@ class Models:
         learned: list[Learned] = []
         delta = weighted_mean(self._contributions(parts, learned), len(before))
         model = apply_delta(before, delta)
+        if not np.isfinite(model).all():
+            raise DivergedError(f"model {version} has values that are not finite")
         self._vectors[version] = model
         examples = sum(one.examples for one in learned)
         loss = sum(one.losses[-1] * one.examples for one in learned) / max(examples, 1)
@@ -177,18 +179,14 @@ class Models:
         if newest not in self._vectors:
             return  # what is on disk is whole
         lines = b"".join(msgspec.json.encode(version) + b"\n" for version in self.history)
-        paths = {
-            _path(self._folder, version): vector
-            for version, vector in self._vectors.items()
-            if version <= newest
-        }
+        kept = {v: _path(self._folder, v) for v in self._vectors if v <= newest}
         with disk_errors_of(self._folder):
-            for path, vector in paths.items():
-                if not path.exists():
-                    write_atomically(path, encode_vector(vector, "f32"))
+            for version, path in kept.items():
+                if version > self._resumable:  # and of a file that is there nothing is known
+                    write_atomically(path, encode_vector(self._vectors[version], "f32"))
             write_atomically(self._folder / JOURNAL, lines)
             for old in self._folder.glob("model-*.f32"):
-                if old not in paths:
+                if old not in kept.values():
                     old.unlink()
         self._resumable = newest
         self._saved_at_s = time.monotonic()
@@ -251,13 +249,16 @@ class Models:
                     self._vectors[version] = decode_vector(content, "f32", count)
         except (msgspec.DecodeError, ValueError, IndexError) as exc:
             raise _damaged(folder, str(exc)) from exc
-        newest = history[-1]
-        known = self._vectors.get(newest.version)
-        if known is None or _digest(known) != newest.digest:
-            raise _damaged(folder, f"model {newest.version} is not the journal's")
-        for known_version in history:
-            self._record(known_version)
-        self._resumable = newest.version
+        newest = history[-1].version
+        for known in history:
+            vector = self._vectors.get(known.version)
+            if vector is None and known.version < newest:
+                continue  # nothing starts from it any more
+            if vector is None or _digest(vector) != known.digest:
+                raise _damaged(folder, f"model {known.version} is not the journal's")
+        for known in history:
+            self._record(known)
+        self._resumable = newest
 
 
 def _damaged(folder: Path, why: str) -> DamagedError:

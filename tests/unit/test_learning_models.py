@@ -123,6 +123,27 @@ def test_an_interruption_between_two_versions_loses_no_checkpoint(
     assert workers.trained == 2 * 3
 
 
+def test_a_power_cut_between_model_and_journal_costs_what_came_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = tiny_learner()
+    models, _ = opened(tmp_path, learner)
+    go(models, 2)
+    models.save()
+    journal = (tmp_path / JOURNAL).read_bytes()
+    models.advance(3, [Part(0, PLAN, 2)])
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", lambda _: None)  # the cut came before
+        models.save()
+    (tmp_path / JOURNAL).write_bytes(journal)
+    # Of another origin than what is made now: it must not be taken for it.
+    (tmp_path / "model-0000003.f32").write_bytes(bytes(4 * learner.shared_count))
+    for last in (3, 4):
+        again, _ = opened(tmp_path, learner)
+        go(again, last)
+        again.save()
+
+
 def test_versions_that_are_not_due_are_not_measured(tmp_path: Path) -> None:
     models, _ = opened(tmp_path, tiny_learner(), due=lambda version: version % 3 == 0)
     go(models, 7)
@@ -150,6 +171,24 @@ def test_damaged_files_are_a_message(tmp_path: Path, damage: str) -> None:
             journal.write_bytes(b"")
     with pytest.raises(DamagedError, match="cannot be used"):
         opened(tmp_path, tiny_learner())
+
+
+def test_another_versions_model_is_checked_too(tmp_path: Path) -> None:
+    models, _ = opened(tmp_path, tiny_learner(), versions_kept=3)
+    go(models, 4)
+    models.save()
+    (tmp_path / "model-0000003.f32").write_bytes((tmp_path / "model-0000004.f32").read_bytes())
+    with pytest.raises(DamagedError, match="model 3 is not the journal's"):
+        opened(tmp_path, tiny_learner(), versions_kept=3)
+
+
+def test_another_initial_model_is_another_run(tmp_path: Path) -> None:
+    models, _ = opened(tmp_path, tiny_learner())
+    go(models, 2)
+    models.save()
+    other = read_initial_model(tiny_learner().bundle) + np.float32(1)
+    with pytest.raises(DamagedError, match="model 0 is not the journal's"):
+        opened(tmp_path, tiny_learner(), initial=other)
 
 
 def test_divergence_is_told() -> None:

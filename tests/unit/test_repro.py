@@ -27,12 +27,13 @@ from fedtide.errors import ConfigError
 from fedtide.measures import Measure, Metrics
 from fedtide.safetensors import read_initial_model
 from fedtide.vectors import Vector
-from repro.experiment import Experiment
+from repro.experiment import Experiment, run
 from repro.figure_one import Figure, Side, another_initial_model, make_figure
 from repro.records import Record, Run, collect, merged, read_record, write_record
 from repro.report import blocks, plot_names, rendered
 from repro.reporting import read_figure, read_over_mqtt, saved
 from repro.rows import ROWS, Row, Search
+from repro.setting import open_setting
 from repro.standing import our_factor, paper_factor, standing
 from repro.trials import Label, folder_name, read_course
 from repro.view import Progress
@@ -171,6 +172,52 @@ def test_results_that_came_with_the_repository_are_run_again(
         assert again is not None
         untimed = replace(again.runs[0], training_s=record.runs[0].training_s)
         assert (untimed,) == record.runs
+
+
+def test_where_a_run_ends_does_not_depend_on_when_it_was_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = open_setting(experiment(), None).learner
+    curve = [v.metrics for v in run(experiment(), tmp_path / "all", learner, 1).versions]
+    there = [metrics.accuracy or 0.0 for metrics in curve if metrics is not None]
+    wanted = replace(experiment(), target=max(there[:4]))
+    last = there.index(wanted.target) + 1
+    assert 1 < last < 8
+    results = []
+    for pause_s in (0.0, 1e9):
+        monkeypatch.setattr(models, "CHECKPOINT_S", pause_s)
+        results.append(run(wanted, tmp_path / f"{pause_s}", learner, 1))
+    ends = {(result.ended, result.versions[-1].digest) for result in results}
+    assert ends == {("target", results[0].versions[last].digest)}
+
+
+@pytest.mark.usefixtures("one_row")
+def test_a_run_that_went_further_is_compared_where_the_record_ends(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = ("--row", NAME, "--learning-rate", "0.1", "--rounds-max")
+    assert fedavg(tmp_path, *one, "2") == 0
+    shutil.rmtree(tmp_path / NAME)
+    capsys.readouterr()
+    assert fedavg(tmp_path, *one, "1") == 0
+    assert "bits" not in capsys.readouterr().out
+    assert fedavg(tmp_path, *one, "3") == 0
+    assert f"{NAME}: the same bits as {NAME}.json has" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("one_row")
+def test_an_interruption_costs_the_round_that_was_under_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "CHECKPOINT_S", 1e9)
+
+    def interrupted(_self: Progress, version: Version) -> None:
+        if version.version == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Progress, "version", interrupted)
+    assert fedavg(tmp_path, "--row", NAME, "--learning-rate", "0.1") == 130
+    assert len(digests(tmp_path)) in (3, 4)
 
 
 KILLED = """
