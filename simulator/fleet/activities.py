@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from edge_client.config import TrainingConfig
 from fedtide.messages import Task, Update
 from simulator.fleet.profiles import Work
+
+LOST_MS_MAX = TrainingConfig().lost_ms_max
 
 
 class Download:
@@ -24,6 +27,17 @@ class Training:
     def __init__(self, task: Task, work: Work, began_ms: int, epochs_before: int) -> None:
         self.task, self.work = task, work
         self.began_ms, self.epochs_before = began_ms, epochs_before
+
+    def epochs_saved(self, took_ms: float) -> int:
+        """Epochs that are on the disk after so long, without those of before.
+
+        As by `edge_client.progress.EpochSaver`: never the plan's last one, and while epochs are
+        short only as many as keep a power cut from costing more than `LOST_MS_MAX`.
+        """
+        epoch_ms, left = self.work.epoch_ms, self.task.plan.epochs - self.epochs_before
+        finished = min(int(took_ms / epoch_ms), left - 1)
+        apart = max(1, int(LOST_MS_MAX / epoch_ms))
+        return finished // apart * apart
 
 
 class Upload:

@@ -257,6 +257,8 @@ class Device:
             version, before = self._partial
             before = before if version == download.version else 0
             self._partial = download.version, before + here - of_bundle
+        if here and self.state.durable.restarts:
+            self.apply(orders.BlocksArrived())
 
     # ---- training ----
 
@@ -299,14 +301,13 @@ class Device:
             self.apply(orders.TaskDone(update))
 
     def _stop_training(self, training: Training) -> None:
-        """The last finished epoch is saved, but for that which ends the training."""
+        """What was not saved has to be done again."""
         self._training = None
         task, work, world = training.task, training.work, self._world
         took_ms = world.now_ms - training.began_ms
-        done_ms = training.epochs_before * work.epoch_ms + took_ms
-        epochs = min(int(done_ms / work.epoch_ms), task.plan.epochs - 1)
-        epochs = max(epochs, training.epochs_before)
-        lost_ms = min(took_ms, max(0, round(done_ms - epochs * work.epoch_ms)))
+        saved = training.epochs_saved(took_ms)
+        epochs = training.epochs_before + saved
+        lost_ms = min(took_ms, max(0, round(took_ms - saved * work.epoch_ms)))
         steps = min(work.steps, epochs * work.steps_in_epoch)
         world.write(
             events.TrainingEnded(

@@ -84,7 +84,7 @@ class DownloadEnded(Struct, frozen=True, array_like=True, tag="downed"):
 
 
 class TrainingBegan(Struct, frozen=True, array_like=True, tag="train"):
-    """Also when it goes on after a pause, from the last finished epoch."""
+    """Also when it goes on after a pause, from the last epoch that was saved."""
 
     at_ms: Natural
     device: Natural
@@ -99,7 +99,7 @@ class TrainingEnded(Struct, frozen=True, array_like=True, tag="trained"):
     device: Natural
     round_id: Natural
     epochs: Natural
-    """Finished, those of before a pause included."""
+    """Done or, if it was interrupted, saved; those of before a pause included."""
     steps: Natural
     """Of the epochs that are kept, in all."""
     done: bool = True

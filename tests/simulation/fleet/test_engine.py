@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
@@ -10,11 +11,16 @@ from hypothesis import strategies as st
 
 from coordinator.cohort import select_cohort
 from coordinator.plans import round_plan
+from edge_client.config import TrainingConfig
+from edge_client.progress import EpochSaver
+from fedtide.plan import Plan
 from simulator.fleet import events
+from simulator.fleet.activities import Training
 from simulator.fleet.checks import violations
 from simulator.fleet.conditions import device_name
 from simulator.fleet.engine import run
 from simulator.fleet.learning import Part
+from simulator.fleet.profiles import Work
 from simulator.fleet.record import Header, Recorder
 from simulator.fleet.scenario import policies
 from simulator.fleet.totals import Totals
@@ -81,14 +87,73 @@ def test_a_power_cut_costs_time_and_no_work_that_is_safe(phase: str) -> None:
     assert len(began) == (6 if phase == "in_training" else 3)
 
 
+SLOW = {"fleet": {"group": [{"step_ms": 10_000.0}]}}
+"""An epoch takes 95 s: longer than the client would have a power cut cost."""
+
+
 def test_training_goes_on_from_the_last_finished_epoch() -> None:
-    changes = dropping("in_training", at_epoch=2), {"plan": {"epochs": 3}}
+    changes = dropping("in_training", at_epoch=2), {"plan": {"epochs": 3}}, SLOW
     found = history(scenario_of(*changes, {"rounds": {"count": 1, "collect_ms": 3_600_000}}))
     assert violations(found) == []
     began = of_kind(events.TrainingBegan, found)
     assert sorted(event.epochs_before for event in began) == [0, 0, 0, 1, 1, 1]
     cut = [event for event in of_kind(events.TrainingEnded, found) if not event.done]
-    assert all(event.epochs == 1 and 0 <= event.lost_ms < 95 for event in cut)
+    assert all(event.epochs == 1 and 0 <= event.lost_ms < 95_000 for event in cut)
+
+
+@given(
+    epoch_ms=st.integers(500, 200_000),
+    epochs=st.integers(1, 60),
+    before=st.integers(0, 59),
+    part=st.floats(0, 0.999),
+)
+def test_epochs_are_saved_as_on_a_device(
+    epoch_ms: int, epochs: int, before: int, part: float
+) -> None:
+    before = min(before, epochs - 1)
+    saved, now_s = [0], 0.0
+
+    class Untrained:
+        manifest = SimpleNamespace(local=slice(0, 0))
+
+        def parameters(self) -> list[float]:
+            return []
+
+    took_ms = part * (epochs - before) * epoch_ms
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edge_client.progress.time.monotonic", lambda: now_s)
+        saver = EpochSaver(
+            cast(Any, Untrained()),
+            epochs,
+            TrainingConfig().lost_ms_max,
+            lambda progress, *_: saved.append(progress.epochs - before),
+        )
+        for epoch in range(1, int(took_ms / epoch_ms) + 1):
+            now_s = epoch * epoch_ms / 1_000
+            saver(cast(Any, SimpleNamespace(epochs=before + epoch, loss=0.0)))
+    task = SimpleNamespace(plan=Plan(epochs=epochs))
+    training = Training(cast(Any, task), Work(10 * epochs, 0.0, epoch_ms, 10), 0, before)
+    assert training.epochs_saved(took_ms) == saved[-1]
+
+
+def test_starts_between_which_blocks_arrive_are_no_loop_of_crashes(tmp_path: Path) -> None:
+    """A download that takes five times on, each too short for it, is no reason to decline."""
+    rows = "".join(f"0,{100 * turn},{100 * turn + 10}\n" for turn in range(6))
+    trace = tmp_path / "trace.csv"
+    trace.write_text("device,from_s,until_s\n" + rows)
+    link = {"down_bytes_per_s": 100_000, "up_bytes_per_s": 1_000_000}
+    scenario = scenario_of(
+        {
+            "fleet": {"devices": 1, "group": [{"step_ms": 10.0, "link": link}]},
+            "learning": {"parameters": 1_200_000},
+            "availability": {"kind": "trace", "trace": trace},
+            "rounds": {"count": 1, "cohort_size": 1, "devices_min": 1, "collect_ms": 3_600_000},
+        }
+    )
+    found = history(scenario)
+    assert violations(found) == []
+    assert of_kind(events.Declined, found) == []
+    assert len(of_kind(events.ModelMade, found)) == 1
 
 
 def test_an_upload_goes_on_where_it_broke_off() -> None:
