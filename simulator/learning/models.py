@@ -166,8 +166,8 @@ class Models:
         self._record(msgspec.structs.replace(version, metrics=add_up(parts)))
 
     def save(self) -> None:
-        """Make all versions up to the newest that is measured safe on disk. An interruption may
-        have come at any moment of `advance`: then the version under way is not saved.
+        """Make all versions up to the newest that is measured safe on disk.
+
         Also after an interruption at any moment of `advance`: the version under way is left out.
 
         Raises:
