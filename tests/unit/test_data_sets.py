@@ -15,7 +15,12 @@ from numpy.typing import NDArray
 from fedtide.errors import ConfigError, DataError
 from simulator.learning.datasets import data_folder, open_data_set
 from simulator.learning.datasets.files import read_compressed
-from simulator.learning.datasets.shakespeare import CHARACTERS, Sequences, ShakespeareWords
+from simulator.learning.datasets.shakespeare import (
+    CHARACTERS,
+    Sequences,
+    ShakespeareWords,
+    read_roles,
+)
 
 PARTS = {"train": 30, "t10k": 10}
 
@@ -219,6 +224,17 @@ def test_shakespeare_by_lines(tmp_path: Path) -> None:
     assert "".join(text(y) for y in some.y[4:]).rstrip("_") == f"{long}>"
     np.testing.assert_array_equal(data.examples(np.array([5])).x[0], some.x[5])
     assert [text(x) for x in data.test.x] == ["<question.", "<Caf? ? ?"]
+
+
+@pytest.mark.parametrize(("lines", "test_lines"), [(2, 1), (5, 1), (6, 2), (7, 2), (10, 2)])
+def test_the_last_fifth_of_a_role_is_for_the_test(
+    tmp_path: Path, lines: int, test_lines: int
+) -> None:
+    spoken = [f"line {number}" for number in range(lines)]
+    role = json.dumps({"play": "p", "role": "A", "lines": spoken}).encode() + b"\n"
+    split = read_roles(plays(tmp_path, role))
+    assert split.training == [spoken[:-test_lines]]
+    assert split.test == [spoken[-test_lines:]]
 
 
 def test_shakespeare_by_sequences(tmp_path: Path) -> None:

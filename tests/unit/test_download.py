@@ -168,6 +168,19 @@ def test_more_than_there_may_be(
         download("mnist", tmp_path, quiet)
 
 
+def test_an_archive_that_grows(
+    server: _Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.site["/plays"] = packed(
+        {"top/a/full.html": bytes(5_000), "top/b/full.html": bytes(5_000)}
+    )
+    monkeypatch.setattr(module, "PLAYS_URL", address(server, "plays"))
+    monkeypatch.setattr(module, "BYTES_MAX", 4_000)
+    with pytest.raises(DataError, match="unpacks to more than 8,000 bytes"):
+        download("shakespeare", tmp_path, quiet)
+    assert not list(tmp_path.iterdir())
+
+
 def cifar10_files() -> dict[str, bytes]:
     names = (*(f"data_batch_{number}.bin" for number in range(1, 6)), "test_batch.bin")
     return {name: (bytes([3]) + bytes(3072)) * 2 for name in names}

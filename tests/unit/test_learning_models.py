@@ -191,6 +191,23 @@ def test_another_initial_model_is_another_run(tmp_path: Path) -> None:
         opened(tmp_path, tiny_learner(), initial=other)
 
 
+def test_a_plan_decides_how_examples_look() -> None:
+    """Augmentation is a function of its seed, which is another one in each round."""
+    learner, seeds = tiny_learner(), list[int]()
+    look = learner._data.examples
+
+    def examples(indices: Any, seed: int = 0) -> Any:
+        seeds.append(seed)
+        return look(indices, seed)
+
+    learner._data.examples = examples  # type: ignore[method-assign]
+    models, _ = opened(None, learner)
+    for version, seed in ((1, 5), (2, 6)):
+        plan = msgspec.structs.replace(PLAN, seed=seed)
+        models.advance(version, [Part(0, plan, version - 1), Part(1, plan, version - 1)])
+    assert seeds == [5, 5, 6, 6]
+
+
 def test_divergence_is_told() -> None:
     models, _ = opened(None, tiny_learner())
     plan = Plan(epochs=5, batch_size=10, learning_rate=1000.0)

@@ -16,6 +16,7 @@ import pytest
 from msgspec.structs import replace
 
 import repro.command
+import repro.experiment
 import repro.figure_one
 import repro.report
 import repro.reporting
@@ -189,6 +190,21 @@ def test_where_a_run_ends_does_not_depend_on_when_it_was_saved(
         results.append(run(wanted, tmp_path / f"{pause_s}", learner, 1))
     ends = {(result.ended, result.versions[-1].digest) for result in results}
     assert ends == {("target", results[0].versions[last].digest)}
+
+
+def test_near_the_target_every_version_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learner = open_setting(experiment(), None).learner
+    seldom = replace(experiment(), evaluate_every=3, target=0.9999)
+    far = run(seldom, tmp_path / "far", learner, 1).versions
+    assert [v.version for v in far if v.metrics is not None] == [0, 3, 6]
+    assert [v.digest for v in far] == [
+        v.digest for v in run(experiment(), tmp_path / "all", learner, 1).versions
+    ]
+    monkeypatch.setattr(repro.experiment, "MARGIN", 0.9999)
+    near = run(seldom, tmp_path / "near", learner, 1).versions
+    assert [v.version for v in near if v.metrics is not None] == list(range(9))
 
 
 @pytest.mark.usefixtures("one_row")
