@@ -157,13 +157,18 @@ def _claim(out: Path, scenario: Scenario, *, force: bool) -> None:
                 f"{str(out)!r} holds the results of another scenario, seed or size",
                 hint="give another --out, or --force to remove those results",
             )
-        if force:
-            for old in (*out.glob("*.jsonl.gz"), *out.glob("summary.json"), *out.glob("*.html")):
-                old.unlink()
-            for folder in out.glob("*.models"):
-                shutil.rmtree(folder)
+        if force and before is not None:
+            _remove_results(out)
     if before != raw:
         write_atomically(path, raw)
+
+
+def _remove_results(out: Path) -> None:
+    """What runs of any scenario have left; nothing else that lies there."""
+    for old in (*out.glob("*.jsonl.gz"), out / "summary.json", out / "report.html"):
+        old.unlink(missing_ok=True)
+    for folder in out.glob("*.models"):
+        shutil.rmtree(folder)
 
 
 def _record_path(out: Path, policy: Policy) -> Path:

@@ -17,7 +17,7 @@ from simulator.fleet.conditions import Conditions
 from simulator.fleet.engine import run
 from simulator.fleet.events import Event
 from simulator.fleet.learning import Learning
-from simulator.fleet.record import Header, Recorder, Sink, lines, read_header
+from simulator.fleet.record import Header, Recorder, Sink, lines, read_header, read_record
 from simulator.fleet.scenario import Policy, Scenario, policies
 from simulator.fleet.world import BUNDLE_BYTES, Sizes, World
 
@@ -181,11 +181,15 @@ class _Comparison:
         """Nothing more happens.
 
         Raises:
-            DifferentRunError: more was recorded.
+            DifferentRunError: more was recorded, or less by a run that was not interrupted.
+            DamagedError: the record's end is not that of its events.
         """
         recorded = next(self._lines, None)
         if recorded is not None:
             raise self._different(recorded, b"the end")
+        record = read_record(self._path)
+        if record.complete and record.digest != self.recorder.digest:
+            raise self._different(b"the end", b"more")
 
     def _different(self, recorded: bytes, line: bytes) -> DifferentRunError:
         return DifferentRunError(

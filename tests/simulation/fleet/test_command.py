@@ -239,8 +239,28 @@ def test_a_folder_of_another_scenario_is_left_alone(
     assert simulate(scenario, "--out", out, "--seed", 9) == 2
     assert "--force" in capsys.readouterr().err
     assert read_record(out / "wait.jsonl.gz").digest == digest
+    (out / "mine.html").write_text("not of a simulation")
     assert simulate(scenario, "--out", out, "--seed", 9, "--force") == 0
     assert read_record(out / "wait.jsonl.gz").digest != digest
+    assert (out / "mine.html").exists()
+
+
+def test_force_removes_nothing_where_no_simulation_was(scenario: Path, tmp_path: Path) -> None:
+    log = tmp_path / "mine.jsonl.gz"
+    log.write_text("not of a simulation")
+    assert simulate(scenario, "--out", tmp_path, "--force") == 0
+    assert log.read_text() == "not of a simulation"
+
+
+def test_a_replay_misses_events_that_were_cut_out_before_the_end(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simulate(scenario, "--out", tmp_path, "--policy", "wait") == 0
+    path = tmp_path / "wait.jsonl.gz"
+    header, *events, end = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(gzip.compress(b"".join([header, *events[:-3], end])))
+    assert simulate("--replay", path) == 7
+    assert "not those that were recorded" in capsys.readouterr().err
 
 
 def test_a_place_that_cannot_be_used(
