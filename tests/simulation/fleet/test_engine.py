@@ -1,5 +1,6 @@
 """The engine: the ideal case against a formula, what befalls tasks, and what always holds."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -99,6 +100,11 @@ def test_training_goes_on_from_the_last_finished_epoch() -> None:
     assert sorted(event.epochs_before for event in began) == [0, 0, 0, 1, 1, 1]
     cut = [event for event in of_kind(events.TrainingEnded, found) if not event.done]
     assert all(event.epochs == 1 and 0 <= event.lost_ms < 95_000 for event in cut)
+    began_ms = {
+        event.device: event.at_ms for event in began
+    }  # the second time: two epochs are left
+    done = [event for event in of_kind(events.TrainingEnded, found) if event.done]
+    assert {event.at_ms - began_ms[event.device] for event in done} == {190_000}
 
 
 @given(
@@ -199,6 +205,9 @@ def test_buffered_rounds_and_late_updates_are_the_machines_own() -> None:
     assert any(
         part.staleness for closed in of_kind(events.RoundClosed, found) for part in closed.parts
     )
+    for closed in of_kind(events.RoundClosed, found):
+        for part in closed.parts:
+            assert part.weight == 95 / math.sqrt(1 + part.staleness)
     late = {"late": "discount", "collect_ms": 500, "count": 40, "devices_min": 3}
     found = history(scenario_of(slow, {"rounds": late, "fleet": {"devices": 9}}))
     assert violations(found) == []
