@@ -119,7 +119,7 @@ $(DEVICE)/.ready: pyproject.toml Makefile
 $(RAY)/.ready: pyproject.toml Makefile
 	@deploy/system_packages venv $(PYTHON)
 	$(PYTHON) -m venv $(RAY)
-	$(RAY)/bin/python $(PIP) --editable '.[simulate,ray,test]'
+	$(RAY)/bin/python $(PIP) --editable '.[simulate,client,ray,test]'
 	@touch $@
 
 clean:

@@ -257,7 +257,8 @@ def _has_started(reference: Any) -> bool:
             return False  # its node is lost
         raise ConfigError(
             f"a worker cannot start on the Ray cluster: {_last_line(exc)}",
-            hint=f"every node needs fedtide with what this extra brings: {install_hint('ray')}",
+            hint="every node needs fedtide, Ray and an ONNX Runtime: "
+            f"{install_hint('client,ray')}, or '.[ray]' where fedtide's export is installed",
         ) from exc
     if there != _versions():
         raise ConfigError(
