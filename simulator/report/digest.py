@@ -29,7 +29,8 @@ CAUSES = (*(fate for fate in FATES if fate != "counted"), "repeated")
 class Digest:
     """`observe` every event, then `end`, then ask."""
 
-    def __init__(self, devices: int) -> None:
+    def __init__(self, devices: int, *, late_counts: bool = False) -> None:
+        """`late_counts`: as `Tasks`."""
         self.rounds: list[RoundFigures] = []
         self.fates: Counter[str] = Counter()
         self.counted = [0] * devices
@@ -45,7 +46,7 @@ class Digest:
         self._told_down = self._told_up = 0
         self._models: dict[int, tuple[int, int]] = {0: (0, 0)}
         self._measured: list[events.Evaluated] = []
-        self._tasks = Tasks(self._task_ended, self._round_ended)
+        self._tasks = Tasks(self._task_ended, self._round_ended, late_counts=late_counts)
 
     def observe(self, event: Event) -> None:
         """This has happened."""

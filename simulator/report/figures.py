@@ -11,6 +11,7 @@ from simulator.fleet.record import Record
 from simulator.report.curves import crossing, rounds_to_target, running_best
 from simulator.report.digest import Digest
 from simulator.report.summary import HOUR_MS, Point, PolicyFigures, Reached, Summary
+from simulator.report.tasks import may_count_late
 from simulator.report.verdict import verdict
 
 EVERY_DEVICE = "every device"
@@ -82,7 +83,7 @@ def reached(curve: Sequence[Point], target: float) -> Reached | None:
 
 def _policy(record: Record, names: Sequence[str]) -> PolicyFigures:
     header, totals = record.header, record.totals
-    digest = Digest(header.devices)
+    digest = Digest(header.devices, late_counts=may_count_late(header))
     for event in record.events():
         digest.observe(event)
     digest.end(totals.at_ms)

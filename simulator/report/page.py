@@ -15,6 +15,7 @@ from simulator.report.figures import EVERY_DEVICE
 from simulator.report.portrait import profiles_plot, timeline_plot
 from simulator.report.summary import PolicyFigures, Summary
 from simulator.report.table import rows_of
+from simulator.report.tasks import may_count_late
 from simulator.report.timeline import timeline
 from simulator.report.words import number_words, share_words, time_words
 
@@ -71,7 +72,8 @@ def flattened(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, st
 def _portrait(policy: PolicyFigures, record: Record, profiles: Sequence[str]) -> Portrait:
     counted = policy.fates.get("counted", 0)
     task_ms = policy.work.counted_ms / counted if counted else 0.0
-    scene = timeline(record.events(), policy.rounds, task_ms, profiles)
+    late_counts = may_count_late(record.header)
+    scene = timeline(record.events(), policy.rounds, task_ms, profiles, late_counts=late_counts)
     drawn = None if scene is None or not scene.devices else timeline_plot(scene, profiles)
     return Portrait(policy, _markup(drawn), _markup(profiles_plot(policy)))
 

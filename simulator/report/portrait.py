@@ -118,11 +118,8 @@ def _moments(tasks: Sequence[Task]) -> dict[str, list[tuple[int, int]]]:
         at_ms, name = task.ended_ms, str(task.fate)
         if name == "counted" and task.accepted_ms is not None:
             at_ms = task.accepted_ms  # it is in a model once its round closes
-        if name == "dropped":
-            if not drops or at_ms <= drops[-1][0]:
-                continue
-            name = "late"  # it came back
-        moments.setdefault(name, []).append((at_ms, task.device))
+        if name != "dropped":  # marked where it dropped, also if it came back too late
+            moments.setdefault(name, []).append((at_ms, task.device))
     return moments
 
 

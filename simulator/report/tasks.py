@@ -8,14 +8,15 @@ from typing import Literal, get_args
 
 from simulator.fleet import events
 from simulator.fleet.events import Event
+from simulator.fleet.record import Header
 
 Phase = Literal["download", "training", "upload"]
 Fate = Literal[
     "counted", "dropped", "late", "not needed", "declined", "rejected", "abandoned", "unfinished"
 ]
-"""`dropped`: also of a device that came back, but too late. `not needed`: on its way when its round
-closed with enough others (over-selection). `abandoned`: accepted, by a round that came to nothing.
-`unfinished`: training ended before it did."""
+"""`dropped`: also of a device that came back too late, or never. `not needed`: on its way when its
+round closed with enough others (over-selection). `abandoned`: accepted, by a round that came to
+nothing. `unfinished`: training ended while it could still have counted."""
 FATES: tuple[Fate, ...] = get_args(Fate)
 
 
@@ -77,6 +78,16 @@ class Round:
     ended: bool = False
 
 
+def may_count_late(header: Header) -> bool:
+    """Whether this policy counts an update whose round has closed, until training ends."""
+    scenario = header.scenario
+    rules = dict(scenario.get("rounds", {}))
+    for policy in scenario.get("policy", ()):
+        if policy["name"] == header.policy:
+            rules |= policy.get("rounds", {})
+    return rules.get("mode") == "buffered" or rules.get("late") == "discount"
+
+
 TaskEnded = Callable[[Task, Round], None]
 RoundEnded = Callable[[Round, list[Task]], None]
 
@@ -88,9 +99,17 @@ class Tasks:
     """
 
     def __init__(
-        self, task_ended: TaskEnded, round_ended: RoundEnded = lambda _round, _tasks: None
+        self,
+        task_ended: TaskEnded,
+        round_ended: RoundEnded = lambda _round, _tasks: None,
+        *,
+        late_counts: bool = False,
     ) -> None:
-        """`round_ended` gets the round and the tasks whose updates are in its model."""
+        """`round_ended` gets the round and the tasks whose updates are in its model.
+
+        `late_counts`: an update can count after its round has closed (`may_count_late`).
+        """
+        self._late_counts = late_counts
         self._task_ended = task_ended
         self._round_ended = round_ended
         self._open: dict[int, dict[int, Task]] = {}
@@ -125,7 +144,10 @@ class Tasks:
     def end(self, at_ms: int) -> None:
         """Nothing more comes: what is open came to nothing."""
         for task in [task for tasks in self._open.values() for task in tasks.values()]:
-            self._finish(task, at_ms, "unfinished")
+            closed = self._rounds[task.round_id].closed_ms is not None
+            # Where its round was still open, nobody knows whether it would have come in time.
+            fate = self._too_late(task, ended=True) if closed else "unfinished"
+            self._finish(task, at_ms, fate)
         for entry in self._rounds.values():
             if not entry.ended:
                 self._round_ended(entry, [])
@@ -142,13 +164,13 @@ class Tasks:
             del self._current[task.device]
         self._task_ended(task, self._rounds[task.round_id])
 
-    def _too_late(self, task: Task, reason: str = "") -> Fate:
+    def _too_late(self, task: Task, reason: str = "", *, ended: bool = False) -> Fate:
         """The fate of a task that did not make it into a model, by the coordinator's reason."""
         entry = self._rounds[task.round_id]
-        if reason.endswith("training has ended"):
-            return "unfinished"
         if any(entry.closed_ms is None or at_ms <= entry.closed_ms for at_ms, _ in task.drops):
-            return "dropped"  # it came back, but too late
+            return "dropped"  # it came back, but too late, or never
+        if (ended and self._late_counts) or reason.endswith("training has ended"):
+            return "unfinished"  # with more time it would have counted
         enough = entry.outcome == "enough" and not reason.startswith("too stale")
         return "not needed" if enough else "late"
 

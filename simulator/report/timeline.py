@@ -61,8 +61,13 @@ def timeline(
     rounds: Sequence[RoundFigures],
     task_ms: float,
     profiles: Sequence[str],
+    *,
+    late_counts: bool = False,
 ) -> Timeline | None:
-    """Read the events once more, up to the end of the window; `profiles` [devices]."""
+    """Read the events once more, up to the end of the window; `profiles` [devices].
+
+    `late_counts`: as `Tasks`.
+    """
     found = window(rounds, task_ms)
     if found is None:
         return None
@@ -78,7 +83,7 @@ def timeline(
         if any(begin < until_ms and end > from_ms for begin, end in (*spans, *drops)):
             tasks.append(task)
 
-    tracker = Tasks(task_ended)
+    tracker = Tasks(task_ended, late_counts=late_counts)
     # What becomes of late tasks is heard later.
     patience_ms = until_ms + (until_ms - from_ms)
     at_ms = 0

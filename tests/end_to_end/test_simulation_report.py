@@ -14,9 +14,11 @@ from rich.console import Console
 from simulator.fleet.record import Record
 from simulator.report import open_progress, summarise, write_report
 from simulator.report.page import flattened, report_page
+from simulator.report.portrait import _moments
 from simulator.report.progress import LiveProgress, PlainProgress
 from simulator.report.summary import Summary
 from simulator.report.table import print_summary, rows_of
+from simulator.report.tasks import Task
 from tests.fleet_runs import header, profiles_of, random_run, record_of
 
 DEVICES = 30
@@ -242,3 +244,10 @@ def test_the_screen_has_a_row_for_each_policy(learned: tuple[str, Summary, list[
     assert "hasty" in stream.getvalue()
     assert "✓" in stream.getvalue()
     assert isinstance(open_progress(plain=True), PlainProgress)
+
+
+def test_a_device_that_came_back_too_late_is_marked_where_it_dropped() -> None:
+    """The timeline says what the table says: it dropped, nobody was late."""
+    task = Task(5, 1, 0, drops=[(2_000, "training")], ended_ms=9_000, fate="dropped")
+    late = Task(6, 1, 0, ended_ms=9_500, fate="late")
+    assert _moments([task, late]) == {"dropped": [(2_000, 5)], "late": [(9_500, 6)]}
