@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,7 @@ import msgspec
 from fedtide.errors import ConfigError, DamagedError
 from fedtide.files import disk_errors_of, locked, write_atomically
 from simulator.fleet import events
+from simulator.fleet.conditions import Conditions
 from simulator.fleet.policy_run import as_recorded, replay, run_policy, scenario_from
 from simulator.fleet.record import Header, Record, Recorder, Sink, read_record
 from simulator.fleet.scenario import Policy, Scenario, policies, read_scenario
@@ -28,14 +30,29 @@ if TYPE_CHECKING:
     from simulator.report.progress import Progress
 
 SCENARIO_FILE = "scenario.json"
+_PACKAGES = ("rich", "matplotlib", "jinja2")
+"""That the table and the report need."""
+_EPILOG = """\
+for example:
+  fedtide simulate examples/scenarios/first.toml --out /tmp/first
+  fedtide simulate examples/scenarios/night.toml --policy cohorts-of-20 --rounds 10
+  fedtide simulate --replay /tmp/first/wait.jsonl.gz
+
+exit codes: 0 all policies came to their end, also where rounds were abandoned; 1 a replay differs;
+2 scenario, flag or package; 3 bundle; 4 data are missing, damaged or do not fit; 5 the export of a
+model failed; 7 the folder is damaged, full or in use; 130 interrupted: the same command goes on"""
 _TOLD = (events.RoundClosed, events.RoundAbandoned, events.ModelMade, events.Evaluated)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare flags."""
-    parser.add_argument("scenario", type=Path, nargs="?", metavar="SCENARIO.toml")
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _EPILOG
+    parser.add_argument(
+        "scenario", type=Path, nargs="?", metavar="SCENARIO.toml", help="see docs/simulate.md"
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="another fleet, other mishaps")
-    parser.add_argument("--devices", type=int, metavar="N")
+    parser.add_argument("--devices", type=int, metavar="N", help="another size of the fleet")
     parser.add_argument("--rounds", type=int, metavar="N", help="of every policy")
     parser.add_argument("--hours", type=float, metavar="H", help="virtual hours, at most")
     parser.add_argument(
@@ -68,9 +85,7 @@ def run(parsed: argparse.Namespace) -> int:
     if parsed.replay is not None:
         if parsed.scenario is not None:
             raise ConfigError("give a scenario or --replay, not both")
-        count, digest = replay(parsed.replay, where)
-        print(f"{count:,} events, the same as recorded; digest {digest}")
-        return 0
+        return _replay(parsed.replay, where)
     if parsed.scenario is None:
         raise ConfigError(
             "no scenario is given", hint="fedtide simulate examples/scenarios/first.toml"
@@ -84,17 +99,37 @@ def run(parsed: argparse.Namespace) -> int:
             hint="leave --ray out; policies run side by side on this machine's cores",
         )
     chosen = _chosen(scenario, parsed.policy)
+    _check_packages()
+    conditions = Conditions(scenario)  # refuses what is wrong before there is a folder
     out: Path = parsed.out or Path("simulated") / scenario.name
     with locked(out, "simulation"):
         _claim(out, scenario, force=parsed.force)
         try:
             _run_all(scenario, chosen, out, where, plain=parsed.plain)
-            _report(scenario, chosen, out, parsed.target)
         except KeyboardInterrupt:
+            left = [policy for policy in chosen if _has_begun(_record_path(out, policy))]
+            if left:
+                _report(conditions, left, out, parsed.target)
             told = f"interrupted; what was recorded is in {str(out)!r}"
-            print(f"{told}, and the same command goes on from it", file=sys.stderr)
-            raise
+            print(f"fedtide: {told}, and the same command goes on from it", file=sys.stderr)
+            return 130
+        _report(conditions, chosen, out, parsed.target)
     return 0
+
+
+def _replay(path: Path, where: Where) -> int:
+    replayed = replay(path, where)
+    print(f"{replayed.events:,} events, the same as recorded; digest {replayed.digest}")
+    if not replayed.complete:
+        print("the record is incomplete: it has no end, and was compared as far as it goes")
+    return 0
+
+
+def _check_packages() -> None:
+    """Before hours are spent on what could not be shown."""
+    for name in _PACKAGES:
+        if find_spec(name) is None:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
 
 
 def _workers(given: int | None) -> int:
@@ -146,18 +181,19 @@ def _claim(out: Path, scenario: Scenario, *, force: bool) -> None:
     """Make the folder this scenario's.
 
     Raises:
-        ConfigError: it is another's.
+        ConfigError: it holds what was recorded of another.
         StateError: it cannot be used.
     """
     path, raw = out / SCENARIO_FILE, msgspec.json.encode(as_recorded(scenario))
     with disk_errors_of(out):
         before = path.read_bytes() if path.exists() else None
-        if before is not None and before != raw and not force:
+        recorded = before is not None and any(out.glob("*.jsonl.gz"))
+        if recorded and before != raw and not force:
             raise ConfigError(
                 f"{str(out)!r} holds the results of another scenario, seed or size",
                 hint="give another --out, or --force to remove those results",
             )
-        if force and before is not None:
+        if before is not None and (force or before != raw):
             _remove_results(out)
     if before != raw:
         write_atomically(path, raw)
@@ -235,6 +271,14 @@ def _is_recorded(path: Path, scenario: Scenario) -> bool:
     return record.complete and same and record.header.fedtide == __version__
 
 
+def _has_begun(path: Path) -> bool:
+    """Whether something can be told of an interrupted run."""
+    try:
+        return path.exists() and read_record(path).totals.events > 0
+    except DamagedError:
+        return False
+
+
 class _Told:
     """A recorder with somebody who watches."""
 
@@ -248,12 +292,10 @@ class _Told:
             self._progress.round(self._policy, self._recorder.totals)
 
 
-def _report(scenario: Scenario, chosen: list[Policy], out: Path, target: float | None) -> None:
-    from simulator.fleet.conditions import Conditions
+def _report(conditions: Conditions, chosen: list[Policy], out: Path, target: float | None) -> None:
     from simulator.report import print_summary, summarise, write_report, write_summary
 
     records = [read_record(_record_path(out, policy)) for policy in chosen]
-    conditions = Conditions(scenario)
     profiles = [conditions.traits(device).profile for device in range(len(conditions))]
     summary = summarise(records, profiles, target)
     write_summary(summary, out / "summary.json")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
@@ -204,8 +204,17 @@ def _shown(line: bytes) -> str:
     return text if len(text) <= 200 else text[:200] + " …"
 
 
-def replay(path: Path, workers: Where = 1) -> tuple[int, str]:
-    """Run what was recorded again and compare event by event: their number and digest.
+class Replayed(NamedTuple):
+    """What was compared, and is the same."""
+
+    events: int
+    digest: str
+    complete: bool
+    """Whether the record has its end."""
+
+
+def replay(path: Path, workers: Where = 1) -> Replayed:
+    """Run what was recorded again and compare event by event.
 
     A record of an interrupted run is compared as far as it goes.
 
@@ -227,4 +236,5 @@ def replay(path: Path, workers: Where = 1) -> tuple[int, str]:
 
     run_policy(scenario, policy, sink, workers=workers)
     comparison.end()
-    return comparison.events, comparison.recorder.digest
+    complete = read_record(path).complete
+    return Replayed(comparison.events, comparison.recorder.digest, complete)

@@ -9,6 +9,7 @@ import pytest
 
 from fedtide.cli import main
 from fedtide.errors import StateError
+from simulator.command import _check_packages
 from simulator.fleet import policy_run
 from simulator.fleet.events import Event, On
 from simulator.fleet.record import Header, Recorder, read_record
@@ -56,6 +57,7 @@ def _without_a_screen(monkeypatch: pytest.MonkeyPatch) -> None:
     """Reports have tests of their own."""
     monkeypatch.setattr("simulator.report.open_progress", lambda plain: Silent())
     monkeypatch.setattr("simulator.command._report", lambda *_: None)
+    monkeypatch.setattr("simulator.command._check_packages", lambda: None)
 
 
 @pytest.fixture
@@ -117,14 +119,23 @@ def test_an_interrupted_run_leaves_what_there_is_and_goes_on(
             raise KeyboardInterrupt
         write(recorder, event)
 
+    told: list[list[str]] = []
     with monkeypatch.context() as patched:
         patched.setattr(Recorder, "write", interrupted)
-        assert simulate(scenario, "--out", out, "--policy", "wait") == 130
-    assert "the same command goes on" in capsys.readouterr().err
+        patched.setattr(
+            "simulator.command._report",
+            lambda _, left, *more: told.append([policy.name for policy in left]),
+        )
+        assert simulate(scenario, "--out", out, "--workers", 1) == 130
+    assert told == [["wait"]]
+    error = capsys.readouterr().err
+    assert "the same command goes on" in error
+    assert error.count("fedtide: ") == 1
     left = read_record(out / "wait.jsonl.gz")
     assert not left.complete
     assert left.totals.events == 39
     assert simulate("--replay", left.path) == 0
+    assert "the record is incomplete" in capsys.readouterr().out
     assert simulate(scenario, "--out", out, "--policy", "wait") == 0
     assert read_record(left.path).digest == read_record(whole / "wait.jsonl.gz").digest
 
@@ -135,7 +146,9 @@ def test_a_replay_gives_the_same_and_finds_what_was_changed(
     assert simulate(scenario, "--out", tmp_path / "out", "--policy", "wait") == 0
     path = tmp_path / "out" / "wait.jsonl.gz"
     assert simulate("--replay", path) == 0
-    assert "the same as recorded" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "the same as recorded" in told
+    assert "incomplete" not in told
     lines = gzip.decompress(path.read_bytes()).split(b"\n")
     for number in (1, 30, len(lines) - 3):
         changed = [
@@ -243,6 +256,32 @@ def test_a_folder_of_another_scenario_is_left_alone(
     assert simulate(scenario, "--out", out, "--seed", 9, "--force") == 0
     assert read_record(out / "wait.jsonl.gz").digest != digest
     assert (out / "mine.html").exists()
+
+
+def test_a_folder_without_records_is_anybody_s(scenario: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    real = TEXT.replace("parameters = 1000", "kind = 'real'\nmodel = 'mnist_2nn'\ndata = 'mnist'")
+    scenario.write_text(real.replace("data =", "data_dir = 'none'\ndata ="))
+    assert simulate(scenario, "--out", out) == 4
+    scenario.write_text(TEXT)
+    assert simulate(scenario, "--out", out) == 0
+
+
+def test_a_package_that_is_missing_is_said_before_anything_is_done(
+    scenario: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("simulator.command._check_packages", _check_packages)
+    monkeypatch.setattr(
+        "simulator.command.find_spec", lambda name: None if name == "matplotlib" else object()
+    )
+    assert simulate(scenario, "--out", tmp_path / "out") == 2
+    told = capsys.readouterr().err
+    assert "'matplotlib'" in told
+    assert ".[simulate]" in told
+    assert not (tmp_path / "out").exists()
 
 
 def test_force_removes_nothing_where_no_simulation_was(scenario: Path, tmp_path: Path) -> None:

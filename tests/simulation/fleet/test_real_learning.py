@@ -77,8 +77,8 @@ def test_the_same_record_in_one_go_or_two(tmp_path: Path, rounds: dict[str, Any]
     quality = of_kind(events.Evaluated, found)
     assert [told.version for told in quality] == [0, 1, 2, 3, 4]
     assert len({told.loss for told in quality}) == 5
-    events_count, digest = replay(whole)
-    assert (events_count, digest) == (len(found), read_record(whole).digest)
+    events_count, digest, complete = replay(whole)
+    assert (events_count, digest, complete) == (len(found), read_record(whole).digest, True)
 
 
 def test_a_policy_ends_when_its_model_is_good_enough(tmp_path: Path) -> None:
