@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--workers", type=int, metavar="N", help="processes (default: one a core)")
     how.add_argument("--data-dir", type=Path, metavar="FOLDER", help="default: FEDTIDE_DATA")
     how.add_argument(
-        "--bundle", type=Path, metavar="FOLDER", help="of --over-mqtt: the row's model, exported"
+        "--bundle", type=Path, metavar="FOLDER", help="the row's model, exported otherwise"
     )
     how.add_argument("--download", action="store_true", help="fetch the data that are missing")
     how.add_argument("--plain", action="store_true", help="lines, on a terminal too")
@@ -131,12 +131,27 @@ def _check(parsed: argparse.Namespace) -> None:
     if not 0 <= parsed.seed < 2**53:
         raise ConfigError(f"--seed is {parsed.seed}, expected 0 to 2^53 - 1")
     parsed.learning_rate = _learning_rate(parsed.learning_rate)
-    if parsed.bundle is not None and not parsed.over_mqtt:
-        raise ConfigError("--bundle goes with --over-mqtt alone", hint="rows export their own")
+    if parsed.bundle is not None:
+        _check_bundle(parsed)
     if not (parsed.table or parsed.row or parsed.figure or parsed.list or parsed.report):
         raise ConfigError(
             "nothing was asked for",
             hint="--table 2 --row cnn-e5-b10, --figure 1, --list, or --report",
+        )
+
+
+def _check_bundle(parsed: argparse.Namespace) -> None:
+    if parsed.figure or parsed.list or parsed.report:
+        raise ConfigError("--bundle goes with a row alone", hint="--row 2nn-c0.1 --partition iid")
+    if len({row.experiment.model for row in chosen_rows(parsed)}) != 1:
+        raise ConfigError(
+            "--bundle is one model, and the flags name rows of several",
+            hint="--row 2nn-c0.1 --partition iid",
+        )
+    if parsed.out.resolve() == OUT.resolve() and not parsed.over_mqtt:
+        raise ConfigError(
+            f"--bundle is another model than that of the results in {str(OUT)!r}",
+            hint="give its results a folder of their own with --out",
         )
 
 

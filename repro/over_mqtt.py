@@ -18,7 +18,6 @@ from msgspec import Struct
 
 from coordinator.store import Model
 from demo.brokers import Broker, find_broker, mosquitto_version
-from fedtide.bundle import open_bundle_dir
 from fedtide.errors import StateError
 from fedtide.files import locked, make_folder, write_atomically
 from repro.experiment import Experiment
@@ -26,10 +25,9 @@ from repro.real_federation import federate, models_of, prepare, users
 from repro.reporting import OVER_MQTT, read_over_mqtt
 from repro.rows import Row
 from repro.same_bits import Comparison, OverMqtt, compare
-from repro.setting import Setting, devices_of
+from repro.setting import Setting, bundle_of, devices_of
 from repro.trials import folder_name, read_course, run_trial
 from repro.view import Progress
-from simulator.learning.bundles import named_bundle
 from simulator.learning.datasets import data_folder, open_data_set
 from simulator.learning.datasets.download import download
 from simulator.learning.learner import Learner
@@ -83,11 +81,7 @@ def run_both(experiment: Experiment, name: str, options: Options) -> int:
     """
     kind = find_broker("mosquitto")
     data = open_data_set(experiment.data, options.data_dir)
-    bundle = (
-        named_bundle(experiment.model)
-        if options.bundle is None
-        else open_bundle_dir(options.bundle)
-    )
+    bundle = bundle_of(experiment, options.bundle)
     parts = devices_of(experiment, data)
     with Progress(plain=options.plain) as progress:
         setting = Setting(Learner(bundle, data, parts), data.about)

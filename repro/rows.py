@@ -102,9 +102,8 @@ def _mnist_name(experiment: Experiment) -> str:
     size = experiment.batch_size
     if (experiment.epochs, experiment.fraction, size, is_2nn) == (1, 0.1, ALL, False):
         return f"{start}-fedsgd"
-    if experiment.epochs == 1 and is_2nn and size in (10, ALL):
-        return f"{start}-c{experiment.fraction:g}" + ("-binf" if size == ALL else "")
-    if experiment.fraction != 0.1:
+    of_table_1 = experiment.epochs == 1 and is_2nn and size in (10, ALL)
+    if of_table_1 or experiment.fraction != 0.1:
         return f"{start}-c{experiment.fraction:g}" + ("-binf" if size == ALL else "")
     return f"{start}-e{experiment.epochs}-{_batch(size)}"
 
@@ -224,27 +223,38 @@ def _by_steps(table: str, model: str, base: Experiment, steps: tuple[_Steps, ...
     return rows
 
 
+def _recurrent(
+    table: str,
+    column: Column,
+    model: str,
+    experiment: Experiment,
+    centre: int,
+    paper_rounds: float,
+    paper_updates: float | None = None,
+) -> Row:
+    """A cell of a recurrent model."""
+    line, label = _line_and_label(model, experiment.epochs, experiment.batch_size)
+    name = line.replace(model, f"{model}-natural" if column == "non-iid" else f"{model}-iid", 1)
+    experiment = replace(experiment, learning_rate=grid_rate(centre))
+    return Row(
+        table, line, column, name, label, experiment, Search(centre, 20), paper_rounds,
+        experiment.target, f"{model}-fedsgd", paper_updates,
+    )  # fmt: skip
+
+
 def _lstm() -> list[Row]:
     rows = []
     for epochs, size, updates, iid, non_iid in _TABLE_2_LSTM:
-        line, label = _line_and_label("lstm", epochs, size)
         centre = 13 if size == ALL else 12
         for column, paper in zip(_COLUMNS, (iid, non_iid), strict=True):
-            of_roles = column == "non-iid"
             experiment = replace(
                 _LSTM,
-                partition="natural" if of_roles else "iid_as_natural",
+                partition="natural" if column == "non-iid" else "iid_as_natural",
                 epochs=epochs,
                 batch_size=size,
-                learning_rate=grid_rate(centre),
                 evaluate_every=1 if paper < 500 else 10,
             )
-            name = line.replace("lstm", "lstm-natural" if of_roles else "lstm-iid", 1)
-            row = Row(
-                "2", line, column, name, label, experiment, Search(centre, 20), paper, 0.54,
-                "lstm-fedsgd", updates,
-            )  # fmt: skip
-            rows.append(row)
+            rows.append(_recurrent("2", column, "lstm", experiment, centre, paper, updates))
     return rows
 
 
@@ -271,18 +281,11 @@ def _cifar() -> list[Row]:
 
 
 def _words() -> list[Row]:
-    rows = []
-    for epochs, size, paper, centre in ((1, ALL, 820.0, 19), (1, 8, 35.0, 18)):
-        line, label = _line_and_label("words", epochs, size)
-        experiment = replace(_WORDS, epochs=epochs, batch_size=size)
-        experiment = replace(experiment, learning_rate=grid_rate(centre))
-        name = line.replace("words", "words-natural", 1)
-        row = Row(
-            "words", line, "non-iid", name, label, experiment, Search(centre, 20), paper, 0.105,
-            "words-fedsgd",
-        )  # fmt: skip
-        rows.append(row)
-    return rows
+    sgd, avg = (replace(_WORDS, batch_size=size) for size in (ALL, 8))
+    return [
+        _recurrent("words", "non-iid", "words", sgd, 19, 820.0),
+        _recurrent("words", "non-iid", "words", avg, 18, 35.0),
+    ]
 
 
 ROWS: tuple[Row, ...] = (

@@ -56,6 +56,7 @@ class _Search:
         self._rate: float | None = parsed.learning_rate
         self._workers: int = parsed.workers
         self._data_dir: Path | None = parsed.data_dir
+        self._bundle: Path | None = parsed.bundle
         self._out: Path = parsed.out
         self._limit = limit
         self._progress = progress
@@ -94,7 +95,7 @@ class _Search:
     def _go(self, step: Step) -> None:
         experiment = self._experiment(step)
         if self._setting is None:
-            self._setting = open_setting(experiment, self._data_dir)
+            self._setting = open_setting(experiment, self._data_dir, self._bundle)
             self._progress.say(f"{self._row.name}: {self._setting.data}")
         until = min(step.rounds_max, experiment.rounds_max)
         done = self._trials().get(step.learning_rate, NOTHING).last_round

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import ConfigError
 from repro.experiment import Experiment
 from simulator.learning import partitions
@@ -21,8 +22,12 @@ class Setting(NamedTuple):
     data: str
 
 
-def open_setting(experiment: Experiment, data_dir: Path | None) -> Setting:
+def open_setting(
+    experiment: Experiment, data_dir: Path | None, bundle_folder: Path | None = None
+) -> Setting:
     """Open data and model.
+
+    `bundle_folder`: see `bundle_of`.
 
     Raises:
         ConfigError: there is no such data set, or it has other devices.
@@ -31,7 +36,16 @@ def open_setting(experiment: Experiment, data_dir: Path | None) -> Setting:
     """
     data = open_data_set(experiment.data, data_dir)
     parts = devices_of(experiment, data)
-    return Setting(Learner(named_bundle(experiment.model), data, parts), data.about)
+    return Setting(Learner(bundle_of(experiment, bundle_folder), data, parts), data.about)
+
+
+def bundle_of(experiment: Experiment, folder: Path | None) -> Bundle:
+    """The experiment's model; of `folder`, where it was exported otherwise, if one is given.
+
+    Raises:
+        FedtideError: it is not there, or cannot be exported.
+    """
+    return named_bundle(experiment.model) if folder is None else open_bundle_dir(folder)
 
 
 def devices_of(experiment: Experiment, data: TrainingData) -> list[Indices]:

@@ -90,7 +90,8 @@ def test_data_that_change_with_the_round_are_refused(tmp_path: Path) -> None:
     [
         (["--over-mqtt", "--partition", "iid"], "needs a learning rate"),
         (["--over-mqtt", "--learning-rate", "0.1"], "the flags name 2"),
-        (["--bundle", "somewhere"], "goes with --over-mqtt alone"),
+        (["--bundle", "somewhere"], "give its results a folder of their own with --out"),
+        (["--bundle", "somewhere", "--list"], "goes with a row alone"),
     ],
 )
 def test_flags_that_name_no_single_run(
