@@ -138,11 +138,11 @@ def run(
 
 
 def _advance(models: Models, experiment: Experiment, ends: Callable[[int], str]) -> str:
-    """Round after round; how it ended."""
+    """Round after round, from the first that is not on disk; how it ended."""
     names = [device_name(number) for number in range(experiment.devices)]
     rounds = experiment.rounds()
     wanted = wanted_count(rounds, experiment.devices)
-    for round_id in itertools.count(1):
+    for round_id in itertools.count(models.saved + 1):
         if ended := ends(round_id):
             break
         cohort = select_cohort(names, wanted, 1.0, experiment.seed, round_id)

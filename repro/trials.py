@@ -3,7 +3,7 @@
 NAME/lrRATE/experiment.json   what runs here
            /journal.jsonl     each version: digest, accuracy (simulator.learning.models)
            /model-*.f32       the newest of them
-           /result.json       once it ended, or stopped to let others go first
+           /result.json       how it ended, or that it stopped to let others go first
 """
 
 from __future__ import annotations
@@ -40,6 +40,13 @@ class Label(Struct, frozen=True):
     experiment: Experiment
     data: str = ""
     """One line about it; empty: not known."""
+
+
+class Ending(Struct, frozen=True):
+    """Of a run. There are files with more in them; the journal has it, too."""
+
+    experiment: Experiment
+    ended: str
 
 
 class Course(Struct, frozen=True):
@@ -90,7 +97,7 @@ def read_course(folder: Path, otherwise: Experiment | None = None) -> Course | N
         DamagedError: a file cannot be read as what it is.
         StateError: the disk fails.
     """
-    result = _read(folder / RESULT, Result)
+    result = _read(folder / RESULT, Ending)
     label = _read(folder / EXPERIMENT, Label)
     versions = _journal(folder / JOURNAL)
     if label is None and result is not None:
@@ -132,7 +139,7 @@ def run_trial(
             rounds_max=rounds_max,
             on_version=on_version,
         )
-        write_atomically(folder / RESULT, _json(result))
+        write_atomically(folder / RESULT, _json(Ending(experiment, result.ended)))
     return result
 
 

@@ -119,7 +119,7 @@ class Models:
         if initial is None:
             initial = read_initial_model(bundle)[: bundle.manifest.shared_count]
         self._vectors: dict[int, Vector] = {0: initial}
-        self._resumable = 0
+        self.saved = 0
         """Versions up to this one are on disk."""
         if folder is not None:
             self._resume(folder, len(initial))
@@ -133,7 +133,7 @@ class Models:
             DivergedError: what was learned is not finite.
             FedtideError: of a worker.
         """
-        if version <= self._resumable:
+        if version <= self.saved:
             return
         before = self._vectors[version - 1]
         learned: list[Learned] = []
@@ -183,13 +183,13 @@ class Models:
         kept = {v: _path(self._folder, v) for v in self._vectors if v <= newest}
         with disk_errors_of(self._folder):
             for version, path in kept.items():
-                if version > self._resumable:  # and of a file that is there nothing is known
+                if version > self.saved:  # and of a file that is there nothing is known
                     write_atomically(path, encode_vector(self._vectors[version], "f32"))
             write_atomically(self._folder / JOURNAL, lines)
             for old in self._folder.glob("model-*.f32"):
                 if old not in kept.values():
                     old.unlink()
-        self._resumable = newest
+        self.saved = newest
         self._saved_at_s = time.monotonic()
 
     def _contributions(
@@ -259,7 +259,7 @@ class Models:
                 raise _damaged(folder, f"model {known.version} is not the journal's")
         for known in history:
             self._record(known)
-        self._resumable = newest
+        self.saved = newest
 
 
 def _damaged(folder: Path, why: str) -> DamagedError:

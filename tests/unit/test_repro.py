@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
@@ -22,11 +23,13 @@ import repro.report
 import repro.reporting
 import repro.running
 import repro.standing
+from coordinator.cohort import select_cohort
 from fedtide import cli
-from fedtide.bundle import Bundle, open_bundle_dir
+from fedtide.bundle import Bundle, open_bundle_dir, sha256_hex
 from fedtide.errors import ConfigError
+from fedtide.manifest import MANIFEST_NAME, File, encode_manifest
 from fedtide.measures import Measure, Metrics
-from fedtide.safetensors import read_initial_model
+from fedtide.safetensors import encode_safetensors, read_initial_model
 from fedtide.vectors import Vector
 from repro.experiment import Experiment, run
 from repro.figure_one import Figure, Side, another_initial_model, make_figure
@@ -155,6 +158,24 @@ def test_a_run_goes_on_to_the_same_bits(
     assert fedavg(parts, *one) == 0, "it has ended: nothing is done"
 
 
+def test_a_run_draws_no_cohort_of_what_is_on_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def drawing(*arguments: Any) -> tuple[str, ...]:
+        drawn.append(arguments[-1])
+        return select_cohort(*arguments)
+
+    monkeypatch.setattr(repro.experiment, "select_cohort", drawing)
+    learner = open_setting(experiment(), None).learner
+    for limit, rounds in ((3, [1, 2, 3]), (2, []), (5, [4, 5]), (99, [6, 7, 8]), (99, [])):
+        drawn.clear()
+        ended = run(experiment(), tmp_path, learner, 1, rounds_max=limit).ended
+        assert drawn == rounds
+    assert ended == "rounds_max"
+
+
 @pytest.mark.usefixtures("one_row")
 def test_results_that_came_with_the_repository_are_run_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -275,6 +296,45 @@ def test_another_seed_has_a_folder_of_its_own(tmp_path: Path) -> None:
     record = read_record(tmp_path, NAME)
     assert record is not None
     assert [run.key for run in record.runs] == [(0, 0.1), (5, 0.1)]
+
+
+@pytest.mark.usefixtures("one_row")
+def test_a_row_with_another_initial_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "other"
+    shutil.copytree(bundles.build("tiny_cnn"), folder)
+    bundle = open_bundle_dir(folder)
+    other = another_initial_model(bundle, 3)
+    raw = encode_safetensors(other)
+    path = bundle.manifest.initial_model
+    (folder / path).write_bytes(raw)
+    files = bundle.manifest.files | {path: File(len(raw), sha256_hex(raw))}
+    (folder / MANIFEST_NAME).write_bytes(encode_manifest(replace(bundle.manifest, files=files)))
+    one = ("--row", NAME, "--learning-rate", "0.1", "--rounds-max", "1")
+    assert fedavg(tmp_path / "other-runs", *one, "--bundle", str(folder)) == 0
+    assert digests(tmp_path / "other-runs")[0] == sha256_hex(other.tobytes())
+    assert fedavg(tmp_path / "runs", *one) == 0
+    capsys.readouterr()
+    assert fedavg(tmp_path / "runs", *one[:-1], "2", "--bundle", str(folder)) == 7
+    assert "began from another initial model" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("one_row")
+def test_how_a_run_ended_is_read_from_earlier_files_too(tmp_path: Path) -> None:
+    assert fedavg(tmp_path, "--row", NAME, "--learning-rate", "1000") == 0
+    folder = tmp_path / NAME / "lr1000"
+    ending = json.loads((folder / "result.json").read_bytes())
+    assert set(ending) == {"experiment", "ended"}
+    course = read_course(folder)
+    assert course is not None
+    assert "not finite" in (course.diverged or "")
+    more = {**ending, "rounds": None, "versions": [{"version": 0, "digest": "0"}]}
+    (folder / "result.json").write_text(json.dumps(more))
+    (folder / "experiment.json").unlink()
+    again = read_course(folder)
+    assert again is not None
+    assert (again.experiment, again.diverged) == (course.experiment, course.diverged)
 
 
 @pytest.mark.usefixtures("one_row")
