@@ -40,11 +40,16 @@ def perform(learner: Learner, work: Work, vector: Vector) -> Answer:
     except FedtideError as exc:
         return Failed(str(exc), exc.exit_code)
     except BaseException as exc:  # noqa: BLE001
-        what = f"training device {work.device}" if isinstance(work, Train) else "an evaluation"
+        what = name_of(work)
         where = traceback.extract_tb(exc.__traceback__)[-1]
         last_line = traceback.format_exception_only(exc)[-1].strip()
         text = f"{what} failed: {last_line} ({where.filename}, line {where.lineno})"
         return Failed(text, FedtideError.exit_code)
+
+
+def name_of(work: Work) -> str:
+    """For a person."""
+    return f"training device {work.device}" if isinstance(work, Train) else "an evaluation"
 
 
 def reply_of(answer: Answer) -> Reply:

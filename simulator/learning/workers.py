@@ -7,11 +7,13 @@ results are taken in the order in which they were asked for.
 from __future__ import annotations
 
 import itertools
+import logging
 import multiprocessing
 import os
 import select
 import signal
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from mmap import mmap
@@ -25,13 +27,19 @@ import numpy as np
 from fedtide.errors import StateError
 from fedtide.runtime import import_onnxruntime
 from fedtide.vectors import Vector
-from simulator.learning.answers import Answer, Reply, Work, perform, reply_of
+from simulator.learning.answers import Answer, Reply, Work, name_of, perform, reply_of
 from simulator.learning.learner import Evaluate, Learner, Measured, Train
 
 Where = int | str
 """A number of processes on this machine, or HOST:PORT of a Ray cluster."""
 END_S = 5.0
 """For a process to end, before it is killed."""
+SILENCE_TOLD_S = 180.0
+"""Without any worker's answer, before somebody is told, and between two times."""
+SILENCES_MAX = 40
+"""So often; two hours: a task that takes longer does not come to an end."""
+
+log = logging.getLogger(__name__)
 
 
 class Task(NamedTuple):
@@ -123,10 +131,12 @@ class _Finished(NamedTuple):
 class _Job:
     """One task on its way through a worker."""
 
-    def __init__(self, slot: int, request: bytes, *, keeps_slot: bool) -> None:
+    def __init__(self, slot: int, work: Work, *, keeps_slot: bool) -> None:
         self.slot = slot
-        self.request = request
+        self.work = work
         self.keeps_slot = keeps_slot
+        self.begun_s = 0.0
+        """On the monotonic clock, when a worker got it."""
         self.answer: Answer | None = None
 
     def reply(self) -> Reply:
@@ -236,7 +246,7 @@ class Processes:
         self._pump(lambda: bool(self._free))
         slot = self._free.popleft()
         self._vectors[slot] = task.model
-        job = _Job(slot, msgspec.msgpack.encode(_Request(slot, task.work)), keeps_slot=keeps_slot)
+        job = _Job(slot, task.work, keeps_slot=keeps_slot)
         self._waiting.append(job)
         self._dispatch()
         return job
@@ -245,8 +255,9 @@ class Processes:
         for worker, connection in enumerate(self._connections):
             if worker not in self._busy and self._waiting:
                 job = self._busy[worker] = self._waiting.popleft()
+                job.begun_s = time.monotonic()
                 try:
-                    connection.send_bytes(job.request)
+                    connection.send_bytes(msgspec.msgpack.encode(_Request(job.slot, job.work)))
                 except OSError:
                     self._gone(worker)
 
@@ -254,15 +265,20 @@ class Processes:
         """Hear answers and hand out work until it is enough.
 
         Raises:
-            StateError: a worker is lost.
+            StateError: a worker is lost, or none answers any more.
             RuntimeError: it would never be: results of one `train` are waited for in another.
         """
         if self._broken is not None:
             raise self._broken
+        silences = 0
         while not enough():
             if not self._busy:
                 raise RuntimeError("all room is taken by results of a `train` that is not finished")
-            ready = wait([self._connections[worker] for worker in self._busy])
+            # Waits are counted, not the clock's time: this process may have been stopped itself.
+            ready = wait([self._connections[worker] for worker in self._busy], SILENCE_TOLD_S)
+            silences = 0 if ready else silences + 1
+            if silences:
+                self._silent(silences)
             for worker in [w for w in self._busy if self._connections[w] in ready]:
                 try:
                     answer = self._decoder.decode(self._connections[worker].recv_bytes())
@@ -273,6 +289,27 @@ class Processes:
                 if not job.keeps_slot:
                     self._free.append(job.slot)
             self._dispatch()
+
+    def _silent(self, times: int) -> None:
+        """Nobody has answered for so many `SILENCE_TOLD_S`.
+
+        Raises:
+            StateError: it is time to give up.
+        """
+        now_s = time.monotonic()
+        busy = "; ".join(
+            f"worker {worker} of {self.count} (process {self._processes[worker].pid}) has been at "
+            f"{name_of(job.work)} for {now_s - job.begun_s:.0f} s"
+            for worker, job in sorted(self._busy.items())
+        )
+        log.warning("no worker has answered for %g s: %s", times * SILENCE_TOLD_S, busy)
+        if times >= SILENCES_MAX:
+            self._broken = StateError(
+                f"no worker has answered for {times * SILENCE_TOLD_S:g} s: {busy}",
+                hint="see whether it was stopped (SIGCONT lets it go on) or waits for a disk; "
+                "the same command goes on where it was",
+            )
+            raise self._broken
 
     def _gone(self, worker: int) -> NoReturn:
         """Nobody is left at the other end.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -142,6 +143,31 @@ def test_a_killed_worker_is_a_message() -> None:
     with pytest.raises(StateError, match="SIGKILL"):
         workers.begin_evaluation(model, 1)
     workers.close()
+
+
+def test_a_worker_that_hangs_is_told_then_given_up(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("simulator.learning.workers.SILENCE_TOLD_S", 0.25)
+    monkeypatch.setattr("simulator.learning.workers.SILENCES_MAX", 3)
+    learner = tiny_learner()
+    model = read_initial_model(learner.bundle)
+    workers = Processes(learner, 2)
+    pid = workers._processes[0].pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        said = rf"worker 0 of 2 \(process {pid}\) has been at training device 5 for [0-9]+ s"
+        with pytest.raises(StateError, match=rf"^no worker has answered for 0.75 s: {said}"):
+            list(workers.train([Task(Train(5, PLAN), model)] * 4))
+        told = [record.getMessage() for record in caplog.records]
+        assert len(told) >= 3
+        assert all(re.search(said, line) for line in told[-3:])
+        with pytest.raises(StateError, match="no worker has answered"):
+            workers.begin_evaluation(model, 1)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+        workers.close()
 
 
 def test_results_of_one_training_do_not_wait_for_another() -> None:
