@@ -208,7 +208,7 @@ def _fill(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     if len(state.ready()) >= state.wanted and state.devices_ready() >= state.quorum:
         return _close(state, at_ms, config)
     places = max(0, config.concurrency - len(state.at_work()))
-    free = without_task(state) if places else ()
+    free = without_task(state, config) if places else ()
     chosen = select_cohort(free, min(places, len(free)), 1.0, config.seed, state.round_id)
     deadline_at_ms = at_ms + config.collect_ms
     invited = tuple(

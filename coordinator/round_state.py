@@ -66,8 +66,8 @@ class RoundState(Struct, frozen=True, omit_defaults=True):
     carried: tuple[Member, ...] = ()
     """Accepted updates of earlier tasks that count in the open round, or in the next."""
     stragglers: tuple[Member, ...] = ()
-    """Synchronous, where late updates count: still at work on earlier rounds. A new task would make
-    them drop that work, so they are asked again only if there are too few others."""
+    """Where late updates count: still at work on earlier rounds. A new task would make them drop
+    that work, so they are not asked again as long as there are others."""
 
     def is_online(self, device_id: str) -> bool:
         """Whether a device can be invited."""

@@ -50,7 +50,7 @@ common = {
     "proximal_mu": st.floats(0, 1_000),
     "clip_norm": st.none() | st.floats(1e-9, 1e6),
     "seed": naturals,
-    "steps_max": st.none() | st.integers(1, 2**63 - 1),
+    "steps_max": st.none() | st.integers(1, 2**53 - 1),
     "training_ms_max": st.none() | st.integers(1, 2**53 - 1),
 }
 momenta, kept = st.floats(1e-9, 0.999), st.sampled_from(["fresh", "kept"])

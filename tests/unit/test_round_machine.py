@@ -458,3 +458,41 @@ def test_a_buffer_that_cannot_be_filled_closes_with_what_is_there() -> None:
     assert state.deadline_at_ms == 6_000  # coming and going does not stretch it
     commands, state = play(state, TimeReached(), at_ms=6_000)
     assert commands == [AggregateRound(1, "train", ("ua",))]
+
+
+def test_a_slow_device_is_not_asked_again_while_its_update_would_count() -> None:
+    _, state = play(RoundState(), *(DeviceArrived(name) for name in "abcd"))
+    _, state = play(state, TimeReached(), at_ms=6_000)  # a and b lose their places
+    assert [m.device_id for m in state.at_work()] == ["c", "d"]
+    answers = UpdateAccepted(1, "c", "uc"), UpdateAccepted(1, "d", "ud")
+    commands, state = play(state, *answers, RoundAggregated(1), at_ms=6_500)
+    assert commands[-1] == InviteDevices(("c", "d"))
+    assert [m.device_id for m in state.stragglers] == ["a", "b"]
+    _, state = play(state, DeviceLeft("a"), DeviceArrived("a"), at_ms=6_600)
+    assert [m.device_id for m in state.at_work()] == ["c", "d"]
+    commands, state = play(state, UpdateAccepted(1, "a", "ua", 0), at_ms=6_700)
+    assert [m.update_id for m in state.carried] == ["ua"]
+    assert [m.device_id for m in state.stragglers] == ["b"]
+
+
+def test_a_slow_device_that_carries_over_and_loses_its_place_is_left_in_peace() -> None:
+    _, state = play(RoundState(), *(DeviceArrived(name) for name in "abc"))
+    answers = UpdateAccepted(1, "a", "ua"), UpdateAccepted(1, "b", "ub"), RoundAggregated(1)
+    _, state = play(state, *answers)  # c is at work on round 1 still
+    commands, state = play(state, DeviceLeft("a"), DeviceLeft("b"), TimeReached(), at_ms=6_500)
+    assert commands == []
+    assert {m.answer for m in state.cohort} == {"silent"}
+
+
+def test_where_nothing_else_helps_slow_devices_are_asked_again() -> None:
+    _, state = play(RoundState(), DeviceArrived("a"))
+    _, state = play(state, TimeReached(), at_ms=6_000)
+    assert state.idle
+    at_ms, invited = 6_000, 0
+    for _ in range(2 * BUFFERED.abandoned_max):
+        at_ms = state.deadline_at_ms or at_ms
+        commands, state = play(state, TimeReached(), at_ms=at_ms)
+        invited += sum(isinstance(command, InviteDevices) for command in commands)
+        if state.abandoned_in_a_row <= BUFFERED.abandoned_max // 2:
+            assert not invited
+    assert invited
