@@ -37,12 +37,14 @@ class Conditions:
     """The conditions of one scenario.
 
     Raises:
-        ConfigError: an unknown profile, link or model; a benchmark or trace that cannot be used.
+        ConfigError: an unknown profile, link or model; data that the model does not learn from; a
+            benchmark or trace that cannot be used.
         BundleError: the model is a folder, and what is in it is no bundle.
     """
 
     def __init__(self, scenario: Scenario) -> None:
         self.scenario = scenario
+        profiles.check_data(scenario.learning)
         self.parameters = profiles.parameters_of(scenario.learning)
         """Values of the model that travel."""
         self._availability = Availability(

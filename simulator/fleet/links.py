@@ -34,7 +34,11 @@ def link_numbers(link: str | LinkNumbers, where: str) -> LinkNumbers:
     if isinstance(link, LinkNumbers):
         return link
     if link not in LINKS:
-        raise ConfigError(f"{where} is {link!r}, expected numbers or one of: {', '.join(LINKS)}")
+        raise ConfigError(
+            f"{where} is {link!r}, expected numbers or one of: {', '.join(LINKS)}",
+            hint="numbers: { down_bytes_per_s = 500_000, up_bytes_per_s = 60_000, "
+            'latency_ms = 80 }; docs/simulate.md, "Links"',
+        )
     return LINKS[link]
 
 

@@ -64,17 +64,24 @@ class Model(NamedTuple):
     """A model that is known by name."""
 
     parameters: int
-    times: StepTimes
-    """On the reference machine, with the portable runtime and one thread."""
+    times: StepTimes | None
+    """On the reference machine, with the portable runtime and one thread; None: not measured."""
+    data: tuple[str, ...]
+    """Data sets that it learns from."""
 
 
 MODELS = {
-    "digits": Model(76_810, StepTimes(10, 0.095, 50, 0.24)),
-    "mnist_2nn": Model(199_210, StepTimes(10, 0.136, 50, 0.361)),
-    "mnist_cnn": Model(1_663_370, StepTimes(10, 7.107, 50, 46.33)),
-    "cifar_cnn": Model(1_068_298, StepTimes(10, 10.777, 50, 49.513)),
-    "char_lstm": Model(822_570, StepTimes(10, 38.637, 50, 144.066)),
-    "word_lstm": Model(4_360_144, StepTimes(10, 14.972, 50, 62.372)),
+    "digits": Model(76_810, StepTimes(10, 0.095, 50, 0.24), ("digits",)),
+    "mnist_lr": Model(7_850, None, ("mnist",)),
+    "mnist_2nn": Model(199_210, StepTimes(10, 0.136, 50, 0.361), ("mnist",)),
+    "mnist_cnn": Model(1_663_370, StepTimes(10, 7.107, 50, 46.33), ("mnist",)),
+    "cifar_cnn": Model(1_068_298, StepTimes(10, 10.777, 50, 49.513), ("cifar10",)),
+    "char_lstm": Model(
+        822_570,
+        StepTimes(10, 38.637, 50, 144.066),
+        ("shakespeare", "shakespeare_sequences"),
+    ),
+    "word_lstm": Model(4_360_144, StepTimes(10, 14.972, 50, 62.372), ("shakespeare_words",)),
 }
 
 
@@ -171,6 +178,24 @@ def parameters_of(learning: LearningConfig) -> int:
     if learning.model in MODELS:
         return MODELS[learning.model].parameters
     return _manifest(learning.model).shared_count
+
+
+def check_data(learning: LearningConfig) -> None:
+    """Nothing, if the model learns from the data, as far as a model in a folder lets us know.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    model = MODELS.get(learning.model)
+    if learning.data is None or model is None or learning.data in model.data:
+        return
+    others = ", ".join(sorted({name for known in MODELS.values() for name in known.data}))
+    fitting = ", ".join(name for name, known in MODELS.items() if learning.data in known.data)
+    raise ConfigError(
+        f"learning.data is {learning.data!r}, and learning.model {learning.model!r} learns from: "
+        f"{', '.join(model.data)}",
+        hint=f"models for {learning.data!r}: {fitting}" if fitting else f"data sets: {others}",
+    )
 
 
 def reference_times(learning: LearningConfig, plan: Plan) -> StepTimes | None:

@@ -27,6 +27,20 @@ Sigma = Annotated[float, Meta(ge=0, le=5)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Hour = Annotated[float, Meta(ge=0, le=24)]
 HINT = "docs/simulate.md lists every key and its meaning"
+_EFFECTIVE = {
+    "availability.on_s availability.off_s": ("availability.kind", ("churn",)),
+    "availability.night_share availability.day_share availability.night_from_h "
+    "availability.night_until_h availability.night_spread_s availability.zones_h "
+    "availability.starts_at_h": ("availability.kind", ("day_night",)),
+    "stragglers.per stragglers.fraction": ("stragglers.kind", ("factor", "log_normal")),
+    "stragglers.factor": ("stragglers.kind", ("factor",)),
+    "stragglers.sigma": ("stragglers.kind", ("log_normal",)),
+    "learning.data learning.data_dir learning.partition": ("learning.kind", ("real",)),
+    "learning.shards_per_device": ("learning.partition", ("shards",)),
+    "learning.alpha": ("learning.partition", ("dirichlet",)),
+    "learning.examples learning.examples_spread": ("learning.kind", ("modelled",)),
+}
+"""Keys that mean something only where another has one of these values."""
 _COHORT_KEYS = ("cohort_size", "cohort_fraction")
 
 
@@ -233,10 +247,31 @@ def read_scenario(path: Path) -> Scenario:
         learning = msgspec.structs.replace(scenario.learning, model=model)
         scenario = msgspec.structs.replace(scenario, learning=learning)
     try:
+        _check_effects(scenario)
         policies(scenario)
     except ConfigError as exc:
         raise ConfigError(f"{str(path)!r}: {exc.args[0]}", hint=HINT) from exc
     return scenario
+
+
+def _check_effects(scenario: Scenario) -> None:
+    """Whoever gives a key means something by it.
+
+    Raises:
+        ConfigError: it has no effect.
+    """
+    for keys, (deciding, values) in _EFFECTIVE.items():
+        table, _, field = deciding.partition(".")
+        decided = getattr(getattr(scenario, table), field)
+        for key in keys.split():
+            config, name = getattr(scenario, table), key.partition(".")[2]
+            default = getattr(type(config)(), name)
+            if getattr(config, name) != default and decided not in values:
+                expected = " or ".join(f'"{value}"' for value in values)
+                raise ConfigError(
+                    f"{key} has no effect: it is of {deciding} = {expected}, and that is "
+                    f'"{decided}"; leave it out, or change {deciding}'
+                )
 
 
 def policies(scenario: Scenario) -> tuple[Policy, ...]:

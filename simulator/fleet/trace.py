@@ -17,6 +17,10 @@ from fedtide.errors import ConfigError
 
 Interval = tuple[int, int]
 """On from the first millisecond, inclusive, until the second, exclusive."""
+HINT = (
+    'a first line "device,from_s,until_s", then a row for each time that a device is on; '
+    'docs/simulate.md, "Traces"'
+)
 COLUMNS = ["device", "from_s", "until_s"]
 SECONDS_MAX = 1e9
 
@@ -35,7 +39,14 @@ def read_trace(path: Path, devices: int, repeat_s: float | None) -> list[list[In
             device that the fleet has not, an end that is not after its beginning or is after
             `repeat_s`, an overlap, a device number that is left out.
     """
-    where = f"trace {str(path)!r}"
+    try:
+        return _read(path, f"trace {str(path)!r}", devices, repeat_s)
+    except ConfigError as exc:
+        exc.hint = HINT
+        raise
+
+
+def _read(path: Path, where: str, devices: int, repeat_s: float | None) -> list[list[Interval]]:
     found: dict[int, list[_Row]] = {}
     try:
         with path.open(newline="", encoding="utf-8") as lines:

@@ -43,7 +43,8 @@ def missing(name: str, path: Path, data_dir: Path) -> DataError:
     return DataError(
         f"data set {name!r} needs {str(path)!r}, which does not exist",
         hint=f"python -m simulator.learning.datasets {name} --data-dir {data_dir} --download\n"
-        "fetches it; or name the folder that has it with --data-dir or FEDTIDE_DATA",
+        "fetches it; or name the folder that has it with FEDTIDE_DATA, with learning.data_dir in "
+        "a scenario, or with this command's and fedtide repro's --data-dir",
     )
 
 

@@ -216,11 +216,17 @@ def test_impossible_flags(
         ('kind = "churn"', 'kind = "trace"\ntrace = "none.csv"', "none.csv", 2),
         (
             "parameters = 1000",
-            'kind = "real"\nmodel = "digits"\ndata = "mnist"\ndata_dir = "none"',
+            'kind = "real"\nmodel = "mnist_2nn"\ndata = "mnist"\ndata_dir = "none"',
             "none",
             4,
         ),
         ("parameters = 1000", 'kind = "real"\nmodel = "digits"\ndata = "moon"', "moon", 2),
+        (
+            "parameters = 1000",
+            'kind = "real"\nmodel = "mnist_2nn"\ndata = "digits"',
+            "models for 'digits': digits",
+            2,
+        ),
     ],
 )
 def test_bad_scenarios(

@@ -12,6 +12,7 @@ from coordinator.config import RoundsConfig
 from fedtide.errors import ConfigError, FedtideError
 from fedtide.plan import Plan
 from simulator.fleet.conditions import Conditions
+from simulator.fleet.profiles import MODELS
 from simulator.fleet.scenario import (
     AvailabilityConfig,
     DropoutsConfig,
@@ -25,6 +26,8 @@ from simulator.fleet.scenario import (
     policies,
     read_scenario,
 )
+from simulator.learning.bundles import MODELS as BUNDLES
+from simulator.learning.datasets import DATA_SETS
 
 ROOT = Path(__file__).parents[3]
 DOCUMENT = (ROOT / "docs" / "simulate.md").read_text()
@@ -180,6 +183,24 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
             f"{BASE}[learning]\nkind = 'real'\ndata = 'digits'\nparameters = 5",
             'parameters are of kind = "modelled"',
         ),
+        *(
+            (f"{BASE}[{key.partition('.')[0]}]\n{key.partition('.')[2]} = {value}", f"{key} has no")
+            for key, value in [
+                ("availability.on_s", 5),
+                ("availability.zones_h", 5),
+                ("stragglers.fraction", 0.5),
+                ("stragglers.factor", 5),
+                ("stragglers.sigma", 1),
+                ("learning.partition", "'shards'"),
+                ("learning.alpha", 1),
+                ("learning.data", "'mnist'"),
+            ]
+        ),
+        (
+            f"{BASE}[learning]\nkind = 'real'\ndata = 'digits'\nmodel = 'digits'\nexamples = 5",
+            'learning.examples has no effect: it is of learning.kind = "modelled", and that is',
+        ),
+        (f"{BASE}[learning]\nmodel = 'mnist_lr'", "give learning.step_ms"),
         (with_group('profile = "pi-4"', "share = 0.4"), "shares of the groups add up to 0.4"),
         (with_group("share = 1.0"), "give one of profile, step_ms and benchmark, not none"),
         (with_group('profile = "pi-4"', "step_ms = 3"), "not 2 of them"),
@@ -261,6 +282,11 @@ def test_a_profile_may_be_measured(tmp_path: Path) -> None:
     traits = conditions.traits(0)
     assert (traits.profile, traits.step_ms) == ("my-pi", 2.0)
     assert (traits.times.at(50), traits.times.at(30)) == (10.0, 6.0)
+
+
+def test_models_learn_from_data_sets_that_exist() -> None:
+    assert {name for model in MODELS.values() for name in model.data} == set(DATA_SETS)
+    assert set(MODELS) == set(BUNDLES)
 
 
 @pytest.mark.parametrize(
