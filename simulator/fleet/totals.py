@@ -54,6 +54,8 @@ class Totals:
         self.rounds_done = 0
         self.rounds_abandoned = 0
         self.model_version = 0
+        self.model_ms = 0
+        """When that version was made."""
         self.invited = [0] * devices
         self.counted = [0] * devices
         """Training tasks and updates in models, by device: who is asked, who is heard."""
@@ -173,7 +175,7 @@ class Totals:
 
     def _made(self, event: events.ModelMade) -> None:
         self.rounds_done += 1
-        self.model_version = event.version
+        self.model_version, self.model_ms = event.version, event.at_ms
         for part in self._in_work:
             self.counted[part.device] += 1
         self._count()

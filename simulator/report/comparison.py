@@ -106,14 +106,16 @@ def progress_plot(summary: Summary) -> str | None:
     right.set_title(f"{noun}, over bytes", loc="left")
     what = "% of the test set" if summary.learned else "updates"
     top = min(left.get_ylim()[1], 100.5) if summary.learned else None
-    left.set(xlabel=f"virtual time, {hour}", ylabel=what, ylim=(_floor(summary), top))
+    left.set(
+        xlabel=f"{hour} since the first round opened", ylabel=what, ylim=(_floor(summary), top)
+    )
     right.set(xlabel=f"downloads and uploads, {gigabytes}")
     times = [p.target_reached.virtual_ms for p in summary.policies if p.target_reached]
     if times and min(times) > 0 and max(times) / min(times) > 4:
         logarithmic(left)
         shown = [x for curve in curves for x, _, value in curve if x and value >= _floor(summary)]
         left.set_xlim(left=0.8 * min(shown) / hour_ms)
-        left.set_xlabel(f"virtual time, {hour} (logarithmic)")
+        left.set_xlabel(f"{hour} since the first round opened (logarithmic)")
     else:
         left.set_xlim(left=0)
     right.set_xlim(left=0)
@@ -122,10 +124,10 @@ def progress_plot(summary: Summary) -> str | None:
 
 
 def _curve(policy: PolicyFigures, *, learned: bool) -> list[tuple[float, float, float]]:
-    """Points: virtual ms, bytes, value."""
+    """Points: virtual ms since the first round opened, bytes, value."""
     if learned:
         points = [
-            (float(point.virtual_ms), float(point.bytes), 100 * best)
+            (policy.since_first_round_ms(point.virtual_ms), float(point.bytes), 100 * best)
             for point, best in best_so_far(policy.curve)
         ]
     else:
@@ -134,7 +136,7 @@ def _curve(policy: PolicyFigures, *, learned: bool) -> list[tuple[float, float, 
             size += entry.download_bytes + entry.upload_bytes
             count += entry.counted
             if entry.closed_ms is not None:
-                points.append((entry.closed_ms, size, float(count)))
+                points.append((policy.since_first_round_ms(entry.closed_ms), size, float(count)))
         if len(points) == 1:
             return []
     step = max(1, -(-len(points) // POINTS_MOST))

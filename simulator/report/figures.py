@@ -38,7 +38,7 @@ def summarise(
     chosen = common_target(policies) if target is None else target
     if chosen is not None:
         policies = [
-            msgspec.structs.replace(policy, target_reached=reached(policy.curve, chosen))
+            msgspec.structs.replace(policy, target_reached=reached(policy, chosen))
             for policy in policies
         ]
     summary = Summary(
@@ -70,11 +70,12 @@ def best_so_far(curve: Sequence[Point]) -> list[tuple[Point, float]]:
     return [(point, value) for (point, _), (_, value) in zip(points, best, strict=True)]
 
 
-def reached(curve: Sequence[Point], target: float) -> Reached | None:
-    """When a curve crosses the target; None: never."""
-    points = [(point, point.accuracy) for point in curve if point.accuracy is not None]
+def reached(policy: PolicyFigures, target: float) -> Reached | None:
+    """When a policy's curve crosses the target; None: never."""
+    points = [(point, point.accuracy) for point in policy.curve if point.accuracy is not None]
     rounds = rounds_to_target([(point.version, accuracy) for point, accuracy in points], target)
-    virtual_ms = crossing([(point.virtual_ms, accuracy) for point, accuracy in points], target)
+    since_ms = policy.since_first_round_ms
+    virtual_ms = crossing([(since_ms(p.virtual_ms), accuracy) for p, accuracy in points], target)
     size = crossing([(point.bytes, accuracy) for point, accuracy in points], target)
     if rounds is None or virtual_ms is None or size is None:
         return None
@@ -90,7 +91,8 @@ def _policy(record: Record, names: Sequence[str]) -> PolicyFigures:
     finished = totals.finished
     succeeded = finished is not None and finished.succeeded
     virtual_ms = digest.last_model_ms() if succeeded else totals.at_ms
-    hours = virtual_ms / HOUR_MS
+    first_round_ms = digest.rounds[0].opened_ms if digest.rounds else 0
+    hours = (virtual_ms - first_round_ms) / HOUR_MS
     curve = digest.curve()
     accuracies = [point.accuracy for point in curve if point.accuracy is not None]
     counted = sum(digest.counted)
@@ -103,6 +105,7 @@ def _policy(record: Record, names: Sequence[str]) -> PolicyFigures:
         rounds_done=totals.rounds_done,
         rounds_abandoned=sum(entry.outcome == "abandoned" for entry in digest.rounds),
         virtual_ms=virtual_ms,
+        first_round_ms=first_round_ms,
         tasks=sum(digest.fates.values()),
         updates_counted=counted,
         download_bytes=totals.spent.down_bytes,

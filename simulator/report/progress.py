@@ -75,15 +75,26 @@ class _Run:
         totals = self.totals
         if totals is None:
             return ["starting"]
-        words = [f"{time_words(totals.at_ms)} of virtual time"]
+        # As the table: what follows the last model evaluates it.
+        succeeded = totals.finished is not None and totals.finished.succeeded
+        at_ms = totals.model_ms if succeeded else totals.at_ms
+        words = [f"{time_words(at_ms)} of virtual time"]
         if self.accuracies:
-            words.insert(0, f"accuracy {self.accuracies[-1]:.1%}")
+            words.insert(0, self._accuracy_words(totals))
         if totals.rounds_abandoned:
             words.append(f"{plural(totals.rounds_abandoned, 'round')} abandoned")
         dropped = sum(totals.dropped.values())
         if dropped:
             words.append(plural(dropped, "dropout"))
         return [*words, bytes_words(totals.spent.down_bytes + totals.spent.up_bytes)]
+
+    def _accuracy_words(self, totals: Totals) -> str:
+        """The newest, and of which model: it is measured beside the next round."""
+        newest = [x for x in totals.evaluations if x.accuracy is not None][-1]
+        text = f"accuracy {newest.accuracy:.1%}"
+        if newest.version == totals.model_version:
+            return text
+        return f"{text} after round {newest.version}" if newest.version else f"{text} untrained"
 
 
 class PlainProgress:

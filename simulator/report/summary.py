@@ -12,6 +12,7 @@ class Reached(Struct, frozen=True):
 
     rounds: float
     virtual_ms: float
+    """Since the first training round opened."""
     bytes: float
     """Downloads and uploads of all devices until then."""
 
@@ -35,9 +36,9 @@ class Participation(Struct, frozen=True):
     """Devices that were ever invited."""
     counted_share: float
     """Devices of which an update ever counted."""
-    gini: float
-    """Of the devices' numbers of counted updates: 0 even, 1 all from one."""
-    jain: float
+    gini: float | None
+    """Of the devices' numbers of counted updates: 0 even, 1 all from one. None: nothing counted."""
+    jain: float | None
     """Of the same: 1 even, 1/devices all from one."""
 
 
@@ -116,12 +117,14 @@ class PolicyFigures(Struct, frozen=True):
     rounds_abandoned: int
     virtual_ms: int
     """Until the last model was made, if it succeeded; else until the last event."""
+    first_round_ms: int
+    """When the first training round opened: until then there were too few devices. 0: none did."""
     tasks: int
     updates_counted: int
     download_bytes: int
     upload_bytes: int
     rounds_per_hour: float
-    """Of virtual time."""
+    """Of virtual time since the first round opened."""
     updates_per_hour: float
     final_accuracy: float | None
     best_accuracy: float | None
@@ -143,10 +146,9 @@ class PolicyFigures(Struct, frozen=True):
         """Down and up."""
         return self.download_bytes + self.upload_bytes
 
-    @property
-    def virtual_hours(self) -> float:
-        """The same in hours."""
-        return self.virtual_ms / HOUR_MS
+    def since_first_round_ms(self, at_ms: float) -> float:
+        """What a time of the run is since the first training round opened; before: 0."""
+        return max(0.0, at_ms - self.first_round_ms)
 
 
 class Summary(Struct, frozen=True):

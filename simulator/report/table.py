@@ -38,6 +38,11 @@ def rows_of(summary: Summary) -> list[Row]:
         row("rounds done, of", *(f"{p.rounds_done:,} of {p.rounds_asked:,}" for p in policies)),
         row("rounds abandoned", *(f"{p.rounds_abandoned:,}" for p in policies)),
         row("virtual time", *(time_words(p.virtual_ms) for p in policies)),
+        row(
+            "before the first round",
+            *(time_words(p.first_round_ms) for p in policies),
+            detail=True,
+        ),
         row("rounds an hour", *(number_words(p.rounds_per_hour) for p in policies)),
         row("counted updates an hour", *(number_words(p.updates_per_hour) for p in policies)),
         row("downloaded", *(bytes_words(p.download_bytes) for p in policies)),
@@ -53,8 +58,8 @@ def rows_of(summary: Summary) -> list[Row]:
     rows += [
         row("otherwise", *(_wasted(p, *other) for p in policies), detail=True),
         row("devices ever heard", *(share_words(p.participation.counted_share) for p in policies)),
-        row("Gini coefficient", *(f"{p.participation.gini:.3f}" for p in policies)),
-        row("Jain's index", *(f"{p.participation.jain:.3f}" for p in policies)),
+        row("Gini coefficient", *(_index(p.participation.gini) for p in policies)),
+        row("Jain's index", *(_index(p.participation.jain) for p in policies)),
     ]
     return rows
 
@@ -81,6 +86,10 @@ def _learned_rows(summary: Summary) -> list[Row]:
 
 def _share(value: float | None) -> str:
     return _NONE if value is None else f"{value:.2%}"
+
+
+def _index(value: float | None) -> str:
+    return _NONE if value is None else f"{value:.3f}"
 
 
 def _wasted(policy: PolicyFigures, *causes: str) -> str:

@@ -99,4 +99,4 @@ def _left_out(policy: PolicyFigures) -> str:
     least = policy.profiles[worst].counted_share
     if len(policy.profiles) < 2 or 1 - least <= share:
         return f"{text}."
-    return f"{text} ({worst}: {share_words(1 - least)})."
+    return f"{text} (worst: {worst}, {share_words(1 - least)})."

@@ -11,7 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from rich.console import Console
 
+from simulator.fleet import events
 from simulator.fleet.record import Record
+from simulator.fleet.totals import Totals
 from simulator.report import open_progress, summarise, write_report
 from simulator.report.page import flattened, report_page
 from simulator.report.portrait import _moments
@@ -251,3 +253,34 @@ def test_a_device_that_came_back_too_late_is_marked_where_it_dropped() -> None:
     task = Task(5, 1, 0, drops=[(2_000, "training")], ended_ms=9_000, fate="dropped")
     late = Task(6, 1, 0, ended_ms=9_500, fate="late")
     assert _moments([task, late]) == {"dropped": [(2_000, 5)], "late": [(9_500, 6)]}
+
+
+def test_progress_says_of_which_model_an_accuracy_is(tmp_path: Path) -> None:
+    """Models are measured beside the next round; what follows the last model is no round's time."""
+    stream = io.StringIO()
+    told = Totals(4)
+    with PlainProgress(Console(file=stream, width=200)) as progress:
+        progress.begin("p", 10)
+        for event in (
+            events.Evaluated(0, 0, 2.0, 0.1),
+            events.ModelMade(2_000, 1, 1),
+            events.Evaluated(2_000, 1, 1.0, 0.5),
+            events.ModelMade(4_000, 2, 2),
+        ):
+            told.observe(event)
+            progress.round("p", told)
+        told.observe(events.Evaluated(4_000, 2, 1.0, 0.6))
+        told.observe(events.Finished(9_000, "all rounds are done", True))
+        progress.end("p", told)
+    lines = stream.getvalue().splitlines()[1:]
+    assert [line.split(" · ")[:3] for line in lines] == [
+        ["p: round 1 of 10", "accuracy 10.0% untrained", "2 s of virtual time"],
+        ["p: round 2 of 10", "accuracy 50.0% after round 1", "4 s of virtual time"],
+        ["p: round 2 of 10", "accuracy 60.0%", "4 s of virtual time"],
+    ]
+
+
+def test_indices_of_nothing_are_no_numbers(tmp_path: Path) -> None:
+    summary = summarise([record_of(tmp_path / "r", header(), cut=True)])
+    cells = {row.label: row.cells for row in rows_of(summary)}
+    assert cells["Gini coefficient"] == cells["Jain's index"] == ("-",)

@@ -81,7 +81,7 @@ def test_gini_and_jain_by_hand() -> None:
     assert gini(counts) == pytest.approx(20 / 16 / 2)
     assert jain(counts) == pytest.approx(16 / (4 * 10))
     assert (gini(np.array([2, 2, 2])), jain(np.array([2, 2, 2]))) == pytest.approx((0, 1))
-    assert (gini(np.zeros(3, np.int64)), jain(np.zeros(3, np.int64))) == (0.0, 1.0)
+    assert (gini(np.zeros(3, np.int64)), jain(np.zeros(3, np.int64))) == (None, None)
 
 
 @given(st.lists(st.integers(0, 50), min_size=1, max_size=20))
@@ -90,7 +90,9 @@ def test_gini_is_half_the_relative_mean_difference(values: list[int]) -> None:
     if counts.sum():
         difference = np.abs(counts[:, None] - counts[None, :]).mean()
         assert gini(counts) == pytest.approx(difference / 2 / counts.mean(), abs=1e-12)
-        assert 1 / len(values) - 1e-12 <= jain(counts) <= 1 + 1e-12
+        index = jain(counts)
+        assert index is not None
+        assert 1 / len(values) - 1e-12 <= index <= 1 + 1e-12
 
 
 # --- a run by hand
@@ -209,6 +211,40 @@ def test_every_policy_reaches_the_target_that_nobody_gave(tmp_path: Path) -> Non
     assert common_target([]) is None
 
 
+def test_the_wait_for_the_first_round_counts_in_no_rate_and_no_time_to_a_target(
+    tmp_path: Path,
+) -> None:
+    """An hour without devices, then two rounds of half an hour, an update each."""
+    hour_ms = 3_600_000
+    record = record_of(
+        tmp_path / "r",
+        header(rounds=2, devices=4, learning="real"),
+        e.Evaluated(0, 0, 2.0, 0.1),
+        e.RoundOpened(hour_ms, 1, "train", 0, 1, 1, 4),
+        e.TaskGiven(hour_ms, 0, 1, 0),
+        e.Verdict(2 * hour_ms - 1_800_000, 0, 1, "accepted", "in time"),
+        e.RoundClosed(hour_ms + 1_800_000, 1, (e.Counted(0, 1, 60.0),)),
+        e.ModelMade(hour_ms + 1_800_000, 1, 1),
+        e.Evaluated(hour_ms + 1_800_000, 1, 1.0, 0.5),
+        e.RoundOpened(hour_ms + 1_800_000, 2, "train", 1, 1, 1, 4),
+        e.TaskGiven(hour_ms + 1_800_000, 1, 2, 1),
+        e.Verdict(2 * hour_ms, 1, 2, "accepted", "in time"),
+        e.RoundClosed(2 * hour_ms, 2, (e.Counted(1, 2, 60.0),)),
+        e.ModelMade(2 * hour_ms, 2, 2),
+        e.Evaluated(2 * hour_ms, 2, 0.5, 0.9),
+        e.Finished(2 * hour_ms, "all rounds are done", True),
+    )
+    policy = summarise([record], target=0.7).policies[0]
+    assert (policy.virtual_ms, policy.first_round_ms) == (2 * hour_ms, hour_ms)
+    assert (policy.rounds_per_hour, policy.updates_per_hour) == (2, 2)
+    # 0.7 lies halfway between 0.5, after 30 min, and 0.9, after 60; 0.3 between 0.1 and 0.5.
+    assert policy.target_reached is not None
+    assert policy.target_reached.virtual_ms == pytest.approx(45 * 60_000)
+    early = summarise([record], target=0.3).policies[0].target_reached
+    assert early is not None
+    assert early.virtual_ms == pytest.approx(15 * 60_000)
+
+
 # --- any run
 
 
@@ -242,6 +278,8 @@ def test_an_interrupted_run_says_so(tmp_path: Path) -> None:
     assert cut.verdict.startswith("Interrupted, so far: ")
     assert nothing.verdict == "Interrupted, so far: No round was finished in 0 s."
     assert nothing.durations is None
+    assert (nothing.participation.gini, nothing.participation.jain) == (None, None)
+    assert (nothing.first_round_ms, nothing.rounds_per_hour) == (0, 0.0)
 
 
 def test_a_round_that_never_closed_is_kept(tmp_path: Path) -> None:
@@ -334,6 +372,12 @@ def test_what_devices_evaluate_is_no_training(tmp_path: Path) -> None:
     )
     policy = summarise([record]).policies[0]
     assert (policy.tasks, policy.updates_counted, policy.rounds) == (0, 0, ())
+
+
+def test_the_verdict_names_who_was_heard_least(tmp_path: Path) -> None:
+    """Device 0 of 4 counts: of profile a one in two was heard, of b none."""
+    verdict = summarise([small_run(tmp_path / "r")], ["a", "b", "b", "a"]).policies[0].verdict
+    assert verdict.endswith("75.0% of the devices were never heard (worst: b, 100.0%).")
 
 
 def test_the_verdict_compares(tmp_path: Path) -> None:
