@@ -24,6 +24,7 @@ pytestmark = pytest.mark.skipif(
 def _tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """A model and data that need nothing from elsewhere."""
     learner = tiny_learner()
+    monkeypatch.setattr("simulator.fleet.profiles.check_data", lambda _: None)
     monkeypatch.setattr("simulator.fleet.real_learning.open_data_set", lambda *_: learner._data)
     monkeypatch.setattr("simulator.fleet.real_learning.named_bundle", lambda _: learner.bundle)
 
