@@ -9,6 +9,7 @@ import logging
 import re
 import ssl
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
@@ -23,6 +24,8 @@ _IDENTIFIER_RULE = "a name of letters, digits, '.', '_' or '-', at most 64"
 _HINT = "docs/configuration.md lists every key and its meaning"
 _VALUE_CHARS_MAX = 60
 """Of a value that a message quotes."""
+_KINDS = {"int": "a whole number", "float": "a number", "str": "text", "object": "a table"}
+_BOUNDS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
 _log = logging.getLogger(__name__)
 
 Positive = Annotated[int, Meta(ge=1, lt=2**53)]
@@ -96,9 +99,12 @@ def load_config(path: Path, kind: type[T], *, hint: str = _HINT) -> T:
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as exc:
-        raise ConfigError(f"cannot read {str(path)!r}: {exc.strerror}") from exc
+        raise ConfigError(
+            f"cannot read {str(path)!r}: {exc.strerror}",
+            hint=f"a relative path begins in the current folder; {hint}",
+        ) from exc
     except (ValueError, RecursionError) as exc:  # TOMLDecodeError is not all it raises
-        raise ConfigError(f"{str(path)!r} is not TOML: {exc}") from exc
+        raise ConfigError(f"{str(path)!r} is not TOML: {exc}", hint=hint) from exc
     return convert_config(raw, kind, repr(str(path)), folder=path.parent, hint=hint)
 
 
@@ -119,13 +125,14 @@ def convert_config(
     try:
         return msgspec.convert(raw, kind, dec_hook=decode)
     except msgspec.ValidationError as exc:
-        raise ConfigError(f"{where}: {_explained(str(exc), raw, kind)}", hint=hint) from exc
+        raise ConfigError(f"{where}: {explained(str(exc), raw, kind)}", hint=hint) from exc
 
 
-def _explained(text: str, raw: Any, kind: Any) -> str:
+def explained(text: str, raw: Any, kind: Any) -> str:
     """What msgspec says is wrong, after the key and its value; of some words, all of them."""
     text, _, place = text.partition(" - at `$")
     text = re.sub(r"`?str`? matching regex .*", _IDENTIFIER_RULE, text)
+    text = re.sub(r"^Expected `(\w+)` ([<>]=?) (\S+)$", _in_words, text)
     name, value, wanted = place.strip(".`"), raw, kind
     for key in re.findall(r"[^.[\]]+", name):
         if isinstance(value, list):
@@ -139,13 +146,31 @@ def _explained(text: str, raw: Any, kind: Any) -> str:
         ("Invalid enum value", "Expected `str`", "Expected `int | str`")
     ):
         text = f"expected {' or '.join(choices)}"
-    if isinstance(value, dict) and _keys(wanted):
+    if isinstance(value, dict) and (known := _keys(wanted)):
+        text = re.sub(r"^Object contains unknown field `(.*)`$", _unknown(known), text)
         return f"{name}: {text}" if name else text
     if "password" in name:
         return f"{name} is wrong: {text}"
     shown = repr(value)
     shown = shown if len(shown) <= _VALUE_CHARS_MAX else shown[:_VALUE_CHARS_MAX] + "…"
     return f"{name} is {shown}: {text[0].lower()}{text[1:]}"
+
+
+def _in_words(expected: re.Match[str]) -> str:
+    kind, relation, bound = expected.groups()
+    return f"Expected {_KINDS.get(kind, kind)}, {_BOUNDS[relation]} {bound.removesuffix('.0')}"
+
+
+def _unknown(known: dict[str, Any]) -> Callable[[re.Match[str]], str]:
+    def told(unknown: re.Match[str]) -> str:
+        from difflib import get_close_matches
+
+        name = unknown.group(1)
+        near = get_close_matches(name, known, n=1)
+        expected = f"did you mean {near[0]!r}?" if near else f"known are {', '.join(known)}"
+        return f"unknown key {name!r}; {expected}"
+
+    return told
 
 
 def _keys(wanted: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import msgspec
 
 from coordinator.config import CoordinatorConfig
 from fedtide import __version__
+from fedtide.config import explained
 from fedtide.errors import ConfigError, FedtideError
 from simulator.fleet.conditions import Conditions
 from simulator.fleet.engine import run
@@ -150,8 +151,8 @@ def scenario_from(raw: dict[str, Any], where: str) -> Scenario:
 
     try:
         return msgspec.convert(raw, Scenario, dec_hook=decode)
-    except (msgspec.ValidationError, ValueError) as exc:
-        raise ConfigError(f"{where}: {exc}") from exc
+    except msgspec.ValidationError as exc:
+        raise ConfigError(f"{where}: {explained(str(exc), raw, Scenario)}") from exc
 
 
 class _Comparison:

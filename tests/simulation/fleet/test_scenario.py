@@ -151,8 +151,8 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
     ("text", "said"),
     [
         (BASE.replace("devices = 20", ""), "fleet: Object missing required field `devices`"),
-        (BASE.replace("devices", "device"), "fleet: Object contains unknown field `device`"),
-        (BASE.replace("20", "0"), "fleet.devices is 0: expected `int` >= 1"),
+        (BASE.replace("devices", "device"), "fleet: unknown key 'device'; did you mean 'devices'?"),
+        (BASE.replace("20", "0"), "fleet.devices is 0: expected a whole number, at least 1"),
         (BASE.replace('"tides"', '"a b"'), "name is 'a b'"),
         (BASE.replace("cohort_size = 4", ""), "give either rounds.cohort_size or"),
         (f"{BASE}quorum = 5", "rounds.quorum 5 exceeds rounds.cohort_size 4"),
@@ -160,7 +160,7 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
         (f"hours_max = 0\n{BASE}", "hours_max is 0"),
         (
             f"{BASE}[dropouts]\nin_training = 1.5",
-            "dropouts.in_training is 1.5: expected `float` <=",
+            "dropouts.in_training is 1.5: expected a number, at most 1",
         ),
         (f"{BASE}[dropouts]\nbefore_upload = -0.1", "dropouts.before_upload is -0.1: expected"),
         (
@@ -169,7 +169,10 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
         ),
         (f"{BASE}[stragglers]\nkind = 'slow'", "'none' or 'factor' or 'log_normal'"),
         (f"{BASE}[stragglers]\nfraction = nan", "stragglers.fraction is nan"),
-        (f"{BASE}[stragglers]\nfactor = 0.5", "stragglers.factor is 0.5: expected `float` >= 1"),
+        (
+            f"{BASE}[stragglers]\nfactor = 0.5",
+            "stragglers.factor is 0.5: expected a number, at least 1",
+        ),
         (f"{BASE}[availability]\nkind = 'trace'", 'availability: give trace with kind = "trace"'),
         (f"{BASE}[availability]\ntrace = 't.csv'", 'availability: give trace with kind = "trace"'),
         (f"{BASE}[availability]\nrepeat_s = 5", 'repeat_s is of kind = "trace", the kind is'),
@@ -214,7 +217,7 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
         ),
         (
             with_group('profile = "pi-4"', "link = {down_bytes_per_s = 0, up_bytes_per_s = 1}"),
-            "fleet.group[0].link.down_bytes_per_s is 0: expected `float` >= 1",
+            "fleet.group[0].link.down_bytes_per_s is 0: expected a number, at least 1",
         ),
         (f"{BASE}[learning]\nmodel = 'resnet'", "learning.model is 'resnet', expected the folder"),
         (
@@ -224,7 +227,7 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
         (f"{BASE}[[policy]]\nname = 'a'\n[[policy]]\nname = 'a'", "policy.name 'a' is given twice"),
         (
             f"{BASE}[[policy]]\nname = 'a'\nrounds.quorums = 3",
-            "policy 'a': rounds: Object contains",
+            "policy 'a': rounds: unknown key 'quorums'; did you mean 'quorum'?",
         ),
         (f"{BASE}[[policy]]\nname = 'a'\nrounds.quorum = 9", "policy 'a': rounds.quorum 9 exceeds"),
         (
