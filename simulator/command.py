@@ -9,8 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +23,7 @@ from simulator.fleet.conditions import Conditions
 from simulator.fleet.policy_run import as_recorded, replay, run_policy, scenario_from
 from simulator.fleet.record import Header, Record, Recorder, Sink, read_record
 from simulator.fleet.scenario import Policy, Scenario, policies, read_scenario
+from simulator.side_by_side import side_by_side
 
 if TYPE_CHECKING:
     from simulator.learning.workers import Where
@@ -218,22 +218,22 @@ def _run_all(
     from simulator.report import open_progress
 
     processes = where if isinstance(where, int) and scenario.learning.kind == "modelled" else 1
-    side_by_side = (
-        min(processes, len(chosen)) > 1 and "fork" in multiprocessing.get_all_start_methods()
-    )
+    at_once = min(processes, len(chosen))
+    if "fork" not in multiprocessing.get_all_start_methods():
+        at_once = 1
     with open_progress(plain=plain) as progress:
-        if not side_by_side:
+        if at_once == 1:
             for policy in chosen:
                 _run_one(scenario, policy, out, where, progress)
             return
-        context = multiprocessing.get_context("fork")
-        with ProcessPoolExecutor(processes, mp_context=context) as pool:
-            waiting = []
-            for policy in chosen:
-                progress.begin(policy.name, policy.rounds.count)
-                waiting.append(pool.submit(_run_one, scenario, policy, out, 1, None))
-            for policy, result in zip(chosen, waiting, strict=True):
-                result.result()
+        for policy in chosen:
+            progress.begin(policy.name, policy.rounds.count)
+
+        def alone(policy: Policy) -> None:
+            _run_one(scenario, policy, out, 1, None)
+
+        with closing(side_by_side(alone, chosen, at_once)) as done:
+            for policy in done:
                 progress.end(policy.name, read_record(_record_path(out, policy)).totals)
 
 

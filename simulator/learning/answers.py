@@ -52,6 +52,13 @@ def name_of(work: Work) -> str:
     return f"training device {work.device}" if isinstance(work, Train) else "an evaluation"
 
 
+def error_of(failed: Failed) -> FedtideError:
+    """As it was raised."""
+    error = FedtideError(failed.text)
+    error.exit_code = failed.exit_code
+    return error
+
+
 def reply_of(answer: Answer) -> Reply:
     """What was asked for.
 
@@ -59,9 +66,7 @@ def reply_of(answer: Answer) -> Reply:
         FedtideError: what was raised instead.
     """
     if isinstance(answer, Failed):
-        error = FedtideError(answer.text)
-        error.exit_code = answer.exit_code
-        raise error
+        raise error_of(answer)
     reply = answer.learned or answer.measured
     assert reply is not None
     return reply
