@@ -16,7 +16,7 @@ from simulator.report.drawing import (
     RED,
     YELLOW,
     axes_of,
-    logarithmic,
+    logarithmic_time,
     svg,
 )
 from simulator.report.figures import best_so_far
@@ -33,12 +33,12 @@ _MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "*")
 _CAUSES = {
     "dropped": (RED, "//", "dropped"),
     "late": (YELLOW, "||", "late"),
-    "not needed": (BLUE, "\\\\", "over-selected"),
+    "not needed": (BLUE, "\\\\", "not needed"),
     "declined": (GREEN, "oo", "declined"),
     "rejected": (PURPLE, "xx", "rejected"),
-    "abandoned": (DARK_GREY, "++", "round abandoned"),
-    "unfinished": (GREY, "", "unfinished at the end"),
-    "repeated": ("#f4d9a8", "--", "epochs done again"),
+    "abandoned": (DARK_GREY, "++", "abandoned"),
+    "unfinished": (GREY, "", "unfinished"),
+    "repeated": ("#f4d9a8", "--", "repeated"),
 }
 _WAITS = {
     "download": (BLUE, "//", "its download"),
@@ -112,10 +112,9 @@ def progress_plot(summary: Summary) -> str | None:
     right.set(xlabel=f"downloads and uploads, {gigabytes}")
     times = [p.target_reached.virtual_ms for p in summary.policies if p.target_reached]
     if times and min(times) > 0 and max(times) / min(times) > 4:
-        logarithmic(left)
         shown = [x for curve in curves for x, _, value in curve if x and value >= _floor(summary)]
-        left.set_xlim(left=0.8 * min(shown) / hour_ms)
-        left.set_xlabel(f"{hour} since the first round opened (logarithmic)")
+        logarithmic_time(left, hour_ms, 0.8 * min(shown))
+        left.set_xlabel("since the first round opened (logarithmic)")
     else:
         left.set_xlim(left=0)
     right.set_xlim(left=0)
@@ -205,11 +204,13 @@ def rounds_plot(summary: Summary) -> str | None:
         if lengths:
             _box(left, row, lengths)
     everything = [value for values in durations for value in values if value > 0]
+    box = "box: middle half, whiskers: 5% to 95%"
     if everything and max(everything) / min(everything) > 20:
-        logarithmic(left)
+        logarithmic_time(left, unit_ms, 0.8 * unit_ms * min(everything))
+        left.set_xlabel(f"logarithmic; {box}")
     else:
         left.set_xlim(left=0)
-    left.set(xlabel=f"{unit}; box: middle half, whiskers: 5% to 95%")
+        left.set_xlabel(f"{unit}; {box}")
     left.set_title("Lengths of rounds", loc="left")
     values = []
     for policy in summary.policies:

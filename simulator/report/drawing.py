@@ -9,7 +9,12 @@ import matplotlib as mpl
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+
+from simulator.report.words import time_words
+
+TICKS_MOST = 7
+"""Of a logarithmic axis: more would overlap."""
 
 GREEN, RED, YELLOW, PURPLE, GREY = "#2a7f5f", "#c0392b", "#e0a030", "#7b52ab", "#c9c9c9"
 BLUE, DARK_GREY = "#2b6cb0", "#8a8a8a"
@@ -40,14 +45,30 @@ def axes_of(height: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
     return figure, all_axes
 
 
-def logarithmic(axes: Any) -> None:
-    """An x-axis whose ticks are plain numbers."""
+def logarithmic_time(axes: Any, unit_ms: float, from_ms: float) -> None:
+    """A logarithmic x-axis of time in `unit_ms`, from `from_ms` on; every tick says its unit."""
     axes.set_xscale("log")
-    low, high = axes.get_xlim()
-    steps = (1, 2, 5) if high < 300 * low else (1,)
-    axes.xaxis.set_major_locator(LogLocator(subs=steps))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set_xlim(left=from_ms / unit_ms)
+    ticks = time_ticks_ms(from_ms, axes.get_xlim()[1] * unit_ms)
+    axes.xaxis.set_major_locator(FixedLocator([tick / unit_ms for tick in ticks]))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: time_words(value * unit_ms)))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def time_ticks_ms(from_ms: float, until_ms: float) -> list[float]:
+    """Round times within an interval, as even on a logarithmic axis as seconds, minutes and hours
+    allow; at most `TICKS_MOST`."""
+    ticks: list[float] = []
+    for steps in ((1, 2, 5, 10, 20, 30), (1, 3, 10, 30), (1, 10), (1,)):
+        small = [step * 10.0**power for power in range(3) for step in steps if step < 10]
+        clock = [step * unit for unit in (1_000, 60_000) for step in steps]
+        hours = [
+            step * 3_600_000 * 10.0**power for power in range(5) for step in steps if step < 10
+        ]
+        ticks = [tick for tick in (*small, *clock, *hours) if from_ms <= tick <= until_ms]
+        if len(ticks) <= TICKS_MOST:
+            break
+    return ticks[:: max(1, -(-len(ticks) // TICKS_MOST))]
 
 
 def svg(figure: Any) -> str:

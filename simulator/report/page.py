@@ -17,6 +17,7 @@ from simulator.report.summary import PolicyFigures, Summary
 from simulator.report.table import rows_of
 from simulator.report.tasks import may_count_late
 from simulator.report.timeline import timeline
+from simulator.report.verdict import headline
 from simulator.report.words import number_words, share_words, time_words
 
 
@@ -45,6 +46,7 @@ def report_page(summary: Summary, records: Sequence[Record], profiles: Sequence[
     return environment.get_template("report.html").render(
         summary=summary,
         rows=rows_of(summary),
+        headline=headline(summary),
         plots={name: _markup(plot(summary)) for name, plot in PLOTS.items()},
         portraits=[
             _portrait(policy, record, names)

@@ -22,11 +22,11 @@ _SPANS = {
 _MARKS = {
     "counted": ("|", "#222222", "counted"),
     "late": ("o", "#ffffff", "late"),
-    "not needed": ("D", "#ffffff", "over-selected"),
+    "not needed": ("D", "#ffffff", "not needed"),
     "declined": ("v", "#ffffff", "declined"),
     "rejected": ("P", PURPLE, "rejected"),
-    "abandoned": ("s", DARK_GREY, "round abandoned"),
-    "dropped": ("X", RED, "dropped out"),
+    "abandoned": ("s", DARK_GREY, "abandoned"),
+    "dropped": ("X", RED, "dropped"),
 }
 _DROP_PHASES = {
     "before download": (GREY, "", "before download"),

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from simulator.report.digest import CAUSES
 from simulator.report.summary import PolicyFigures, Summary
+from simulator.report.verdict import headline
 from simulator.report.words import bytes_words, number_words, share_words, time_words
 
 _NONE = "-"
 _COLUMN_WIDTH = 14
-_MAIN_CAUSES = {"dropped": "dropped", "late": "late", "not needed": "over-selected"}
+_MAIN_CAUSES = ("dropped", "late", "not needed")
+"""Shown also where they are 0."""
 
 
 class Row(NamedTuple):
@@ -22,6 +26,8 @@ class Row(NamedTuple):
     label: str
     cells: tuple[str, ...]
     """One a policy."""
+    best: frozenset[int] = frozenset()
+    """Indices of the policies that do best; none where more is neither better nor worse."""
     detail: bool = False
     """Part of the row above."""
 
@@ -31,37 +37,52 @@ def rows_of(summary: Summary) -> list[Row]:
     policies = summary.policies
 
     def row(label: str, *cells: str, detail: bool = False) -> Row:
-        return Row(label, cells, detail)
+        return Row(label, cells, detail=detail)
 
     rows = _learned_rows(summary) if summary.learned else []
-    rows += [
+    rates = [p.rounds_per_hour or None for p in policies]
+    updates = [p.updates_per_hour or None for p in policies]
+    wasted = [p.work.wasted_share if p.work.spent_ms else None for p in policies]
+    heard = [p.participation.counted_share or None for p in policies]
+    gini = [p.participation.gini for p in policies]
+    jain = [p.participation.jain for p in policies]
+    seen = (cause for cause in CAUSES if any(p.work.wasted_ms.get(cause) for p in policies))
+    causes = (*_MAIN_CAUSES, *(cause for cause in seen if cause not in _MAIN_CAUSES))
+    before = (time_words(p.first_round_ms) for p in policies)
+    return [
+        *rows,
         row("rounds done, of", *(f"{p.rounds_done:,} of {p.rounds_asked:,}" for p in policies)),
         row("rounds abandoned", *(f"{p.rounds_abandoned:,}" for p in policies)),
         row("virtual time", *(time_words(p.virtual_ms) for p in policies)),
-        row(
-            "before the first round",
-            *(time_words(p.first_round_ms) for p in policies),
-            detail=True,
-        ),
-        row("rounds an hour", *(number_words(p.rounds_per_hour) for p in policies)),
-        row("counted updates an hour", *(number_words(p.updates_per_hour) for p in policies)),
+        row("before the first round", *before, detail=True),
+        _compared("rounds an hour", rates, number_words, most=True),
+        _compared("counted updates an hour", updates, number_words, most=True),
         row("downloaded", *(bytes_words(p.download_bytes) for p in policies)),
         row("uploaded", *(bytes_words(p.upload_bytes) for p in policies)),
         row("devices' training time", *(time_words(p.work.spent_ms) for p in policies)),
-        row("wasted", *(_wasted(p, *p.work.wasted_ms) for p in policies)),
+        Row("wasted", tuple(_wasted(p, *p.work.wasted_ms) for p in policies), best(wasted)),
+        *(row(cause, *(_wasted(p, cause) for p in policies), detail=True) for cause in causes),
+        _compared("devices ever heard", heard, share_words, most=True),
+        _compared("Gini coefficient", gini, _index),
+        _compared("Jain's index", jain, _index, most=True),
     ]
-    rows += [
-        row(label, *(_wasted(p, cause) for p in policies), detail=True)
-        for cause, label in _MAIN_CAUSES.items()
-    ]
-    other = [cause for cause in policies[0].work.wasted_ms if cause not in _MAIN_CAUSES]
-    rows += [
-        row("otherwise", *(_wasted(p, *other) for p in policies), detail=True),
-        row("devices ever heard", *(share_words(p.participation.counted_share) for p in policies)),
-        row("Gini coefficient", *(_index(p.participation.gini) for p in policies)),
-        row("Jain's index", *(_index(p.participation.jain) for p in policies)),
-    ]
-    return rows
+
+
+def best(values: Sequence[float | None], *, most: bool = False) -> frozenset[int]:
+    """Indices of the least values, or the most; none if there is no difference."""
+    known = [value for value in values if value is not None]
+    if len(values) < 2 or len(set(values)) < 2:
+        return frozenset()
+    wanted = max(known) if most else min(known)
+    return frozenset(index for index, value in enumerate(values) if value == wanted)
+
+
+def _compared(
+    label: str, values: Sequence[float | None], words: Callable[[float], str], *, most: bool = False
+) -> Row:
+    """A row whose best values are known; None is none."""
+    cells = tuple(_NONE if value is None else words(value) for value in values)
+    return Row(label, cells, best(values, most=most))
 
 
 def _learned_rows(summary: Summary) -> list[Row]:
@@ -70,26 +91,25 @@ def _learned_rows(summary: Summary) -> list[Row]:
     if target is not None:
         reached = [p.target_reached for p in policies]
         goal = share_words(target)
+        times = [r.virtual_ms if r else None for r in reached]
+        rounds = [r.rounds if r else None for r in reached]
+        sizes = [r.bytes if r else None for r in reached]
         rows = [
-            Row(
-                f"time to {goal}", tuple(time_words(r.virtual_ms) if r else _NONE for r in reached)
-            ),
-            Row(f"rounds to {goal}", tuple(f"{r.rounds:.1f}" if r else _NONE for r in reached)),
-            Row(f"bytes to {goal}", tuple(bytes_words(r.bytes) if r else _NONE for r in reached)),
+            _compared(f"time to {goal}", times, time_words),
+            _compared(f"rounds to {goal}", rounds, "{:.1f}".format),
+            _compared(f"bytes to {goal}", sizes, bytes_words),
         ]
+    final = [p.final_accuracy for p in policies]
+    greatest = [p.best_accuracy for p in policies]
     return [
         *rows,
-        Row("final accuracy", tuple(_share(p.final_accuracy) for p in policies)),
-        Row("best accuracy", tuple(_share(p.best_accuracy) for p in policies)),
+        _compared("final accuracy", final, "{:.2%}".format, most=True),
+        _compared("best accuracy", greatest, "{:.2%}".format, most=True),
     ]
 
 
-def _share(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.2%}"
-
-
-def _index(value: float | None) -> str:
-    return _NONE if value is None else f"{value:.3f}"
+def _index(value: float) -> str:
+    return f"{value:.3f}"
 
 
 def _wasted(policy: PolicyFigures, *causes: str) -> str:
@@ -97,11 +117,12 @@ def _wasted(policy: PolicyFigures, *causes: str) -> str:
     wasted_ms = sum(policy.work.wasted_ms.get(cause, 0) for cause in causes)
     if not wasted_ms:
         return "0" if policy.work.spent_ms else _NONE
-    return f"{share_words(wasted_ms / policy.work.spent_ms)}, {time_words(wasted_ms)}"
+    share = share_words(wasted_ms / policy.work.spent_ms).replace("under ", "<")
+    return f"{share}, {time_words(wasted_ms)}"
 
 
 def print_summary(summary: Summary, console: Console | None = None) -> None:
-    """The table and the verdicts; as many policies side by side as fit."""
+    """Who is best at what, the table, the verdicts; as many policies side by side as fit."""
     console = console or Console()
     rows = rows_of(summary)
     first_width = max(len(row.label) for row in rows) + 4
@@ -110,6 +131,9 @@ def print_summary(summary: Summary, console: Console | None = None) -> None:
         max(len(names[i]), *(len(row.cells[i]) for row in rows), _COLUMN_WIDTH) + 3
         for i in range(len(names))
     ]
+    first = headline(summary)
+    if first:
+        console.print(Text(first, style="bold"))
     begin = 0
     while begin < len(names):
         end, room = begin, console.width - first_width
@@ -135,5 +159,9 @@ def _table(summary: Summary, rows: list[Row], begin: int, end: int) -> Table:
     for row in rows:
         style = "dim" if row.detail else ""
         label = Text(f"  {row.label}" if row.detail else row.label)
-        table.add_row(label, *map(Text, row.cells[begin:end]), style=style)
+        cells = [
+            Text(cell, style="bold" if index in row.best else "")
+            for index, cell in enumerate(row.cells)
+        ]
+        table.add_row(label, *cells[begin:end], style=style)
     return table

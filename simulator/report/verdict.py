@@ -2,19 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from simulator.report.summary import PolicyFigures, Summary
 from simulator.report.words import bytes_words, number_words, plural, share_words, time_words
-
-CAUSES = {
-    "dropped": "dropped tasks",
-    "late": "late updates",
-    "not needed": "over-selection",
-    "declined": "declined tasks",
-    "rejected": "rejected updates",
-    "abandoned": "abandoned rounds",
-    "unfinished": "tasks that the end of the run cut off",
-    "repeated": "epochs that were done again",
-}
 
 
 def verdict(policy: PolicyFigures, summary: Summary) -> str:
@@ -26,6 +17,33 @@ def verdict(policy: PolicyFigures, summary: Summary) -> str:
         return f"{begin}No round was finished in {time_words(policy.virtual_ms)}.{tried}"
     main = _learned(policy, summary) if policy.curve else _timed(policy, summary)
     return begin + " ".join(filter(None, (main, _waste(policy), _left_out(policy))))
+
+
+def headline(summary: Summary) -> str:
+    """Which policy is best at what; empty: there is nothing to compare."""
+    policies = [policy for policy in summary.policies if policy.rounds_done]
+    if len(policies) < 2:
+        return ""
+    if summary.target_accuracy is not None:
+        goal = share_words(summary.target_accuracy)
+        fast, lean = f"Fastest to {goal}", "fewest bytes"
+        times = {p.name: p.target_reached.virtual_ms for p in policies if p.target_reached}
+        sizes = {p.name: p.target_reached.bytes for p in policies if p.target_reached}
+    else:
+        fast, lean = "Most counted updates an hour", "fewest bytes an update"
+        times = {p.name: -p.updates_per_hour for p in policies}
+        sizes = {p.name: p.bytes / p.updates_counted for p in policies if p.updates_counted}
+    waste = {p.name: p.work.wasted_share for p in policies if p.work.spent_ms}
+    unfair = {p.name: p.participation.gini for p in policies if p.participation.gini is not None}
+    parts = ((fast, times), (lean, sizes), ("least waste", waste), ("fairest", unfair))
+    return "; ".join(f"{what}: {_least(values)}" for what, values in parts if values) + "."
+
+
+def _least(values: Mapping[str, float]) -> str:
+    """Whose value is the least."""
+    least = min(values.values())
+    names = [name for name, value in values.items() if value == least]
+    return "all alike" if len(names) == len(values) > 1 else " and ".join(names)
 
 
 def _learned(policy: PolicyFigures, summary: Summary) -> str:
@@ -84,9 +102,8 @@ def _waste(policy: PolicyFigures) -> str:
         return "No training was wasted."
     cause = max(work.wasted_ms, key=lambda name: work.wasted_ms[name])
     most = work.wasted_ms[cause] / work.spent_ms
-    which = CAUSES.get(cause, cause)
     all_of_it = most == work.wasted_share
-    rest = f"all by {which}" if all_of_it else f"most by {which} ({share_words(most)})"
+    rest = f"all of it {cause}" if all_of_it else f"most of it {cause} ({share_words(most)})"
     return f"{share_words(work.wasted_share)} of the training was wasted, {rest}."
 
 

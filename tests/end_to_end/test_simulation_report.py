@@ -6,6 +6,7 @@ import io
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Literal
 from xml.etree import ElementTree
 
 import pytest
@@ -15,12 +16,16 @@ from simulator.fleet import events
 from simulator.fleet.record import Record
 from simulator.fleet.totals import Totals
 from simulator.report import open_progress, summarise, write_report
+from simulator.report.comparison import _CAUSES
+from simulator.report.digest import CAUSES
+from simulator.report.drawing import TICKS_MOST, time_ticks_ms
 from simulator.report.page import flattened, report_page
-from simulator.report.portrait import _moments
+from simulator.report.portrait import _MARKS, _moments
 from simulator.report.progress import LiveProgress, PlainProgress
 from simulator.report.summary import Summary
-from simulator.report.table import print_summary, rows_of
-from simulator.report.tasks import Task
+from simulator.report.table import best, print_summary, rows_of
+from simulator.report.tasks import FATES, Task
+from simulator.report.verdict import headline
 from tests.fleet_runs import header, profiles_of, random_run, record_of
 
 DEVICES = 30
@@ -128,13 +133,18 @@ def test_the_page_says_what_the_figures_say(
     text = " ".join(" ".join(parsed(page).text).split())
     cells = re.findall(r'<td class="number">(.*?)</td>', page)
     expected = [cell.replace("'", "&#39;") for row in rows_of(summary) for cell in row.cells]
-    assert cells[: len(expected)] == expected
+    assert [re.sub("</?b>", "", cell) for cell in cells[: len(expected)]] == expected
+    flat = [index in row.best for row in rows_of(summary) for index in range(len(row.cells))]
+    assert [cell.startswith("<b>") for cell in cells[: len(expected)]] == flat
+    assert any(flat)
+    assert headline(summary) in text
+    assert text.index(headline(summary)) < text.index("Gini") < text.index("never heard")
     for policy, record in zip(summary.policies, records, strict=True):
         assert policy.verdict in text
         assert record.digest in text
         assert policy.target_reached is not None
-        assert f"{policy.target_reached.rounds:.1f}" in cells
-        assert f"{policy.participation.gini:.3f}" in cells
+        assert f"{policy.target_reached.rounds:.1f}" in expected
+        assert f"{policy.participation.gini:.3f}" in expected
 
 
 def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
@@ -209,7 +219,7 @@ def test_the_table_fits_the_terminal(learned: tuple[str, Summary, list[Record]])
         print_summary(learned[1], Console(file=stream, width=width))
         lines = stream.getvalue().splitlines()
         assert max(map(len, lines)) <= width
-        assert sum("hasty" in line and "patient" in line for line in lines[:3]) == (width > 100)
+        assert sum(line.split() == ["hasty", "patient"] for line in lines) == (width > 100)
 
 
 def test_conditions_are_dotted_keys() -> None:
@@ -284,3 +294,90 @@ def test_indices_of_nothing_are_no_numbers(tmp_path: Path) -> None:
     summary = summarise([record_of(tmp_path / "r", header(), cut=True)])
     cells = {row.label: row.cells for row in rows_of(summary)}
     assert cells["Gini coefficient"] == cells["Jain's index"] == ("-",)
+
+
+def test_best_values_by_hand() -> None:
+    assert best([3.0, None, 1.0, 1.0]) == {2, 3}
+    assert best([3.0, None, 1.0], most=True) == {0}
+    assert best([2.0, 2.0]) == best([2.0]) == best([None, None]) == frozenset()
+
+
+def two_policies(folder: Path, learning: Literal["real", "modelled"]) -> Summary:
+    """`slow`: 20 s and 400 bytes for an update, nothing wasted, both devices heard once.
+    `quick`: 10 s and 500 bytes, of two devices' 8 s of training 4 s late, one heard twice."""
+    runs = []
+    for name, round_ms, size, seconds in (("slow", 20_000, 400, 0), ("quick", 10_000, 500, 4)):
+        told: list[events.Event] = [events.Evaluated(0, 0, 2.0, 0.1)]
+        for number in (1, 2):
+            from_ms, until_ms = (number - 1) * round_ms, number * round_ms
+            device = number - 1 if name == "slow" else 0
+            told += [
+                events.RoundOpened(from_ms, number, "train", number - 1, 2, 1, 2),
+                events.TaskGiven(from_ms, device, number, number - 1),
+                events.TrainingBegan(from_ms, device, number),
+                events.TrainingEnded(from_ms + 2_000, device, number, 1, 10),
+                events.UploadEnded(from_ms + 2_500, device, number, size),
+                events.Verdict(from_ms + 3_000, device, number, "accepted", "in time"),
+            ]
+            if seconds and number == 1:
+                told += [
+                    events.TaskGiven(from_ms + 3_000, 1, number, number - 1),
+                    events.TrainingBegan(from_ms + 3_000, 1, number),
+                    events.TrainingEnded(from_ms + 7_000, 1, number, 1, 10),
+                ]
+            told += [
+                events.RoundClosed(until_ms, number, (events.Counted(device, number, 60.0),)),
+                events.ModelMade(until_ms, number, number),
+                events.Evaluated(until_ms, number, 1.0, 0.1 + 0.4 * number),
+            ]
+        told.append(events.Finished(2 * round_ms, "all rounds are done", True))
+        if learning == "modelled":
+            told = [event for event in told if not isinstance(event, events.Evaluated)]
+        first = header(name, devices=2, rounds=2, learning=learning)
+        runs.append(record_of(folder / f"{name}-{learning}", first, *told))
+    return summarise(runs, target=0.5 if learning == "real" else None)
+
+
+def test_the_answer_is_the_first_line(tmp_path: Path) -> None:
+    """0.5 is there after one round: 20 s and 400 bytes, 10 s and 500 bytes. Wasted: 0 and 4 of 8 s.
+    Heard: once each (Gini 0), and twice and never (0.5)."""
+    learned = two_policies(tmp_path, "real")
+    rest = "least waste: slow; fairest: slow."
+    assert headline(learned) == f"Fastest to 50.0%: quick; fewest bytes: slow; {rest}"
+    rows = {row.label: (row.cells, set(row.best)) for row in rows_of(learned)}
+    assert rows["time to 50.0%"] == (("20 s", "10 s"), {1})
+    assert rows["bytes to 50.0%"] == (("400 B", "500 B"), {0})
+    assert rows["rounds to 50.0%"] == (("1.0", "1.0"), set())
+    assert rows["wasted"] == (("0", "50.0%, 4 s"), {0})
+    assert rows["late"] == (("0", "50.0%, 4 s"), set())
+    assert rows["Gini coefficient"] == (("0.000", "0.500"), {0})
+    assert rows["rounds an hour"] == (("180", "360"), {1})
+    timed = two_policies(tmp_path, "modelled")
+    expected = "Most counted updates an hour: quick; fewest bytes an update: slow"
+    assert headline(timed) == f"{expected}; {rest}"
+    stream = io.StringIO()
+    print_summary(timed, Console(file=stream, width=200))
+    assert stream.getvalue().startswith(headline(timed))
+    assert "50.0% of the training was wasted, all of it late." in timed.policies[1].verdict
+    alone = summarise([record_of(tmp_path / "r", header(), cut=True)])
+    assert headline(alone) == ""
+
+
+def test_every_fate_has_one_name(tmp_path: Path) -> None:
+    """Of the record, in the table, the plots and the definitions."""
+    assert {name: label for name, (_, _, label) in _CAUSES.items()} == {c: c for c in CAUSES}
+    assert all(label == name for name, (_, _, label) in _MARKS.items())
+    text = (Path(__file__).parents[2] / "docs" / "simulation-report.md").read_text()
+    assert [fate for fate in FATES if f"| {fate} |" not in text] == []
+
+
+def test_ticks_of_time_are_round_and_few() -> None:
+    second, minute, hour = 1_000, 60_000, 3_600_000
+    assert time_ticks_ms(4 * second, 50 * second) == [5_000, 10_000, 20_000, 30_000]
+    assert time_ticks_ms(4 * second, 14 * minute) == [
+        10 * second, 30 * second, minute, 3 * minute, 10 * minute,
+    ]  # fmt: skip
+    assert time_ticks_ms(second, 20 * hour) == [
+        second, 10 * second, minute, 10 * minute, hour, 10 * hour,
+    ]  # fmt: skip
+    assert 2 <= len(time_ticks_ms(1, 10_000 * hour)) <= TICKS_MOST
