@@ -78,12 +78,15 @@ def run_of(course: Course) -> Run | None:
 
 
 def merged(name: str, *records: Record | None) -> Record:
-    """Of each run whatever got furthest."""
+    """Of each run whatever got furthest; of two with the same bits the first one."""
     runs: dict[tuple[int, float], Run] = {}
     for record in records:
         for run in record.runs if record is not None else ():
             known = runs.get(run.key, run)
             newer = (run.last_round, run.diverged or "") >= (known.last_round, known.diverged or "")
+            # That another machine took another time for the same bits is no news.
+            timeless = msgspec.structs.replace(run, training_s=known.training_s, data=known.data)
+            newer = newer and timeless != known
             further, other = (run, known) if newer else (known, run)
             data = further.data or other.data
             runs[run.key] = msgspec.structs.replace(further, data=data)

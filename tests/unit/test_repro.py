@@ -488,6 +488,14 @@ def test_of_two_records_of_a_run_the_further_one_counts() -> None:
     ]
 
 
+def test_of_two_records_with_the_same_bits_the_first_one_stays() -> None:
+    ours = made_up("x", {0.1: 4}, experiment())
+    theirs = Record("x", tuple(replace(run, training_s=9.0) for run in ours.runs))
+    assert merged("x", ours, theirs) == ours
+    other = Record("x", tuple(replace(run, digest="f" * 64) for run in theirs.runs))
+    assert merged("x", ours, other) == other
+
+
 def test_tables_say_what_was_reached() -> None:
     best = cell("cnn-e5-b10", "iid")
     sgd = cell("cnn-fedsgd", "iid")
