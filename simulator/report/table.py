@@ -43,6 +43,8 @@ def rows_of(summary: Summary) -> list[Row]:
     rates = [p.rounds_per_hour or None for p in policies]
     updates = [p.updates_per_hour or None for p in policies]
     wasted = [p.work.wasted_share if p.work.spent_ms else None for p in policies]
+    shares = [_NONE if share is None else share_words(share) for share in wasted]
+    least_waste = best(wasted, shares)
     heard = [p.participation.counted_share or None for p in policies]
     gini = [p.participation.gini for p in policies]
     jain = [p.participation.jain for p in policies]
@@ -60,7 +62,7 @@ def rows_of(summary: Summary) -> list[Row]:
         row("downloaded", *(bytes_words(p.download_bytes) for p in policies)),
         row("uploaded", *(bytes_words(p.upload_bytes) for p in policies)),
         row("devices' training time", *(time_words(p.work.spent_ms) for p in policies)),
-        Row("wasted", tuple(_wasted(p, *p.work.wasted_ms) for p in policies), best(wasted)),
+        Row("wasted", tuple(_wasted(p, *p.work.wasted_ms) for p in policies), least_waste),
         *(row(cause, *(_wasted(p, cause) for p in policies), detail=True) for cause in causes),
         _compared("devices ever heard", heard, share_words, most=True),
         _compared("Gini coefficient", gini, _index),
@@ -68,13 +70,16 @@ def rows_of(summary: Summary) -> list[Row]:
     ]
 
 
-def best(values: Sequence[float | None], *, most: bool = False) -> frozenset[int]:
-    """Indices of the least values, or the most; none if there is no difference."""
+def best(
+    values: Sequence[float | None], cells: Sequence[str], *, most: bool = False
+) -> frozenset[int]:
+    """Indices of the least values, or the most, and of those that look alike in their cells; none
+    if all do."""
     known = [value for value in values if value is not None]
-    if len(values) < 2 or len(set(values)) < 2:
+    if len(set(cells)) < 2 or not known:
         return frozenset()
-    wanted = max(known) if most else min(known)
-    return frozenset(index for index, value in enumerate(values) if value == wanted)
+    wanted = cells[values.index(max(known) if most else min(known))]
+    return frozenset(index for index, cell in enumerate(cells) if cell == wanted)
 
 
 def _compared(
@@ -82,7 +87,7 @@ def _compared(
 ) -> Row:
     """A row whose best values are known; None is none."""
     cells = tuple(_NONE if value is None else words(value) for value in values)
-    return Row(label, cells, best(values, most=most))
+    return Row(label, cells, best(values, cells, most=most))
 
 
 def _learned_rows(summary: Summary) -> list[Row]:

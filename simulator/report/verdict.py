@@ -40,9 +40,9 @@ def headline(summary: Summary) -> str:
 
 
 def _least(values: Mapping[str, float]) -> str:
-    """Whose value is the least."""
-    least = min(values.values())
-    names = [name for name, value in values.items() if value == least]
+    """Whose value is the least, as far as the table shows a difference."""
+    shown = {name: float(f"{value:.3g}") for name, value in values.items()}
+    names = [name for name, value in shown.items() if value == min(shown.values())]
     return "all alike" if len(names) == len(values) > 1 else " and ".join(names)
 
 

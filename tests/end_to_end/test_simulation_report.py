@@ -25,7 +25,7 @@ from simulator.report.progress import LiveProgress, PlainProgress
 from simulator.report.summary import Summary
 from simulator.report.table import best, print_summary, rows_of
 from simulator.report.tasks import FATES, Task
-from simulator.report.verdict import headline
+from simulator.report.verdict import _least, headline
 from tests.fleet_runs import header, profiles_of, random_run, record_of
 
 DEVICES = 30
@@ -297,9 +297,18 @@ def test_indices_of_nothing_are_no_numbers(tmp_path: Path) -> None:
 
 
 def test_best_values_by_hand() -> None:
-    assert best([3.0, None, 1.0, 1.0]) == {2, 3}
-    assert best([3.0, None, 1.0], most=True) == {0}
-    assert best([2.0, 2.0]) == best([2.0]) == best([None, None]) == frozenset()
+    assert best([3.0, None, 1.0, 1.0], ["3", "-", "1", "1"]) == {2, 3}
+    assert best([3.0, None, 1.0], ["3", "-", "1"], most=True) == {0}
+    assert best([2.0, 2.0], ["2", "2"]) == best([2.0], ["2"]) == frozenset()
+    assert best([None, None], ["-", "-"]) == best([], []) == frozenset()
+
+
+def test_a_difference_that_is_not_shown_is_none() -> None:
+    values = [0.6381, 0.6384, 0.7]
+    assert best(values, ["0.638", "0.638", "0.700"]) == {0, 1}
+    assert best(values[:2], ["0.638", "0.638"]) == frozenset()
+    assert _least({"a": 0.6381, "b": 0.6384, "c": 0.7}) == "a and b"
+    assert _least({"a": 0.6381, "b": 0.6384}) == "all alike"
 
 
 def two_policies(folder: Path, learning: Literal["real", "modelled"]) -> Summary:
