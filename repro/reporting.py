@@ -34,6 +34,11 @@ def list_rows(rows: Sequence[Row], out: Path) -> int:
         "core-hours: one learning rate, as many rounds as the paper took, on one x86-64 core; "
         f"together {hours:,.1f}. A search takes two to five times that"
     )
+    with disk_errors_of(out):
+        if not any(out.glob("*.json")):
+            print(
+                f"nothing is in {str(out)!r}: run this in a copy of fedtide's repository, or --out"
+            )
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import tomllib
 import types
 from pathlib import Path
 
@@ -50,6 +51,20 @@ def test_a_missing_package_names_the_extra(
     error = capsys.readouterr().err
     assert "torch" in error
     assert "pip install '.[export]'" in error
+
+
+def brings_a_runtime(project: str) -> set[str]:
+    """The extras that install an ONNX Runtime, of a pyproject.toml."""
+    extras = tomllib.loads(project)["project"]["optional-dependencies"]
+    return {name for name, wanted in extras.items() if "onnxruntime" in " ".join(wanted)}
+
+
+def test_extras_that_go_beside_any_runtime_bring_none() -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text()
+    roles = {"client", "client-ort-training", "coordinator", "export"}
+    assert brings_a_runtime(project) == roles
+    planted = project.replace('ray = ["ray', 'ray = ["onnxruntime", "ray')
+    assert brings_a_runtime(planted) == {*roles, "ray"}
 
 
 @pytest.mark.parametrize("kind", FedtideError.__subclasses__())
