@@ -16,7 +16,7 @@ from simulator.fleet import events
 from simulator.fleet.record import Record
 from simulator.fleet.totals import Totals
 from simulator.report import open_progress, summarise, write_report
-from simulator.report.comparison import _CAUSES
+from simulator.report.comparison import _CAUSES, _curve
 from simulator.report.digest import CAUSES
 from simulator.report.drawing import TICKS_MOST, time_ticks_ms
 from simulator.report.page import flattened, report_page
@@ -390,3 +390,23 @@ def test_ticks_of_time_are_round_and_few() -> None:
         second, 10 * second, minute, 10 * minute, hour, 10 * hour,
     ]  # fmt: skip
     assert 2 <= len(time_ticks_ms(1, 10_000 * hour)) <= TICKS_MOST
+
+
+def test_curves_begin_when_the_first_round_opens(tmp_path: Path) -> None:
+    """An hour without devices, then a round of 20 s: no slow climb from 0."""
+    record = record_of(
+        tmp_path / "r",
+        header(devices=2, rounds=1, learning="real"),
+        events.Evaluated(0, 0, 2.0, 0.1),
+        events.RoundOpened(3_600_000, 1, "train", 0, 1, 1, 2),
+        events.TaskGiven(3_600_000, 0, 1, 0),
+        events.UploadEnded(3_610_000, 0, 1, 400),
+        events.Verdict(3_610_000, 0, 1, "accepted", "in time"),
+        events.RoundClosed(3_620_000, 1, (events.Counted(0, 1, 60.0),)),
+        events.ModelMade(3_620_000, 1, 1),
+        events.Evaluated(3_620_000, 1, 1.0, 0.5),
+        events.Finished(3_620_000, "all rounds are done", True),
+    )
+    policy = summarise([record]).policies[0]
+    assert _curve(policy, learned=True) == [(0, 0, 10), (20_000, 400, 50)]
+    assert _curve(policy, learned=False) == [(0, 0, 0), (20_000, 400, 1)]
