@@ -80,7 +80,7 @@ class GroupConfig(Struct, frozen=True, forbid_unknown_fields=True):
 class FleetConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """How many devices, and of what kinds."""
 
-    devices: Annotated[int, Meta(ge=1, le=1_000_000)]
+    devices: Annotated[int, Meta(ge=1, le=100_000)]
     group: Annotated[tuple[GroupConfig, ...], Meta(min_length=1)] = (GroupConfig(profile="pi-4"),)
 
     def __post_init__(self) -> None:
