@@ -182,7 +182,9 @@ def test_results_of_one_training_do_not_wait_for_another() -> None:
 
 
 ENDLESS = """
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # who runs the tests may ignore it
 import numpy as np
 from fedtide.plan import Plan
 from simulator.learning.learner import Train
@@ -219,7 +221,11 @@ def test_no_process_stays_behind(how: str) -> None:
         if how != "close":
             master.send_signal(signal.Signals[how])
         # The output ends when the last process that could write to it has ended.
-        rest, _ = master.communicate("\n", timeout=30)
+        try:
+            rest, _ = master.communicate("\n", timeout=30)
+        except subprocess.TimeoutExpired:
+            master.kill()
+            raise
     assert rest == ("closed 2\n" if how == "close" else "")
 
 
