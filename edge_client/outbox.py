@@ -3,8 +3,9 @@
 The coordinator collects one upload of each device, and the offer of another drops what has arrived
 of it. So one update with content is offered at a time: the newest, which counts most, until the
 coordinator has asked for one. That one stays until its receipt: nothing newer takes its place, nor
-is it given up, nor does a restart change it. Otherwise a device that learns faster than it sends
-would begin ever new uploads and end none. Evaluations have no content and go along.
+is it given up, nor, once another waits beside it, does a restart change it. Otherwise a device that
+learns faster than it sends would begin ever new uploads and end none. Evaluations have no content
+and go along.
 """
 
 from __future__ import annotations

@@ -273,7 +273,10 @@ class Rounds(RuleBasedStateMachine):
         assert len(working) <= self.config.concurrency
         assert len(state.ready()) < state.wanted or state.devices_ready() < state.quorum
         asked = {name for name, round_id in self.given if round_id == state.round_id}
-        free = set(state.online) - asked - set(working)
+        late = {m.device_id for m in (*state.stragglers, *state.cohort) if m.answer != "accepted"}
+        if state.abandoned_in_a_row > self.config.abandoned_max // 2:
+            late = set()  # nothing else has helped
+        free = set(state.online) - asked - set(working) - late
         assert not free or len(working) == self.config.concurrency
         assert state.idle == (not working)
 

@@ -305,6 +305,7 @@ class Session(RuleBasedStateMachine):
         self.vain_lives += 1
         commands, self.state = resume(self.disk)
         self.working = None
+        self.asked_for = self.disk.uploading  # written once there is another beside it
         self.offers.clear()
         if task is not None and self.vain_lives > RESTARTS_MAX:
             self.done.add(task.round_id)
