@@ -28,6 +28,7 @@ from coordinator.plans import round_plan
 from edge_client.trainers import portable
 from fedtide import evaluator
 from fedtide.plan import Plan
+from simulator.device_names import device_name, index_of
 from simulator.learning.bundles import named_bundle
 from simulator.learning.datasets import open_data_set
 from simulator.learning.learner import Learner
@@ -106,7 +107,7 @@ def measure(model: str, options: argparse.Namespace, clock: RuntimeClock) -> dic
     learner = Learner(bundle, data, iid(len(data), options.devices, 0))
     test_batches = learner.test_batches  # read before there are processes: they share it
     rounds, plan = RoundsConfig(), Plan(epochs=options.epochs, batch_size=10)
-    names = [f"device-{number:05}" for number in range(options.devices)]
+    names = [device_name(number) for number in range(options.devices)]
     clock.begin()
     workers = open_workers(learner, options.workers)
     history: list[Version] = []
@@ -115,7 +116,7 @@ def measure(model: str, options: argparse.Namespace, clock: RuntimeClock) -> dic
     def advance(round_id: int) -> None:
         asked = round_plan(plan, rounds, round_id, round_id - 1)
         cohort = select_cohort(names, options.cohort, 1.0, 0, round_id)
-        models.advance(round_id, [Part(int(name[7:]), asked, round_id - 1) for name in cohort])
+        models.advance(round_id, [Part(index_of(name), asked, round_id - 1) for name in cohort])
 
     try:
         for round_id in range(1, WARM_UP + 1):

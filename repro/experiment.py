@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from coordinator.cohort import select_cohort, wanted_count
 from coordinator.config import RoundsConfig
 from coordinator.plans import round_plan
 from fedtide.plan import Plan
+from simulator.device_names import device_name, index_of
 from simulator.learning.learner import Learner
 from simulator.learning.models import DivergedError, Models, Part, Version
 from simulator.learning.workers import open_workers
@@ -71,9 +72,13 @@ class Experiment(Struct, frozen=True, forbid_unknown_fields=True):
         )
 
 
-def device_name(number: int) -> str:
-    """Of a device by its index in the partition: cohorts are drawn by names."""
-    return f"device-{number:05}"
+def curve_of(versions: Iterable[Version]) -> tuple[tuple[int, float], ...]:
+    """(round, accuracy) of the versions that were measured."""
+    return tuple(
+        (version.version, version.metrics.accuracy or 0.0)
+        for version in versions
+        if version.metrics is not None
+    )
 
 
 class Result(Struct, frozen=True):
@@ -147,7 +152,7 @@ def _advance(models: Models, experiment: Experiment, ends: Callable[[int], str])
             break
         cohort = select_cohort(names, wanted, 1.0, experiment.seed, round_id)
         plan = round_plan(experiment.plan(), rounds, round_id, round_id - 1)
-        parts = [Part(int(name[7:]), plan, round_id - 1) for name in cohort]
+        parts = [Part(index_of(name), plan, round_id - 1) for name in cohort]
         try:
             models.advance(round_id, parts)
         except DivergedError as exc:
@@ -157,9 +162,5 @@ def _advance(models: Models, experiment: Experiment, ends: Callable[[int], str])
 
 
 def _result(experiment: Experiment, history: Sequence[Version], ended: str) -> Result:
-    curve = [
-        (version.version, version.metrics.accuracy or 0.0)
-        for version in history
-        if version.metrics is not None
-    ]
-    return Result(experiment, rounds_to_target(curve, experiment.target), ended, tuple(history))
+    rounds = rounds_to_target(curve_of(history), experiment.target)
+    return Result(experiment, rounds, ended, tuple(history))

@@ -28,8 +28,9 @@ from fedtide.dataset import Examples
 from fedtide.errors import ConfigError, StateError
 from fedtide.files import disk_errors_of, make_folder, write_atomically
 from fedtide.manifest import MANIFEST_NAME
-from repro.experiment import Experiment, device_name
+from repro.experiment import Experiment
 from repro.guard import Guard
+from simulator.device_names import device_name
 from simulator.learning.datasets import TrainingData
 from simulator.learning.partitions import Indices
 

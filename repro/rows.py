@@ -201,11 +201,9 @@ _TABLE_4: tuple[_Steps, ...] = (
 )
 
 
-def _line_and_label(
-    model: str, epochs: int, size: int | Literal["all"], algorithm: str = "FedSGD"
-) -> tuple[str, str]:
+def _line_and_label(model: str, epochs: int, size: int | Literal["all"]) -> tuple[str, str]:
     if (epochs, size) == (1, ALL):
-        return f"{model}-fedsgd", f"{model.upper()}, {algorithm}"
+        return f"{model}-fedsgd", f"{model.upper()}, FedSGD"
     line = f"{model}-e{epochs}-{_batch(size)}"
     return line, f"{model.upper()}, E = {epochs}, {_batch_label(size)}"
 

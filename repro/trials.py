@@ -21,7 +21,7 @@ from fedtide.errors import DamagedError, FedtideError, StateError
 from fedtide.files import disk_errors_of, locked, make_folder, write_atomically
 from fedtide.safetensors import read_initial_model
 from fedtide.vectors import encode_vector
-from repro.experiment import Experiment, Result, run
+from repro.experiment import Experiment, Result, curve_of, run
 from repro.race import NOTHING
 from repro.setting import Setting
 from simulator.learning.learner import Learner
@@ -67,11 +67,7 @@ class Course(Struct, frozen=True):
     @property
     def curve(self) -> tuple[tuple[int, float], ...]:
         """(round, accuracy) of the versions that were measured."""
-        return tuple(
-            (version.version, version.metrics.accuracy or 0.0)
-            for version in self.versions
-            if version.metrics is not None
-        )
+        return curve_of(self.versions)
 
 
 def folder_name(experiment: Experiment) -> str:

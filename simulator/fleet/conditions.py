@@ -87,11 +87,6 @@ class Conditions:
         return transfer_ms(self._traits[device].line, size_bytes, direction)
 
 
-def device_name(device: int) -> str:
-    """The name of device number `device`."""
-    return f"device-{device:05}"
-
-
 def _fleet(scenario: Scenario) -> list[Traits]:
     """The traits of all devices."""
     speeds, sizes = Lots(scenario.seed, "speed"), Lots(scenario.seed, "examples")

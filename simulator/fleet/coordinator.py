@@ -42,6 +42,7 @@ from edge_client.outbox import OUTBOX_MAX
 from fedtide.config import BrokerConfig
 from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
 from fedtide.messages import BlobRef, Decline, Task, Update, Want, Welcome
+from simulator.device_names import index_of
 from simulator.fleet import events
 from simulator.fleet.device import Device
 from simulator.fleet.learning import Learning, Part
@@ -378,8 +379,3 @@ class Coordinator:
 
     def _model(self, version: int) -> BlobRef:
         return BlobRef(f"model-{version}", self._world.sizes.model)
-
-
-def index_of(name: str) -> int:
-    """Of a device."""
-    return int(name[7:])

@@ -20,10 +20,10 @@ from edge_client.session_machine import State, resume, step
 from fedtide.limits import BLOCK_BYTES
 from fedtide.messages import BlobRef, Decline, Offer, Task, ToDevice, Update
 from simulator.agenda import START_MS
+from simulator.device_names import device_name
 from simulator.fleet import events
 from simulator.fleet.activities import Download, Training, Upload
 from simulator.fleet.availability import FOREVER_MS
-from simulator.fleet.conditions import device_name
 from simulator.fleet.dropouts import Dropout, Phase
 from simulator.fleet.world import World
 

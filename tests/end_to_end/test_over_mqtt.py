@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from coordinator.cohort import select_cohort
-from repro.experiment import Experiment, device_name
+from repro.experiment import Experiment
 from repro.over_mqtt import Options, run_both
 from repro.reporting import read_over_mqtt
+from simulator.device_names import device_name
 from tests import bundles
 
 DEVICES = 8

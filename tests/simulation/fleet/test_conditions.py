@@ -20,9 +20,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtide.plan import Plan
+from simulator.device_names import device_name
 from simulator.fleet import profiles
 from simulator.fleet.availability import FOREVER_MS, Availability
-from simulator.fleet.conditions import Conditions, device_name
+from simulator.fleet.conditions import Conditions
 from simulator.fleet.dropouts import PHASES
 from simulator.fleet.links import LINKS, transfer_ms
 from simulator.fleet.lots import Lots

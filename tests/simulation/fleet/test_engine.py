@@ -15,10 +15,10 @@ from coordinator.plans import round_plan
 from edge_client.config import TrainingConfig
 from edge_client.progress import EpochSaver
 from fedtide.plan import Plan
+from simulator.device_names import device_name
 from simulator.fleet import events
 from simulator.fleet.activities import Training
 from simulator.fleet.checks import violations
-from simulator.fleet.conditions import device_name
 from simulator.fleet.engine import run
 from simulator.fleet.learning import Part
 from simulator.fleet.profiles import Work
