@@ -17,9 +17,10 @@ from fedtide.messages import BlobRef, Update
 
 
 def needed_blobs(
-    blobs: BlobStore, bundle: BlobRef, model: BlobRef, runtimes: Sequence[str]
+    blobs: BlobStore, bundle: BlobRef, model: BlobRef | None, runtimes: Sequence[str]
 ) -> list[BlobRef]:
-    """What a task needs: only the manifest, until it is here and tells about the rest.
+    """What a task needs, or any task (`model` None): only the manifest, until it is here and tells
+    about the rest.
 
     Raises:
         BundleError: the manifest is unusable, offers none of the `runtimes` installed here, or
@@ -33,12 +34,15 @@ def needed_blobs(
     if not is_intact(blobs, bundle):
         return [bundle]
     manifest = held_bundle(blobs, bundle).manifest
+    needed = _runtime_blobs(manifest, runtimes)
+    if model is None:
+        return needed
     if model.size_bytes != manifest.shared_bytes:
         raise BundleError(
             f"the model is said to have {model.size_bytes:,} bytes, "
             f"the bundle's have {manifest.shared_bytes:,}"
         )
-    return [*_runtime_blobs(manifest, runtimes), model]
+    return [*needed, model]
 
 
 def _runtime_blobs(manifest: Manifest, runtimes: Sequence[str]) -> list[BlobRef]:

@@ -93,7 +93,7 @@ class Session:
         self._fetching = Fetching(self.blobs, link, topics)
         self.waits = Waits()
         self._chunk_grid = CHUNK_BLOCKS_MAX
-        self._prefetched: tuple[BlobRef, ...] = ()
+        self._named: tuple[BlobRef, BlobRef] | tuple[()] = ()
         self._checked: BlobRef | None = None
         self._unsaved: list[Event] = []
         self._room = Room()
@@ -241,9 +241,8 @@ class Session:
         task = self._state.durable.task
         if task is not None and self._state.phase == "fetching":
             self._prepare(task, at_ms)
-        elif self._fetching.deadline_at_ms() is None and self._prefetched:
-            bundle, model = self._prefetched
-            self._prefetch(bundle, model, at_ms)
+        elif self._fetching.deadline_at_ms() is None and self._named:
+            self._prefetch(*self._named, at_ms)
         else:
             self._start_fetching(at_ms)
 
@@ -296,7 +295,7 @@ class Session:
             match command:
                 case events.SayHello():
                     reach("client: hello")
-                    holds = [ref.digest for ref in self._prefetched if self.blobs.has(ref.digest)]
+                    holds = [ref.digest for ref in self._named if self.blobs.has(ref.digest)]
                     self._speaking.publish(hello_of(self._runner, self._state.durable, holds))
                 case events.Say(Offer(Update(blob=BlobRef(digest)))) if self._sender.busy(digest):
                     self._apply(Heard(Want(digest, ())), at_ms)  # as if said, and answered
@@ -334,9 +333,10 @@ class Session:
                 self._apply(events.UpdateLost(update.update_id), at_ms)
 
     def _prefetch(self, bundle: BlobRef, model: BlobRef, at_ms: int) -> None:
-        self._prefetched = (bundle, model)
+        """The bundle alone: who is not invited would fetch the model for nothing."""
+        self._named = (bundle, model)
         try:
-            needed = needed_blobs(self.blobs, bundle, model, self._runner.runtimes)
+            needed = needed_blobs(self.blobs, bundle, None, self._runner.runtimes)
             if bundle not in needed:
                 held = held_bundle(self.blobs, bundle)
                 if self._state.phase == "idle":
@@ -347,12 +347,10 @@ class Session:
         except BundleError as exc:
             _log.warning("the bundle cannot be used: %s", exc)
             return
-        missing = [ref for ref in needed if not self.blobs.has(ref.digest)]
-        if missing:
-            self._fetch(missing, self._chunk_grid, at_ms)
+        self._fetch(needed, self._chunk_grid, at_ms)
 
     def _prepare(self, task: Task, at_ms: int) -> None:
-        self._prefetched = (task.bundle, task.model)
+        self._named = (task.bundle, task.model)
         self._chunk_grid = task.chunk_blocks
         try:
             needed = needed_blobs(self.blobs, task.bundle, task.model, self._runner.runtimes)

@@ -109,7 +109,7 @@ class Say(Struct, frozen=True):
 
 
 class Prefetch(Struct, frozen=True):
-    """Fetch what the next task will need."""
+    """Fetch what any task will need: the bundle. Which model, only a task says."""
 
     welcome: Welcome
 

@@ -10,7 +10,7 @@ LOST_MS_MAX = TrainingConfig().lost_ms_max
 
 
 class Download:
-    """Of the bundle and a model."""
+    """Of the bundle, a model, or both; `version`: of the model that is here after it."""
 
     __slots__ = ("began_ms", "bytes", "takes_ms", "version")
 

@@ -165,8 +165,8 @@ class Device:
                     self._coordinator.hello(self)
                 case orders.Say(message):
                     self._say(message)
-                case orders.Prefetch(welcome):
-                    self._fetch(welcome.model_version)
+                case orders.Prefetch():
+                    self._fetch(self._held)  # so, of the bundle what is not here
                 case orders.PrepareTask(task):
                     self._prepare(task)
                 case orders.StartTask(task):
@@ -221,9 +221,10 @@ class Device:
         return self._bundle_left + self._world.sizes.model - here
 
     def _fetch(self, version: int) -> None:
-        """The bundle and this model, unless they are here or on their way."""
+        """The bundle and this model, unless they are here or on their way; one of the bundle
+        alone goes on, and the model is fetched after it."""
         if self._download is not None:
-            if self._download.version == version:
+            if self._download.version in (version, self._held):
                 return
             self._stop_download(self._download)
         missing = self._missing_bytes(version)
@@ -240,11 +241,15 @@ class Device:
             return
         self._download, self._held, self._bundle_left = None, download.version, 0
         self._world.write(events.DownloadEnded(self._world.now_ms, self.index, download.bytes))
-        durable = self.state.durable
-        if durable.restarts:
+        task = self.state.durable.task
+        if self.state.durable.restarts:
             self.apply(orders.BlocksArrived())
-        if self.state.phase == "fetching" and durable.task is not None:
-            self.apply(orders.TaskPrepared(durable.task.run_id, durable.task.round_id))
+        if self.state.phase != "fetching" or task is None:
+            return
+        if self._missing_bytes(task.model_version):
+            self._fetch(task.model_version)
+        else:
+            self.apply(orders.TaskPrepared(task.run_id, task.round_id))
 
     def _stop_download(self, download: Download) -> None:
         """The blocks that have come stay on the disk, the bundle's first."""

@@ -104,6 +104,12 @@ class Voice:
             self.federation.broker.route(topic, encode(chunk, "c"), retain=True)
         self.federation.settle()
 
+    def withdraw(self, ref: BlobRef) -> None:
+        """Whoever wants it now gets it from nobody."""
+        retained = self.federation.broker.retained
+        for topic in [topic for topic in retained if ref.digest in topic]:
+            del retained[topic]
+
     def publish_all(self) -> None:
         for digest in self.blobs.digests():
             self.publish(BlobRef(digest, len(self.blobs.read(digest))))
@@ -259,7 +265,7 @@ def test_sizes_that_cannot_be_are_declined_before_the_disk_is_touched(
 
 def test_the_model_is_fetched_after_the_manifest_that_tells_its_size(voice: Voice) -> None:
     voice.publish(voice.model)
-    voice.say(voice.welcome())
+    voice.say(voice.welcome(), voice.task())
     assert voice.session.blobs.digests() == []
     voice.publish_all()
     assert voice.model.digest in voice.session.blobs.digests()
@@ -384,8 +390,7 @@ def restart(voice: Voice) -> None:
 def test_a_power_cut_between_the_last_block_and_the_digest(voice: Voice) -> None:
     """All blocks are there, nothing is missing, and yet the blob is not finished."""
     voice.publish_all()
-    for topic in [t for t in voice.federation.broker.retained if voice.model.digest in t]:
-        del voice.federation.broker.retained[topic]
+    voice.withdraw(voice.model)
     voice.say(voice.task())
     partial = voice.session.blobs.open_partial(voice.model)
     for piece in split([(0, blocks_count(voice.model.size_bytes))]):
@@ -398,11 +403,14 @@ def test_a_power_cut_between_the_last_block_and_the_digest(voice: Voice) -> None
 @pytest.mark.parametrize("what", ["model", "manifest", "graph"])
 def test_a_download_that_a_power_cut_damaged_is_fetched_again(voice: Voice, what: str) -> None:
     voice.publish_all()
-    voice.say(voice.welcome())
+    voice.say(voice.welcome(), voice.task())
+    voice.say(Receipt(voice.offers()[0].update.update_id, "accepted"))
     graph = BlobRef(sha256_hex(b"train"), 5)
     ref = {"model": voice.model, "manifest": voice.manifest, "graph": graph}[what]
+    voice.heard.clear()
+    assert voice.session.blobs.has(ref.digest)
     voice.session.blobs.path(ref.digest).write_bytes(bytes(ref.size_bytes))
-    voice.say(voice.task())
+    voice.say(voice.task(round_id=2))
     assert [type(m) for m in voice.heard if isinstance(m, Offer | Decline)] == [Offer]
 
 
@@ -528,17 +536,51 @@ def test_an_update_that_the_disk_cannot_read_is_made_again(
     assert len(voice.offers()) == 2
 
 
-def test_a_device_that_is_never_invited_holds_one_model(voice: Voice) -> None:
-    """Each round brings another one; the disk of those who only watch must not fill up."""
+def test_a_device_that_is_not_invited_fetches_the_bundle_and_no_model(voice: Voice) -> None:
+    """On a metered link each model that no task asks for is paid for nothing."""
     voice.publish_all()
-    for value in range(5):
-        voice.model = voice.put(encode_vector(np.full(ELEMENTS, value, np.float32), "f32"))
-        voice.publish(voice.model)
-        voice.say(voice.welcome())
+    voice.say(voice.welcome(), voice.welcome())
+    restart(voice)
     voice.say(voice.welcome())
-    sizes = [len(voice.session.blobs.read(d)) for d in voice.session.blobs.digests()]
-    assert sizes.count(4 * ELEMENTS) == 1
+    graphs = {sha256_hex(name) for name in (b"train", b"evaluate")}
+    assert set(voice.session.blobs.digests()) == {voice.manifest.digest, *graphs}
     assert list((voice.device.folder / "partial").iterdir()) == []
+
+
+def test_a_device_that_only_watches_from_now_on_gives_up_its_model(voice: Voice) -> None:
+    """Each round brings another one; a task that begins with the old one will not come."""
+    voice.publish_all()
+    voice.say(voice.welcome(), voice.task())
+    voice.say(Receipt(voice.offers()[0].update.update_id, "accepted"))
+    old, new = voice.model, encode_vector(np.ones(ELEMENTS, np.float32), "f32")
+    voice.say(voice.welcome())
+    assert voice.session.blobs.has(old.digest)
+    voice.model = voice.put(new)
+    voice.publish(voice.model)
+    voice.say(voice.welcome())
+    assert not {old.digest, voice.model.digest} & set(voice.session.blobs.digests())
+
+
+def test_a_model_that_is_here_is_not_fetched_again(voice: Voice) -> None:
+    """A round that is abandoned is followed by another one from the same model."""
+    voice.publish_all()
+    voice.say(voice.welcome(), voice.task())
+    voice.withdraw(voice.model)
+    voice.say(voice.welcome(), voice.task(round_id=2))
+    assert [offer.update.round_id for offer in voice.offers()][-1] == 2
+    assert voice.wants() == []
+
+
+def test_what_an_overtaken_task_needed_is_not_fetched_for_an_idle_device(voice: Voice) -> None:
+    voice.publish_all()
+    voice.withdraw(voice.model)
+    voice.say(voice.welcome(), voice.task(), voice.task(round_id=2, bundle=voice.put(b"junk")))
+    voice.publish_all()
+    assert isinstance(voice.heard[-1], Decline)
+    voice.say(voice.welcome())
+    voice.heard.clear()
+    voice.pass_time(20_000, wakes_max=20)
+    assert voice.wants() == []
 
 
 class Full:
@@ -564,7 +606,7 @@ def test_a_full_disk_delays_a_download(voice: Voice, monkeypatch: pytest.MonkeyP
     assert any("the disk is full" in presence.reason for presence in voice.presence)
     disk.full = False
     voice.pass_time(300_000, wakes_max=60)
-    assert voice.model.digest in voice.session.blobs.digests()
+    assert sha256_hex(b"train") in voice.session.blobs.digests()
 
 
 def test_a_full_disk_delays_a_task_and_its_update(

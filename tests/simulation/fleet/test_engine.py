@@ -59,16 +59,31 @@ def test_an_ideal_federation_is_the_synchronous_formula() -> None:
         assert {part.steps for part in parts} == {2 * 10}
     assert [version for version, _ in learning.versions] == [1, 2, 3]
     world = world_of(scenario, list.append)
-    # A last batch of five examples takes half as long; the first model waits with the bundle.
+    # A last batch of five examples takes half as long; the first model waits for the bundle.
     trains_ms = 2 * 95
-    down_ms, first_ms = (world.transfer_ms(0, n, up=False) for n in (4_000, 24_000))
+    down_ms, bundle_ms = (world.transfer_ms(0, n, up=False) for n in (4_000, 20_000))
     up_ms = world.transfer_ms(0, 4_000, up=True)
     each_ms = trains_ms + up_ms + JOB_MS_MIN
     made = [event.at_ms for event in of_kind(events.ModelMade, found)]
-    assert made == [first_ms + each_ms + turn * (down_ms + each_ms) for turn in range(3)]
+    assert made == [bundle_ms + turn * (down_ms + each_ms) for turn in (1, 2, 3)]
     quality = of_kind(events.Evaluated, found)
     assert [told.version for told in quality] == [0, 1, 2, 3]
     assert [told.at_ms for told in quality] == [0, *made]
+
+
+def test_the_bundle_is_downloaded_once_and_a_model_where_a_task_begins_with_it() -> None:
+    """Once, also where rounds that are abandoned give devices the same model again."""
+    dropouts = {"before_upload": 0.5, "back_after_s": 30.0}
+    rounds = {"quorum": 3, "collect_ms": 5_000, "abandoned_max": 50}
+    found = history(scenario_of({"dropouts": dropouts, "rounds": rounds}))
+    assert violations(found) == []
+    tasks = [(e.device, e.version) for e in of_kind(events.TaskGiven, found)]
+    assert len(tasks) > len(set(tasks))
+    down = [0] * 5
+    for ended in of_kind(events.DownloadEnded, found):
+        down[ended.device] += ended.size_bytes
+    models = [len({version for who, version in tasks if who == device}) for device in range(5)]
+    assert down == [20_000 + 4_000 * count for count in models]
 
 
 def dropping(phase: str, back_after_s: float = 60.0, **more: Any) -> dict[str, object]:
