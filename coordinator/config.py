@@ -61,6 +61,11 @@ class RoundsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     learning_rate_decay: Annotated[float, Meta(gt=0, le=1)] = 1.0
     """The plan's learning rate is multiplied by this with each new version of the model."""
 
+    @property
+    def late_counts(self) -> bool:
+        """Whether an update can count whose round has closed."""
+        return self.mode == "buffered" or self.late == "discount"
+
 
 class EvaluationConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Evaluation of every global model by the coordinator."""

@@ -170,10 +170,9 @@ def unwelcome(
     if member is not None and member.answer not in ("none", "silent"):
         return f"{device_id} has already answered round {round_id}"
     if not (collecting and member is not None):
-        discards = config.late == "discard" and config.mode == "synchronous"
         if kind == "evaluate":
             return "late: the evaluation has ended"
-        if discards:
+        if not config.late_counts:
             return f"late: round {round_id} has closed"
         if state.rounds_done + (state.phase == "aggregating") >= config.count:
             return f"late: round {round_id} has closed, and training has ended"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
@@ -47,6 +49,30 @@ def record_of(path: Path, first: Header, *events: Event, cut: bool = False) -> R
 def profiles_of(devices: int) -> list[str]:
     """A profile for each device."""
     return [PROFILES[device % len(PROFILES)] for device in range(devices)]
+
+
+def work_of(history: Iterable[Event]) -> tuple[int, int]:
+    """Milliseconds of training in all, and in updates that are in a model: another account than
+    that of `simulator.report`."""
+    spent_ms = counted_ms = 0
+    began_ms: dict[int, int] = {}
+    kept_ms: Counter[tuple[int, int]] = Counter()
+    parts: tuple[e.Counted, ...] = ()
+    for event in history:
+        match event:
+            case e.TrainingBegan(at_ms=at_ms, device=device):
+                began_ms[device] = at_ms
+            case e.TrainingEnded(at_ms=at_ms, device=device, round_id=round_id, lost_ms=lost_ms):
+                took_ms = at_ms - began_ms.pop(device)
+                spent_ms += took_ms
+                kept_ms[device, round_id] += took_ms - lost_ms
+            case e.RoundClosed(parts=parts):
+                pass
+            case e.ModelMade():
+                counted_ms += sum(kept_ms.pop((part.device, part.round_id), 0) for part in parts)
+            case _:
+                pass
+    return spent_ms, counted_ms
 
 
 def random_run(

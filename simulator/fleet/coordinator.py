@@ -11,10 +11,10 @@ on the wire would.
 
 from __future__ import annotations
 
-import math
 from collections import deque
 from collections.abc import Callable
 
+from coordinator.aggregation import weight_of
 from coordinator.config import CoordinatorConfig
 from coordinator.plans import round_plan
 from coordinator.records import Terms
@@ -325,7 +325,7 @@ class Coordinator:
         for member in state.accepted():
             update = self._accepted[member.device_id, member.round_id]
             index, staleness = index_of(member.device_id), state.model_version - member.version
-            weight = update.examples / math.sqrt(1 + staleness)
+            weight = weight_of(update.examples, staleness)
             counted.append(events.Counted(index, member.round_id, weight, staleness))
             if train:
                 plan = round_plan(

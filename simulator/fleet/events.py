@@ -174,7 +174,8 @@ class Counted(Struct, frozen=True, array_like=True):
     round_id: Natural
     """Of its task."""
     weight: Rate
-    """Its examples, less for staleness: not yet divided by the sum of all."""
+    """Its examples, less for staleness (`coordinator.aggregation.weight_of`): not yet divided by
+    the sum of all. With `rounds.weights = "fednova"`, too: that scales the delta by its steps."""
     staleness: Natural = 0
     """Versions between the model it started from and the one it is added to."""
 

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import msgspec
+
+from coordinator.config import RoundsConfig
 from simulator.fleet import events
 from simulator.fleet.events import Event
 from simulator.fleet.record import Header
@@ -85,7 +88,8 @@ def may_count_late(header: Header) -> bool:
     for policy in scenario.get("policy", ()):
         if policy["name"] == header.policy:
             rules |= policy.get("rounds", {})
-    return rules.get("mode") == "buffered" or rules.get("late") == "discount"
+    known = {key: rules[key] for key in ("mode", "late") if key in rules}
+    return msgspec.convert(known, RoundsConfig).late_counts
 
 
 TaskEnded = Callable[[Task, Round], None]

@@ -24,8 +24,9 @@ from simulator.fleet.learning import Part
 from simulator.fleet.profiles import Work
 from simulator.fleet.record import Header, Recorder
 from simulator.fleet.scenario import policies
-from simulator.fleet.totals import Totals
 from simulator.fleet.world import JOB_MS_MIN
+from simulator.report.digest import Digest
+from tests.fleet_runs import work_of
 from tests.simulation.fleet.fleets import history, of_kind, scenario_of, world_of
 
 
@@ -281,22 +282,18 @@ SCENARIOS = st.fixed_dictionaries(
 @settings(max_examples=60, deadline=None)
 @given(SCENARIOS)
 def test_what_always_holds(changes: dict[str, object]) -> None:
-    """Whatever befalls whom: every check, useful and wasted work make the whole, same again."""
+    """Whatever befalls whom: every check, counted and wasted work make the whole, same again."""
     scenario = scenario_of(changes)
     found = history(scenario)
     assert violations(found) == []
-    totals = Totals(scenario.fleet.devices)
+    digest = Digest(scenario.fleet.devices, late_counts=scenario.rounds.late_counts)
     for event in found:
-        totals.observe(event)
-    assert totals.open.work_ms == 0
-    assert totals.open.up_bytes == 0
-    assert min(totals.wasted.work_ms, totals.useful.work_ms, totals.open.down_bytes) >= 0
-    trained = {
-        (part.device, part.round_id)
-        for closed in of_kind(events.RoundClosed, found)
-        for part in closed.parts
-    }
-    assert sum(totals.counted) <= len(trained)
+        digest.observe(event)
+    digest.end(found[-1].at_ms)
+    work = digest.work()
+    assert (work.spent_ms, work.counted_ms) == work_of(found)
+    assert sum(work.wasted_ms.values()) == work.spent_ms - work.counted_ms
+    assert min(work.counted_ms, *work.wasted_ms.values()) >= 0
     assert history(scenario) == found
 
 
