@@ -8,7 +8,6 @@ from a shared one its loss on all training data is lower than that of the better
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,6 +29,7 @@ from repro.setting import devices_of
 from simulator.learning.bundles import named_bundle
 from simulator.learning.datasets import TrainingData, open_data_set
 from simulator.learning.learner import Learner, Train
+from simulator.learning.partitions import philox
 from simulator.learning.workers import Task, Workers, open_workers
 
 THETAS_COUNT, THETA_MIN, THETA_MAX = 50, -0.2, 1.2
@@ -155,8 +155,7 @@ def another_initial_model(bundle: Bundle, seed: int) -> Vector:
     the weight's shape but for its first axis (torch 2.13, `reset_parameters`). The numbers are
     not torch's: a Philox generator's, fixed for each seed.
     """
-    key = hashlib.sha256(f"figure 1/initial model/{seed}".encode()).digest()[:16]
-    generator = np.random.Philox(key=np.frombuffer(key, "<u8").astype(np.uint64))
+    generator = philox("figure 1", "initial model", seed)
     vector: Vector = np.empty(bundle.manifest.shared_count, np.float32)
     bound = 1.0
     for tensor in bundle.manifest.tensors:

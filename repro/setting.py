@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import ConfigError
 from repro.experiment import Experiment
-from simulator.learning import partitions
 from simulator.learning.bundles import named_bundle
 from simulator.learning.datasets import TrainingData, open_data_set
 from simulator.learning.learner import Learner
-from simulator.learning.partitions import Indices
+from simulator.learning.partitions import Indices, divided
 
 
 class Setting(NamedTuple):
@@ -51,30 +52,19 @@ def bundle_of(experiment: Experiment, folder: Path | None) -> Bundle:
 def devices_of(experiment: Experiment, data: TrainingData) -> list[Indices]:
     """Which device holds which examples.
 
+    The paper's IID version of data by user has as many devices (McMahan et al. 2016, section 3).
+
     Raises:
-        ConfigError: the data set does not offer this partition, or has another number of devices.
+        ConfigError: the data set does not offer this partition, or has another number of users.
     """
-    parts = _parts(experiment, data)
-    if len(parts) != experiment.devices:
-        raise ConfigError(
-            f"the data set {data.name!r} has {len(parts):,} natural users, "
-            f"the experiment {experiment.devices:,} devices",
-            hint="its file is not the one that the experiment was made for",
-        )
-    return parts
-
-
-def _parts(experiment: Experiment, data: TrainingData) -> list[Indices]:
-    match experiment.partition:
-        case "iid":
-            return partitions.iid(len(data), experiment.devices, experiment.seed)
-        case "iid_as_natural" if data.groups is not None:
-            return partitions.iid_like(data.groups, experiment.seed)
-        case "shards" if data.labels is not None:
-            return partitions.shards(data.labels, experiment.devices, 2, experiment.seed)
-        case "natural" if data.groups is not None:
-            return partitions.natural(data.groups)
-    raise ConfigError(
-        f"the data set {data.name!r} cannot be divided by {experiment.partition!r}",
-        hint="shards need labels, natural needs users",
-    )
+    partition = experiment.partition
+    if partition in ("natural", "iid_as_natural"):
+        users = 0 if data.groups is None else len(np.unique(data.groups))
+        if users != experiment.devices:
+            raise ConfigError(
+                f"the data set {data.name!r} has {users:,} natural users, "
+                f"the experiment {experiment.devices:,} devices",
+                hint="its file is not the one that the experiment was made for",
+            )
+    chosen = "iid" if partition == "iid_as_natural" else partition
+    return divided(data, chosen, experiment.devices, experiment.seed)

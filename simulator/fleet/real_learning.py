@@ -11,15 +11,15 @@ from typing import NamedTuple
 import msgspec
 
 from fedtide.bundle import Bundle
-from fedtide.errors import ConfigError
 from fedtide.manifest import MANIFEST_NAME, device_files
 from simulator.fleet.events import Evaluated
 from simulator.fleet.learning import Part
 from simulator.fleet.scenario import Policy, Scenario
-from simulator.learning import models, partitions
+from simulator.learning import models
 from simulator.learning.bundles import named_bundle
-from simulator.learning.datasets.catalogue import TrainingData, open_data_set
+from simulator.learning.datasets import open_data_set
 from simulator.learning.learner import Learner, check_simulable
+from simulator.learning.partitions import divided
 from simulator.learning.workers import Where, open_workers
 
 
@@ -91,7 +91,14 @@ def real_learning(
     config = scenario.learning
     assert config.data is not None, "a scenario with real learning names its data"
     data = open_data_set(config.data, config.data_dir)
-    parts = _partition(scenario, data)
+    parts = divided(
+        data,
+        config.partition,
+        scenario.fleet.devices,
+        scenario.seed,
+        shards_per_device=config.shards_per_device,
+        alpha=config.alpha,
+    )
     bundle = named_bundle(config.model)
     check_simulable(bundle, policy.plan)
     learner = Learner(bundle, data, parts)
@@ -99,8 +106,7 @@ def real_learning(
     learning = RealLearning()
     workers = open_workers(learner, where)
     try:
-        late = policy.rounds.mode == "buffered" or policy.rounds.late == "discount"
-        kept = 1 + policy.rounds.staleness_max if late else 1
+        kept = 1 + policy.rounds.staleness_max if policy.rounds.late_counts else 1
         sizes = tuple(len(part) for part in parts)
         made = models.Models(
             bundle,
@@ -120,29 +126,6 @@ def real_learning(
             raise
     finally:
         workers.close()
-
-
-def _partition(scenario: Scenario, data: TrainingData) -> list[partitions.Indices]:
-    config, devices, seed = scenario.learning, scenario.fleet.devices, scenario.seed
-    match config.partition:
-        case "iid":
-            return partitions.iid(len(data), devices, seed)
-        case "natural":
-            if data.groups is None:
-                raise ConfigError(
-                    f"the data set {data.name!r} has no natural users",
-                    hint='use learning.partition = "iid", "shards" or "dirichlet"',
-                )
-            return partitions.natural(data.groups, devices, seed)
-        case kind:
-            if data.labels is None:
-                raise ConfigError(
-                    f"the data set {data.name!r} has no labels to divide by",
-                    hint='use learning.partition = "iid" or "natural"',
-                )
-            if kind == "shards":
-                return partitions.shards(data.labels, devices, config.shards_per_device, seed)
-            return partitions.dirichlet(data.labels, devices, config.alpha, seed)
 
 
 def _part(part: Part) -> models.Part:

@@ -18,6 +18,7 @@ from fedtide.config import Positive, convert_config, load_config
 from fedtide.errors import ConfigError
 from fedtide.messages import Encoding, Identifier
 from fedtide.plan import Plan
+from simulator.learning.partitions import Partition
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Rate = Annotated[float, Meta(ge=1, le=1e12)]
@@ -174,7 +175,7 @@ class LearningConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """A name, or the folder of a bundle: a path with a `/`."""
     data: str | None = None
     data_dir: Path | None = None
-    partition: Literal["iid", "shards", "dirichlet", "natural"] = "iid"
+    partition: Partition = "iid"
     shards_per_device: Positive = 2
     alpha: Annotated[float, Meta(gt=0, le=1e6)] = 0.5
     examples: Positive = 600

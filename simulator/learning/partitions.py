@@ -11,6 +11,7 @@ import hashlib
 import heapq
 import math
 import random
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +19,42 @@ from numpy.typing import NDArray
 from fedtide.errors import ConfigError
 from simulator.agenda import generator
 
+if TYPE_CHECKING:
+    from simulator.learning.datasets import TrainingData
+
 Indices = NDArray[np.int64]
+Partition = Literal["iid", "shards", "dirichlet", "natural"]
+
+
+def divided(
+    data: TrainingData,
+    partition: Partition,
+    devices: int,
+    seed: int,
+    *,
+    shards_per_device: int = 2,
+    alpha: float = 0.5,
+) -> list[Indices]:
+    """A data set's training examples among devices, by the name of a partition.
+
+    Raises:
+        ConfigError: the data set does not offer it, or there are too few examples or users.
+    """
+    if partition == "iid":
+        return iid(len(data), devices, seed)
+    by, what = (data.groups, "natural users") if partition == "natural" else (data.labels, "labels")
+    if by is None:
+        raise ConfigError(
+            f"the data set {data.name!r} has no {what}, by which {partition!r} divides",
+            hint='"shards" and "dirichlet" need labels, "natural" needs users, "iid" neither',
+        )
+    match partition:
+        case "natural":
+            return natural(by, devices, seed)
+        case "shards":
+            return shards(by, devices, shards_per_device, seed)
+        case "dirichlet":
+            return dirichlet(by, devices, alpha, seed)
 
 
 def iid(examples: int, devices: int, seed: int) -> list[Indices]:
@@ -85,31 +121,23 @@ def dirichlet(
     return _by_owner(owner, devices)
 
 
-def natural(groups: Indices, devices: int | None = None, seed: int = 0) -> list[Indices]:
+def natural(groups: Indices, devices: int, seed: int) -> list[Indices]:
     """A device for each natural user, in the order of their numbers.
 
-    With fewer `devices` than users, as many users drawn at random; nobody has the others' examples.
+    With fewer devices than users, as many users drawn at random; nobody has the others' examples.
 
     Raises:
         ConfigError: there are more devices than users.
     """
     users, owner = np.unique(groups, return_inverse=True)
-    parts = _by_owner(owner, len(users))
-    if devices is None:
-        return parts
     if not 1 <= devices <= len(users):
         raise ConfigError(
             f"there are {len(users):,} natural users, expected as many devices or fewer; "
             f"{devices:,} are asked for",
             hint="ask for fewer, or divide the examples otherwise",
         )
+    parts = _by_owner(owner, len(users))
     return [parts[user] for user in np.sort(order(len(users), seed, "natural")[:devices])]
-
-
-def iid_like(groups: Indices, seed: int) -> list[Indices]:
-    """As many devices as there are natural users, but shuffled and balanced: the paper's IID
-    version of Shakespeare (McMahan et al. 2016, §3)."""
-    return iid(len(groups), len(np.unique(groups)), seed)
 
 
 def _proportions(count: int, alpha: float, lots: random.Random) -> NDArray[np.float64]:
@@ -156,13 +184,13 @@ def order(count: int, seed: int, *names: object) -> Indices:
     It sorts raw Philox numbers, whose stream is fixed, where `Generator.permutation` may change
     between versions of numpy; as `edge_client.training.epoch_order` does.
     """
-    numbers = _philox(seed, *names).random_raw(count)
+    numbers = philox("partition", seed, *names).random_raw(count)
     return np.argsort(numbers, kind="stable").astype(np.int64, copy=False)
 
 
-def _philox(seed: int, *names: object) -> np.random.Philox:
-    text = "/".join(str(name) for name in ("partition", seed, *names))
-    key = hashlib.sha256(text.encode()).digest()[:16]
+def philox(*names: object) -> np.random.Philox:
+    """A generator of its own for each sequence of names, the same everywhere."""
+    key = hashlib.sha256("/".join(map(str, names)).encode()).digest()[:16]
     return np.random.Philox(key=np.frombuffer(key, "<u8").astype(np.uint64))
 
 

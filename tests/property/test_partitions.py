@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 from fedtide.errors import ConfigError
 from simulator.learning.partitions import (
     Indices,
+    Partition,
     dirichlet,
+    divided,
     iid,
-    iid_like,
     natural,
     order,
     shards,
@@ -114,7 +115,7 @@ def test_dirichlet_is_the_same_everywhere_and_forever() -> None:
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=200), SEEDS)
 def test_natural_users_and_as_many_devices(groups: list[int], seed: int) -> None:
     of = np.array(groups, np.int64)
-    parts = natural(of)
+    parts = natural(of, len(set(groups)), seed)
     check(parts, len(of))
     assert [set(of[part]) for part in parts] == [{user} for user in sorted(set(groups))]
     some = natural(of, 1 + len(parts) // 2, seed)
@@ -122,11 +123,43 @@ def test_natural_users_and_as_many_devices(groups: list[int], seed: int) -> None
     places = [next(i for i, part in enumerate(parts) if np.array_equal(part, one)) for one in some]
     assert places == sorted(set(places))
     assert same(some, natural(of, len(some), seed))
-    balanced = iid_like(of, seed)
-    check(balanced, len(of))
-    assert len(balanced) == len(parts)
-    sizes = [len(part) for part in balanced]
-    assert max(sizes) - min(sizes) <= 1
+
+
+class Data:
+    """As much of a data set as a partition asks for."""
+
+    name = "mine"
+
+    def __init__(self, *, labels: Indices | None = None, groups: Indices | None = None) -> None:
+        self.labels, self.groups = labels, groups
+
+    def __len__(self) -> int:
+        return 40
+
+
+def test_a_partition_by_its_name() -> None:
+    of = np.arange(40) % 10
+    data = Data(labels=of, groups=of)
+    expected: dict[Partition, list[Indices]] = {
+        "iid": iid(40, 5, 1),
+        "shards": shards(of, 5, 3, 1),
+        "dirichlet": dirichlet(of, 5, 0.2, 1),
+        "natural": natural(of, 5, 1),
+    }
+    for name, parts in expected.items():
+        found = divided(data, name, 5, 1, shards_per_device=3, alpha=0.2)  # type: ignore[arg-type]
+        assert same(found, parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "missing"),
+    [("shards", "labels"), ("dirichlet", "labels"), ("natural", "natural users")],
+)
+def test_a_partition_that_the_data_do_not_offer(name: Partition, missing: str) -> None:
+    said = f"the data set 'mine' has no {missing}, by which '{name}' divides"
+    with pytest.raises(ConfigError, match=said):
+        divided(Data(), name, 5, 1)  # type: ignore[arg-type]
+    divided(Data(), "iid", 5, 1)  # type: ignore[arg-type]
 
 
 def test_ten_thousand_devices() -> None:
@@ -172,9 +205,9 @@ def test_what_cannot_be_is_said_with_its_numbers() -> None:
     with pytest.raises(ConfigError, match=r"0 shards per device"):
         shards(labels, 60, 0, 0)
     with pytest.raises(ConfigError, match=r"10 natural users, .* 11 are asked for"):
-        natural(labels, 11)
+        natural(labels, 11, 0)
     with pytest.raises(ConfigError, match=r"10 natural users, .* 0 are asked for"):
-        natural(labels, 0)
+        natural(labels, 0, 0)
     with pytest.raises(ConfigError, match=r"alpha is 0, expected a number above 0"):
         dirichlet(labels, 10, 0, 0)
     with pytest.raises(ConfigError, match=r"alpha is nan"):
