@@ -129,12 +129,17 @@ def convert_config(
 
 
 def explained(text: str, raw: Any, kind: Any) -> str:
-    """What msgspec says is wrong, after the key and its value; of some words, all of them."""
+    """What msgspec says is wrong, after the key and its value; of some words, all of them.
+
+    Tables of an array are counted from 1: `fleet.group 2: share is 3: expected ...`.
+    """
     text, _, place = text.partition(" - at `$")
     text = re.sub(r"`?str`? matching regex .*", _IDENTIFIER_RULE, text)
     text = re.sub(r"^Expected `(\w+)` ([<>]=?) (\S+)$", _in_words, text)
     name, value, wanted = place.strip(".`"), raw, kind
-    for key in re.findall(r"[^.[\]]+", name):
+    keys = re.findall(r"[^.[\]]+", name)
+    name = re.sub(r"\[(\d+)\](\.?)", _counted, name)
+    for key in keys:
         if isinstance(value, list):
             value = value[int(key)]
         elif key in value:
@@ -154,6 +159,11 @@ def explained(text: str, raw: Any, kind: Any) -> str:
     shown = repr(value)
     shown = shown if len(shown) <= _VALUE_CHARS_MAX else shown[:_VALUE_CHARS_MAX] + "…"
     return f"{name} is {shown}: {text[0].lower()}{text[1:]}"
+
+
+def _counted(place: re.Match[str]) -> str:
+    number, goes_on = place.groups()
+    return f" {int(number) + 1}" + (": " if goes_on else "")
 
 
 def _in_words(expected: re.Match[str]) -> str:

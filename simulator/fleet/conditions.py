@@ -117,10 +117,10 @@ class _Kind(NamedTuple):
 def _kinds(scenario: Scenario) -> list[_Kind]:
     reference = profiles.reference_times(scenario.learning, scenario.plan)
     kinds = []
-    for number, group in enumerate(scenario.fleet.group):
-        where = f"fleet.group[{number}]"
+    for number, group in enumerate(scenario.fleet.group, 1):
+        where = f"fleet.group {number}: "
         name, times = profiles.group_times(group, reference, scenario.plan, where)
-        line = link_numbers(group.link, f"{where}.link")
+        line = link_numbers(group.link, f"{where}link")
         link = group.link if isinstance(group.link, str) else "own"
         kinds.append(_Kind(group, name, times, link, line))
     return kinds

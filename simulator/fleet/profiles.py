@@ -238,7 +238,7 @@ def given_times(step_ms: float, plan: Plan) -> StepTimes:
 def group_times(
     group: GroupConfig, reference: StepTimes | None, plan: Plan, where: str
 ) -> tuple[str, StepTimes]:
-    """Name and step times of a group's median device.
+    """Name and step times of a group's median device; `where` begins what is said of its keys.
 
     Raises:
         ConfigError: an unknown profile, no time to relate it to, a benchmark that cannot be used.
@@ -250,12 +250,12 @@ def group_times(
     assert group.profile is not None
     if group.profile not in PROFILES:
         raise ConfigError(
-            f"{where}.profile is {group.profile!r}, expected one of: {', '.join(PROFILES)}",
+            f"{where}profile is {group.profile!r}, expected one of: {', '.join(PROFILES)}",
             hint="or give step_ms, or benchmark, in its place",
         )
     if reference is None:
         raise ConfigError(
-            f"{where}.profile {group.profile!r} is relative to the reference machine, whose time "
+            f"{where}profile {group.profile!r} is relative to the reference machine, whose time "
             "for this model is not known",
             hint="give learning.step_ms: milliseconds of a step there",
         )

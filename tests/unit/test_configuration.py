@@ -192,7 +192,7 @@ def test_each_wrong_thing_of_a_client_is_named(
         ("encoding = 'f8'", "encoding is 'f8': expected 'f32' or 'f16'"),
         ("plan.batch_size = 'every'", "plan.batch_size is 'every': expected a number or 'all'"),
         ("broker.port = 70000", "broker.port is 70000: expected a whole number, at most 65535"),
-        ("plan.betas = [0.5, 2]", "plan.betas[1] is 2: expected a number, below 1"),
+        ("plan.betas = [0.5, 2]", "plan.betas 2 is 2: expected a number, below 1"),
         ("plan.betas = [1, 2, 3]", "plan.betas is [1, 2, 3]: expected `array` of length 2"),
         ("evaluation.data = 7", "evaluation.data is 7: expected a path"),
         (f"evaluation.batch_size = '{'x' * 99}'", f"evaluation.batch_size is '{'x' * 59}…: "),
@@ -226,7 +226,7 @@ class Nested(msgspec.Struct, forbid_unknown_fields=True):
     [
         ("perhaps.hours = 'x'", "perhaps.hours is 'x': expected `int`"),
         ("perhaps = {hour = 1}", "perhaps: unknown key 'hour'; did you mean 'hours'?"),
-        ("many = [{hours = 1}, {hours = 'x'}]", "many[1].hours is 'x': expected `int`"),
+        ("many = [{hours = 1}, {hours = 'x'}]", "many 2: hours is 'x': expected `int`"),
         ("named.a.hours = 'x'", "named[...].hours: Expected `int`"),
     ],
 )

@@ -209,15 +209,15 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
         (with_group('profile = "pi-4"', "step_ms = 3"), "not 2 of them"),
         (
             with_group('profile = "pi-6"'),
-            "fleet.group[0].profile is 'pi-6', expected one of: pi-zero-2w, pi-4, pi-5",
+            "fleet.group 1: profile is 'pi-6', expected one of: pi-zero-2w, pi-4, pi-5",
         ),
         (
             with_group('profile = "pi-4"', 'link = "5g"'),
-            "fleet.group[0].link is '5g', expected numbers or one of: ethernet, wifi, 4g",
+            "fleet.group 1: link is '5g', expected numbers or one of: ethernet, wifi, 4g",
         ),
         (
             with_group('profile = "pi-4"', "link = {down_bytes_per_s = 0, up_bytes_per_s = 1}"),
-            "fleet.group[0].link.down_bytes_per_s is 0: expected a number, at least 1",
+            "fleet.group 1: link.down_bytes_per_s is 0: expected a number, at least 1",
         ),
         (f"{BASE}[learning]\nmodel = 'resnet'", "learning.model is 'resnet', expected the folder"),
         (
@@ -242,7 +242,7 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
             f"{BASE}[[policy]]\nname = 'a'\nplan.nesterov = true",
             "nesterov needs a momentum above 0",
         ),
-        (f"{BASE}[[policy]]\nrounds.quorum = 9", "policy[0]: Object missing required field `name`"),
+        (f"{BASE}[[policy]]\nrounds.quorum = 9", "policy 1: Object missing required field `name`"),
     ],
 )
 def test_each_wrong_thing_is_named(tmp_path: Path, text: str, said: str) -> None:
