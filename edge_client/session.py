@@ -16,7 +16,7 @@ import msgspec
 from edge_client import session_events as events
 from edge_client.durable import Durable
 from edge_client.fetching import Fetching
-from edge_client.holdings import discard_unneeded, held_bundle, is_intact, needed_blobs
+from edge_client.holdings import discard_unneeded, held_bundle, is_intact
 from edge_client.outbox import OUTBOX_BYTES_MAX
 from edge_client.progress import SavedProgress
 from edge_client.room import Room
@@ -31,12 +31,12 @@ from edge_client.session_machine import (
     step,
 )
 from edge_client.speaking import Speaking, hello_of
+from edge_client.supplies import Supplies
 from edge_client.task_runner import TaskRunner
 from edge_client.waits import Waits, waits_of
 from fedtide.blobs import BlobStore
-from fedtide.errors import BundleError, FedtideError, StateError
+from fedtide.errors import FedtideError, StateError
 from fedtide.failpoints import reach
-from fedtide.limits import CHUNK_BLOCKS_MAX
 from fedtide.messages import (
     Beacon,
     BlobRef,
@@ -91,10 +91,8 @@ class Session:
         self._speaking = Speaking(link, topics, device_id)
         self._sender = ChunkSender(self._speaking.publish)
         self._fetching = Fetching(self.blobs, link, topics)
+        self._supplies = Supplies(self.blobs, self._fetching, runner)
         self.waits = Waits()
-        self._chunk_grid = CHUNK_BLOCKS_MAX
-        self._named: tuple[BlobRef, BlobRef] | tuple[()] = ()
-        self._checked: BlobRef | None = None
         self._unsaved: list[Event] = []
         self._room = Room()
         self._state = State()
@@ -179,7 +177,8 @@ class Session:
                 self._link.subscribe([self._topics.down(self._device_id), self._topics.beacon])
                 self._speaking.link_up(at_ms)
                 self._apply(events.Linked(), at_ms)
-                self._start_fetching(at_ms, again=True)
+                if self._fetching.start(at_ms, again=True):
+                    self._pursue(at_ms)
             case Disconnected(reason, retry_ms):
                 self._sender.link_lost()
                 self._apply(events.Unlinked(reason, retry_ms), at_ms)
@@ -226,25 +225,13 @@ class Session:
         if finished:
             self._pursue(at_ms)
 
-    def _fetch(self, refs: list[BlobRef], chunk_blocks: int, at_ms: int) -> None:
-        """Fetch these blobs; what is no longer needed ends."""
-        self._fetching.want(refs, chunk_blocks)
-        self._start_fetching(at_ms)
-
-    def _start_fetching(self, at_ms: int, *, again: bool = False) -> None:
-        """Once or, on a new link, again."""
-        if self._state.connected and self._fetching.start(at_ms, again=again):
-            self._pursue(at_ms)
-
     def _pursue(self, at_ms: int) -> None:
-        """A blob is here; a bundle's manifest names what comes after it."""
-        task = self._state.durable.task
-        if task is not None and self._state.phase == "fetching":
-            self._prepare(task, at_ms)
-        elif self._fetching.deadline_at_ms() is None and self._named:
-            self._prefetch(*self._named, at_ms)
-        else:
-            self._start_fetching(at_ms)
+        """Fetch what is needed, the next of it when a blob is here."""
+        event = self._supplies.pursue(self._state, at_ms)
+        if event is not None:
+            if isinstance(event, events.TaskPrepared):
+                reach("client: task prepared")
+            self._apply(event, at_ms)
 
     def _apply(self, event: Event, at_ms: int) -> None:
         before = self._state.durable
@@ -295,7 +282,7 @@ class Session:
             match command:
                 case events.SayHello():
                     reach("client: hello")
-                    holds = [ref.digest for ref in self._named if self.blobs.has(ref.digest)]
+                    holds = self._supplies.held()
                     self._speaking.publish(hello_of(self._runner, self._state.durable, holds))
                 case events.Say(Offer(Update(blob=BlobRef(digest)))) if self._sender.busy(digest):
                     self._apply(Heard(Want(digest, ())), at_ms)  # as if said, and answered
@@ -303,11 +290,12 @@ class Session:
                     reach("client: offer" if isinstance(message, Offer) else "client: decline")
                     self._speaking.publish(message)
                 case events.Prefetch(welcome):
-                    self._chunk_grid = welcome.chunk_blocks
-                    self._prefetch(welcome.bundle, welcome.model, at_ms)
+                    self._supplies.want(welcome)
+                    self._pursue(at_ms)
                 case events.PrepareTask(task):
                     reach("client: task accepted")
-                    self._prepare(task, at_ms)
+                    self._supplies.want(task)
+                    self._pursue(at_ms)
                 case events.StartTask(task):
                     self._start_task(task, at_ms)
                 case events.DropTask(round_id):
@@ -331,40 +319,6 @@ class Session:
         for update in self._state.durable.outbox:
             if update.blob is not None and update.blob.digest in unreadable:
                 self._apply(events.UpdateLost(update.update_id), at_ms)
-
-    def _prefetch(self, bundle: BlobRef, model: BlobRef, at_ms: int) -> None:
-        """The bundle alone: who is not invited would fetch the model for nothing."""
-        self._named = (bundle, model)
-        try:
-            needed = needed_blobs(self.blobs, bundle, None, self._runner.runtimes)
-            if bundle not in needed:
-                held = held_bundle(self.blobs, bundle)
-                if self._state.phase == "idle":
-                    discard_unneeded(self.blobs, model, held, self._state.durable.outbox)
-                if bundle != self._checked:
-                    self._checked = bundle
-                    self._runner.check(held)
-        except BundleError as exc:
-            _log.warning("the bundle cannot be used: %s", exc)
-            return
-        self._fetch(needed, self._chunk_grid, at_ms)
-
-    def _prepare(self, task: Task, at_ms: int) -> None:
-        self._named = (task.bundle, task.model)
-        self._chunk_grid = task.chunk_blocks
-        try:
-            needed = needed_blobs(self.blobs, task.bundle, task.model, self._runner.runtimes)
-        except BundleError as exc:
-            self._apply(events.TaskFailed(task.run_id, task.round_id, str(exc)), at_ms)
-            return
-        missing = [ref for ref in needed if not self.blobs.has(ref.digest)]
-        if not missing:
-            missing = [ref for ref in needed if not is_intact(self.blobs, ref)]
-        if missing:
-            self._fetch(missing, task.chunk_blocks, at_ms)
-        else:
-            reach("client: task prepared")
-            self._apply(events.TaskPrepared(task.run_id, task.round_id), at_ms)
 
     def _start_task(self, task: Task, at_ms: int) -> None:
         try:

@@ -574,10 +574,11 @@ def test_a_model_that_is_here_is_not_fetched_again(voice: Voice) -> None:
 def test_what_an_overtaken_task_needed_is_not_fetched_for_an_idle_device(voice: Voice) -> None:
     voice.publish_all()
     voice.withdraw(voice.model)
-    voice.say(voice.welcome(), voice.task(), voice.task(round_id=2, bundle=voice.put(b"junk")))
-    voice.publish_all()
+    voice.say(voice.welcome(), voice.task())
+    voice.pass_time(5_000, wakes_max=20)
+    assert voice.wants()
+    voice.say(voice.task(round_id=2, bundle=BlobRef("ab" * 32, 2**31)))
     assert isinstance(voice.heard[-1], Decline)
-    voice.say(voice.welcome())
     voice.heard.clear()
     voice.pass_time(20_000, wakes_max=20)
     assert voice.wants() == []
