@@ -195,7 +195,7 @@ def _open(state: RoundState, at_ms: int, config: RoundsConfig) -> Step:
     )
     if buffered:
         return _fill(_with(state, cohort=state.at_work()), at_ms, config)
-    free = state.online if evaluates else without_stragglers(state)
+    free = state.online if evaluates else without_stragglers(state, _needed(state, config))
     device_ids = select_cohort(free, wanted, config.over_selection, config.seed, round_id)
     cohort = tuple(Member(name, "none", "", round_id, state.model_version) for name in device_ids)
     state = _with(state, cohort=cohort)

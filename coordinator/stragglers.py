@@ -2,8 +2,8 @@
 
 A new task makes a device drop the one it is at work on, so whoever is slow would be asked again and
 again and never finish. They are invited again when they have answered, when their update would be
-too stale to count, or, since a device may have lost its task, when the others are fewer than the
-quorum (synchronous) or nothing else has helped for long (buffered).
+too stale to count, or, since a device may have lost its task, when there are too few others
+(synchronous) or nothing else has helped for long (buffered).
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from coordinator.config import RoundsConfig
 from coordinator.round_state import Member, RoundState
 
 
-def without_stragglers(state: RoundState) -> tuple[str, ...]:
-    """Devices to choose a cohort from: those online and free, or all online if these are fewer than
-    the quorum, which could not be met otherwise."""
+def without_stragglers(state: RoundState, needed: int) -> tuple[str, ...]:
+    """Devices to choose a cohort from: those online and free, or all if these are fewer than
+    `needed`."""
     busy = {m.device_id for m in state.stragglers}
     free = tuple(name for name in state.online if name not in busy)
-    return free if len(free) >= state.quorum else state.online
+    return free if len(free) >= needed else state.online
 
 
 def without_task(state: RoundState, config: RoundsConfig) -> tuple[str, ...]:
