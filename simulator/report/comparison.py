@@ -170,9 +170,8 @@ def bytes_plot(summary: Summary) -> str:
     return svg(figure)
 
 
-def waste_plot(summary: Summary) -> str:
-    """What of the devices' training came to nothing, and why."""
-    figure, axes = axes_of(_height(summary))
+def waste_plot(summary: Summary) -> str | None:
+    """What of the devices' training came to nothing, and why; None: less than an eye would see."""
     values = [
         {
             cause: 100 * wasted_ms / max(1, policy.work.spent_ms)
@@ -181,6 +180,9 @@ def waste_plot(summary: Summary) -> str:
         for policy in summary.policies
     ]
     seen = {cause: look for cause, look in _CAUSES.items() if any(v[cause] >= 0.1 for v in values)}
+    if not seen:
+        return None
+    figure, axes = axes_of(_height(summary))
     _stacked(axes, summary.policies, values, seen)
     axes.set(xlabel="% of the devices' training time")
     axes.set_xlim(0, max(10.0, 1.05 * max(sum(v.values()) for v in values)))

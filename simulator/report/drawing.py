@@ -6,9 +6,9 @@ import io
 from typing import Any
 
 import matplotlib as mpl
-
-mpl.use("svg")
-from matplotlib import pyplot as plt
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from simulator.report.words import time_words
@@ -34,9 +34,9 @@ def axes_of(height: float, columns: int = 1, **options: Any) -> tuple[Any, Any]:
             "text.parse_math": False,
         }
     )
-    figure, all_axes = plt.subplots(
-        1, columns, figsize=(9, height), layout="constrained", **options
-    )
+    figure = Figure(figsize=(9, height), dpi=72)
+    FigureCanvasSVG(figure)
+    all_axes = figure.subplots(1, columns, **options)
     for axes in [all_axes] if columns == 1 else all_axes:
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
@@ -73,8 +73,9 @@ def time_ticks_ms(from_ms: float, until_ms: float) -> list[float]:
 
 def svg(figure: Any) -> str:
     """Inline SVG, without the XML prologue and without a date."""
+    # As `layout="constrained"`, which would draw everything once more, into nothing.
+    ConstrainedLayoutEngine().execute(figure)
     stream = io.StringIO()
     figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
-    plt.close(figure)
     text = stream.getvalue()
     return text[text.index("<svg") :]

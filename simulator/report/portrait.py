@@ -144,9 +144,10 @@ def _mark(
 
 
 def profiles_plot(policy: PolicyFigures) -> str | None:
-    """Who dropped out, who was late, by profile and phase: shares of the profile's tasks."""
+    """Who dropped out, who was late, by profile and phase: shares of the profile's tasks. None:
+    nobody."""
     names = [name for name, figures in policy.profiles.items() if figures.tasks]
-    if not names:
+    if not any(any((*p.dropped.values(), *p.late.values())) for p in policy.profiles.values()):
         return None
     figure, both = axes_of(1.6 + 0.3 * len(names), 2, sharey=True)
     kinds = (
