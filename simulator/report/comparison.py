@@ -211,7 +211,7 @@ def rounds_plot(summary: Summary) -> str | None:
         logarithmic_time(left, unit_ms, 0.8 * unit_ms * min(everything))
         left.set_xlabel(f"logarithmic; {box}")
     else:
-        left.set_xlim(left=0)
+        left.set_xlim(0, 1.05 * left.dataLim.x1)  # also where all are equal
         left.set_xlabel(f"{unit}; {box}")
     left.set_title("Lengths of rounds", loc="left")
     values = []

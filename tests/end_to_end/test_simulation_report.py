@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import re
 from html.parser import HTMLParser
@@ -18,7 +19,7 @@ from simulator.fleet.totals import Totals
 from simulator.report import open_progress, summarise, write_report
 from simulator.report.comparison import _CAUSES, _curve
 from simulator.report.digest import CAUSES
-from simulator.report.drawing import TICKS_MOST, time_ticks_ms
+from simulator.report.drawing import TICKS_MOST, axes_of, svg, time_ticks_ms
 from simulator.report.page import flattened, report_page
 from simulator.report.portrait import _MARKS, _moments
 from simulator.report.progress import LiveProgress, PlainProgress
@@ -200,6 +201,7 @@ def test_any_run_can_be_reported(tmp_path: Path, case: str) -> None:
     records = run_of(case, tmp_path)
     summary = summarise(records, profiles_of(records[0].header.devices))
     write_report(summary, records, tmp_path / "report.html", profiles_of(records[0].header.devices))
+    assert gc.isenabled()
     page = (tmp_path / "report.html").read_text()
     assert (parsed(page).mistakes, references(page)) == ([], [])
     for policy in summary.policies:
@@ -211,6 +213,45 @@ def test_the_same_records_give_the_same_page(
     learned: tuple[str, Summary, list[Record]],
 ) -> None:
     assert page_of(learned[2])[0] == learned[0]
+
+
+def test_what_is_laid_out_before_is_drawn_as_matplotlib_would() -> None:
+    """Titles, labels and a legend outside find room."""
+
+    def drawn(*, by_matplotlib: bool) -> str:
+        figure, (left, right) = axes_of(2.0, 2, sharey=True)
+        left.set_yticks([0, 1], ["a rather long name of a policy", "b"])
+        left.barh([0, 1], [1_000, 2_000], label="downloaded")
+        right.set_title("Rounds waited for", loc="left")
+        right.set_xlabel("% of the rounds' time")
+        figure.legend(loc="outside lower center")
+        if not by_matplotlib:
+            return svg(figure)
+        figure.set_layout_engine("constrained")
+        stream = io.StringIO()
+        figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
+        return stream.getvalue()
+
+    ours = drawn(by_matplotlib=False)
+    assert "a rather long name" in ours
+    assert ours in drawn(by_matplotlib=True)
+
+
+def test_there_is_no_chart_of_nothing(tmp_path: Path) -> None:
+    nothing, waste = (
+        "No device dropped out, none was late.",
+        "No cause wasted as much as 0.1%",
+    )
+    drops = random_run(tmp_path / "drops", header(devices=DEVICES))
+    ideal = random_run(tmp_path / "ideal", header(devices=DEVICES), collect_ms=10**9, drop_rate=0)
+    for records, charts, sentences in (
+        ([ideal], 4 + 1, (True, True)),
+        ([drops, ideal], 5 + 2 + 1, (True, False)),
+    ):
+        page, _ = page_of(records)
+        assert len(re.findall("<svg", page)) == charts
+        assert (nothing in page, waste in page) == sentences
+        assert parsed(page).mistakes == []
 
 
 def test_the_table_fits_the_terminal(learned: tuple[str, Summary, list[Record]]) -> None:
