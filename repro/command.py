@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 from pathlib import Path
 
 from fedtide.errors import ConfigError
 from repro.rows import ROWS, Row
+from simulator.side_by_side import usable_cores
 
 OUT = Path("results") / "fedavg"
 DOCS = Path("docs")
@@ -123,8 +123,7 @@ def _one_row(parsed: argparse.Namespace) -> Row:
 
 def _check(parsed: argparse.Namespace) -> None:
     if parsed.workers is None:
-        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-        parsed.workers = len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+        parsed.workers = usable_cores()
     _at_least(1, "--workers", parsed.workers)
     if parsed.rounds_max is not None:
         _at_least(1, "--rounds-max", parsed.rounds_max)

@@ -19,17 +19,17 @@ from msgspec import Struct
 from coordinator.store import Model
 from demo.brokers import Broker, find_broker, mosquitto_version
 from fedtide.errors import StateError
-from fedtide.files import locked, make_folder, write_atomically
+from fedtide.files import locked, make_folder
 from repro.experiment import Experiment
+from repro.files import write_json
 from repro.real_federation import federate, models_of, prepare, users
 from repro.reporting import OVER_MQTT, read_over_mqtt
 from repro.rows import Row
 from repro.same_bits import Comparison, OverMqtt, compare
-from repro.setting import Setting, bundle_of, devices_of
+from repro.setting import Setting, bundle_of, devices_of, fetch
 from repro.trials import folder_name, read_course, run_trial
 from repro.view import Progress
-from simulator.learning.datasets import data_folder, open_data_set
-from simulator.learning.datasets.download import download
+from simulator.learning.datasets import open_data_set
 from simulator.learning.learner import Learner
 from simulator.learning.models import Version
 from simulator.report.curves import rounds_to_target
@@ -58,8 +58,7 @@ def run_over_mqtt(row: Row, parsed: argparse.Namespace) -> int:
         row.experiment, learning_rate=parsed.learning_rate, seed=parsed.seed
     )
     if parsed.download:
-        folder = parsed.data_dir or data_folder()
-        download(experiment.data, folder, lambda line: print(line, flush=True))
+        fetch({experiment.data}, parsed.data_dir)
     options = Options(
         parsed.out,
         parsed.rounds_max or experiment.rounds_max,
@@ -107,8 +106,7 @@ def run_both(experiment: Experiment, name: str, options: Options) -> int:
         )
     result = _result(name, experiment, watched, bytes_max, read_over_mqtt(options.out))
     make_folder(options.out)
-    content = msgspec.json.format(msgspec.json.encode(result), indent=1)
-    write_atomically(options.out / OVER_MQTT, content + b"\n")
+    write_json(options.out / OVER_MQTT, result)
     _tell(result, watched, options.out, folder)
     return 0 if result.comparison.differs is None else 1
 

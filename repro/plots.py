@@ -11,6 +11,7 @@ from repro.figure_one import Figure, Side
 from repro.report import SECTIONS, plot_name, run_rows_of
 from repro.rows import Column, Row
 from repro.standing import Records, standing
+from simulator.report.curves import running_best
 
 mpl.use("svg")
 from matplotlib import pyplot as plt
@@ -70,18 +71,13 @@ def _column(axes: Any, rows: list[Row], records: Records) -> None:
     axes.legend(fontsize=7, loc="lower right", title="circles: the paper", title_fontsize=7)
 
 
-def _best_curve(row: Row, records: Records) -> tuple[list[int], list[float]]:
+def _best_curve(row: Row, records: Records) -> tuple[list[float], list[float]]:
     here = standing(row, records)
     assert here is not None
     trials = records[row.name].trials(row.target, row.experiment.rounds_max, 0)
     trial = trials[here.choice.learning_rate or here.tried[0]]
-    best, rounds, accuracies = 0.0, [], []
-    for number, accuracy in trial.curve:
-        best = max(best, accuracy)
-        if number:
-            rounds.append(number)
-            accuracies.append(100 * best)
-    return rounds, accuracies
+    points = [(number, 100 * best) for number, best in running_best(trial.curve) if number]
+    return [number for number, _ in points], [accuracy for _, accuracy in points]
 
 
 def figure_plot(figure: Figure) -> str:

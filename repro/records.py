@@ -11,9 +11,9 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from fedtide.errors import DamagedError
 from fedtide.files import disk_errors_of, write_atomically
 from repro.experiment import Experiment
+from repro.files import read_json
 from repro.race import Trial
 from repro.rows import Row
 from repro.trials import Course, read_course
@@ -100,18 +100,8 @@ def read_record(out: Path, name: str) -> Record | None:
         DamagedError: it is no such file.
         StateError: the disk fails.
     """
-    path = out / f"{name}.json"
-    with disk_errors_of(out):
-        if not path.exists():
-            return None
-        content = path.read_bytes()
-    try:
-        return msgspec.json.decode(content, type=Record)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise DamagedError(
-            f"{str(path)!r} is damaged: {exc}",
-            hint="remove it; fedtide repro fedavg --report makes it again from the runs beside it",
-        ) from exc
+    hint = "remove it; fedtide repro fedavg --report makes it again from the runs beside it"
+    return read_json(out / f"{name}.json", Record, hint)
 
 
 def run_here(out: Path, row: Row) -> Record:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeVar
 
-import msgspec
-
-from fedtide.errors import ConfigError, DamagedError
+from fedtide.errors import ConfigError
 from fedtide.files import disk_errors_of, write_atomically
 from repro.cost import hours_expected
 from repro.figure_one import Figure
+from repro.files import read_json
 from repro.records import Record, collect, read_record, write_record
 from repro.report import blocks, data_of, listing, plot_names, rendered
 from repro.rows import ROWS, Row
@@ -19,7 +17,6 @@ from repro.same_bits import OverMqtt
 
 DOCUMENT = "fedavg-paper.md"
 FIGURE, OVER_MQTT = "figure-1.json", "over-mqtt.json"
-T = TypeVar("T")
 
 
 def list_rows(rows: Sequence[Row], out: Path) -> int:
@@ -115,7 +112,7 @@ def read_figure(out: Path) -> Figure | None:
     Raises:
         StateError: its file is damaged, or the disk fails.
     """
-    return _read(out / FIGURE, Figure, "--figure 1")
+    return read_json(out / FIGURE, Figure, "fedtide repro fedavg --figure 1 makes it")
 
 
 def read_over_mqtt(out: Path) -> OverMqtt | None:
@@ -124,17 +121,4 @@ def read_over_mqtt(out: Path) -> OverMqtt | None:
     Raises:
         StateError: its file is damaged, or the disk fails.
     """
-    return _read(out / OVER_MQTT, OverMqtt, "--over-mqtt")
-
-
-def _read(path: Path, kind: type[T], flag: str) -> T | None:
-    with disk_errors_of(path.parent):
-        if not path.exists():
-            return None
-        content = path.read_bytes()
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise DamagedError(
-            f"{str(path)!r} is damaged: {exc}", hint=f"fedtide repro fedavg {flag} makes it"
-        ) from exc
+    return read_json(out / OVER_MQTT, OverMqtt, "fedtide repro fedavg --over-mqtt makes it")

@@ -13,17 +13,16 @@ from fedtide.errors import StateError
 from fedtide.files import disk_errors_of, make_folder, write_atomically
 from repro.experiment import Experiment, Result
 from repro.figure_one import SETTING, make_figure
+from repro.files import write_json
 from repro.race import NOTHING, Step, Trial, next_step
 from repro.records import compared, merged, read_record, run_here, write_record
-from repro.reporting import print_rows
+from repro.reporting import FIGURE, print_rows
 from repro.rows import Row
-from repro.setting import Setting, open_setting
+from repro.setting import Setting, fetch, open_setting
 from repro.trials import folder_name, read_course, run_trial
 from repro.view import Progress
-from simulator.learning.datasets import data_folder
-from simulator.learning.datasets.download import download
 
-FIGURE_JSON, FIGURE_SVG = "figure-1.json", "figure-1.svg"
+FIGURE_SVG = "figure-1.svg"
 
 
 def run_rows(rows: list[Row], parsed: argparse.Namespace) -> int:
@@ -32,7 +31,8 @@ def run_rows(rows: list[Row], parsed: argparse.Namespace) -> int:
     Raises:
         FedtideError: see `repro.trials.run_trial`.
     """
-    _fetch({row.experiment.data for row in rows}, parsed)
+    if parsed.download:
+        fetch({row.experiment.data for row in rows}, parsed.data_dir)
     limit = math.inf if parsed.rounds_max is None else float(parsed.rounds_max)
     try:
         with Progress(plain=parsed.plain) as progress:
@@ -144,14 +144,14 @@ def run_figure(parsed: argparse.Namespace) -> int:
         FedtideError: see `repro.figure_one.make_figure`.
     """
     experiment = msgspec.structs.replace(SETTING, seed=parsed.seed)
-    _fetch({experiment.data}, parsed)
+    if parsed.download:
+        fetch({experiment.data}, parsed.data_dir)
     with disk_errors_of(parsed.out):
         make_folder(parsed.out)
     figure = make_figure(
         experiment, parsed.data_dir, parsed.workers, lambda line: print(line, flush=True)
     )
-    content = msgspec.json.format(msgspec.json.encode(figure), indent=1)
-    write_atomically(parsed.out / FIGURE_JSON, content + b"\n")
+    write_json(parsed.out / FIGURE, figure)
     try:
         from repro.plots import figure_plot
     except ModuleNotFoundError:
@@ -161,9 +161,3 @@ def run_figure(parsed: argparse.Namespace) -> int:
         print(f"{parsed.out / FIGURE_SVG}")
     print(figure.verdict(), flush=True)
     return 0 if figure.reproduced else 1
-
-
-def _fetch(names: set[str], parsed: argparse.Namespace) -> None:
-    if parsed.download:
-        for name in sorted(names):
-            download(name, parsed.data_dir or data_folder(), lambda line: print(line, flush=True))

@@ -11,7 +11,8 @@ from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import ConfigError
 from repro.experiment import Experiment
 from simulator.learning.bundles import named_bundle
-from simulator.learning.datasets import TrainingData, open_data_set
+from simulator.learning.datasets import TrainingData, data_folder, open_data_set
+from simulator.learning.datasets.download import download
 from simulator.learning.learner import Learner
 from simulator.learning.partitions import Indices, divided
 
@@ -21,6 +22,16 @@ class Setting(NamedTuple):
 
     learner: Learner
     data: str
+
+
+def fetch(names: set[str], data_dir: Path | None) -> None:
+    """Get the data sets that are not there.
+
+    Raises:
+        FedtideError: they cannot be fetched.
+    """
+    for name in sorted(names):
+        download(name, data_dir or data_folder(), lambda line: print(line, flush=True))
 
 
 def open_setting(

@@ -11,17 +11,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 from msgspec import Struct
 
 from fedtide.bundle import sha256_hex
-from fedtide.errors import DamagedError, FedtideError, StateError
+from fedtide.errors import DamagedError, StateError
 from fedtide.files import disk_errors_of, locked, make_folder, write_atomically
 from fedtide.safetensors import read_initial_model
 from fedtide.vectors import encode_vector
 from repro.experiment import Experiment, Result, curve_of, run
+from repro.files import read_json
 from repro.race import NOTHING
 from repro.setting import Setting
 from simulator.learning.learner import Learner
@@ -31,7 +31,6 @@ EXPERIMENT, RESULT = "experiment.json", "result.json"
 _NO_MATTER = {"target", "rounds_max", "evaluate_every"}
 """Of an experiment: these decide how long it runs and what is measured, not what is learned."""
 _NAME = re.compile(r"lr([0-9.]+)(?:-seed([0-9]+))?")
-T = TypeVar("T")
 
 
 class Label(Struct, frozen=True):
@@ -93,8 +92,8 @@ def read_course(folder: Path, otherwise: Experiment | None = None) -> Course | N
         DamagedError: a file cannot be read as what it is.
         StateError: the disk fails.
     """
-    result = _read(folder / RESULT, Ending)
-    label = _read(folder / EXPERIMENT, Label)
+    result = read_json(folder / RESULT, Ending, _anew(folder))
+    label = read_json(folder / EXPERIMENT, Label, _anew(folder))
     versions = _journal(folder / JOURNAL)
     if label is None and result is not None:
         label = Label(result.experiment)
@@ -174,32 +173,17 @@ def _deciding(label: Label) -> dict[str, object]:
 
 
 def _journal(path: Path) -> tuple[Version, ...]:
-    content = _content(path)
+    with disk_errors_of(path.parent):
+        lines = path.read_bytes().splitlines() if path.exists() else []
     try:
-        lines = (content or b"").splitlines()
         return tuple(msgspec.json.decode(line, type=Version) for line in lines)
     except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise _damaged(path, exc) from exc
-
-
-def _read(path: Path, kind: type[T]) -> T | None:
-    content = _content(path)
-    try:
-        return None if content is None else msgspec.json.decode(content, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-        raise _damaged(path, exc) from exc
-
-
-def _content(path: Path) -> bytes | None:
-    with disk_errors_of(path.parent):
-        return path.read_bytes() if path.exists() else None
+        raise DamagedError(f"{str(path)!r} is damaged: {exc}", hint=_anew(path.parent)) from exc
 
 
 def _json(value: object) -> bytes:
     return msgspec.json.encode(value) + b"\n"
 
 
-def _damaged(path: Path, exc: Exception) -> FedtideError:
-    return DamagedError(
-        f"{str(path)!r} is damaged: {exc}", hint=f"remove {str(path.parent)!r} to begin anew"
-    )
+def _anew(folder: Path) -> str:
+    return f"remove {str(folder)!r} to begin anew"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import shutil
 import signal
 import sys
@@ -23,7 +22,7 @@ from simulator.fleet.conditions import Conditions
 from simulator.fleet.policy_run import as_recorded, replay, run_policy, scenario_from
 from simulator.fleet.record import Header, Record, Recorder, Sink, read_record
 from simulator.fleet.scenario import Policy, Scenario, policies, read_scenario
-from simulator.side_by_side import side_by_side
+from simulator.side_by_side import side_by_side, usable_cores
 
 if TYPE_CHECKING:
     from simulator.learning.workers import Where
@@ -134,7 +133,7 @@ def _check_packages() -> None:
 
 def _workers(given: int | None) -> int:
     if given is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+        return usable_cores()
     if given < 1:
         raise ConfigError(f"--workers is {given}, expected 1 or more")
     return given

@@ -21,6 +21,12 @@ END_S = 5.0
 T = TypeVar("T")
 
 
+def usable_cores() -> int:
+    """Those that this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+    return len(affinity(0)) if affinity is not None else os.cpu_count() or 1
+
+
 def side_by_side(work: Callable[[T], None], items: Sequence[T], at_once: int) -> Generator[T]:
     """Each item as soon as its work is done; forked processes, `at_once` of them.
 
