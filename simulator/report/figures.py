@@ -23,7 +23,8 @@ def summarise(
     """The figures of a scenario's policies, one record each, in their order.
 
     `profiles`: a name for each device, by which they are grouped; default: one group.
-    `target`: accuracy to reach, a fraction; default: 99% of the least of the policies' best.
+    `target`: accuracy to reach, a fraction; default: that at which the scenario lets policies stop,
+    or 99% of the least of the policies' best.
 
     Raises:
         ValueError: there is no record.
@@ -35,7 +36,10 @@ def summarise(
     header = records[0].header
     names = profiles or [EVERY_DEVICE] * header.devices
     policies = [_policy(record, names) for record in records]
-    chosen = common_target(policies) if target is None else target
+    asked = (
+        header.scenario.get("learning", {}).get("stop_at_accuracy") if target is None else target
+    )
+    chosen = common_target(policies) if asked is None else asked
     if chosen is not None:
         policies = [
             msgspec.structs.replace(policy, target_reached=reached(policy, chosen))
@@ -47,7 +51,7 @@ def summarise(
         devices=header.devices,
         learning=header.learning,
         target_accuracy=chosen,
-        target_given=target is not None,
+        target_given=asked is not None,
         policies=tuple(policies),
         fedtide=header.fedtide,
     )
