@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import select
 import threading
 from typing import Any, ClassVar
 
@@ -82,6 +83,42 @@ class Endless(Points):
 def endless_learner() -> Learner:
     bundle = open_bundle_dir(build("tiny_mlp"))
     return Learner(bundle, Endless(bundle), [np.arange(10)])
+
+
+class Told(Points):
+    """What begins is told through a pipe: `t` to train, `e` to evaluate. Device 0 then waits until
+    the last one has begun, too."""
+
+    def __init__(self, bundle: Bundle, last: int) -> None:
+        self.reads, self._writes = os.pipe()
+        self._go, self._went = os.pipe()
+        self._last = last
+        super().__init__(bundle)
+
+    @property
+    def test(self) -> Examples:
+        os.write(self._writes, b"e")
+        return self._test
+
+    @test.setter
+    def test(self, examples: Examples) -> None:
+        self._test = examples
+
+    def examples(self, indices: NDArray[np.int64], seed: int = 0) -> Examples:
+        os.write(self._writes, b"t")
+        device = int(indices[0])
+        if device == self._last:
+            os.write(self._went, b"!")
+        if device == 0 and not select.select([self._go], [], [], 30)[0]:
+            raise DataError("device 0 waited in vain for the last one")
+        return super().examples(indices)
+
+
+def told_learner(devices: int) -> tuple[Learner, Told]:
+    """Device k has the example k."""
+    bundle = open_bundle_dir(build("tiny_mlp"))
+    data = Told(bundle, devices - 1)
+    return Learner(bundle, data, list(np.arange(devices)[:, None])), data
 
 
 def tiny_learner(devices: int = 8) -> Learner:

@@ -32,6 +32,10 @@ from simulator.learning.learner import Evaluate, Learner, Measured, Train
 
 Where = int | str
 """A number of processes on this machine, or HOST:PORT of a Ray cluster."""
+AHEAD_MOST, AHEAD_BYTES = 64, 128_000_000
+"""Results that may wait for their turn: while a device with much data trains, others go on."""
+PIECES = 4
+"""Of an evaluation, for each worker: they fill the gaps that training leaves."""
 END_S = 5.0
 """For a process to end, before it is killed."""
 SILENCE_TOLD_S = 180.0
@@ -165,18 +169,21 @@ class Processes:
         """
         import_onnxruntime()  # once for all: a fork shares what is imported
         self.count = count
-        self._slots_count = 3 * count
-        self._free = deque(range(self._slots_count))
+        room = min(AHEAD_MOST, AHEAD_BYTES // (4 * learner.shared_count))
+        self._window = max(2 * count, room)
+        slots = self._window + PIECES * count
+        # The last one let go is taken next: memory is touched only where it is needed.
+        self._free = list(range(slots))
         self._waiting: deque[_Job] = deque()
+        self._evaluating: deque[_Job] = deque()  # wait, too, until nobody waits to train
         self._busy: dict[int, _Job] = {}
         self._connections: list[Connection] = []
         self._processes: list[BaseProcess] = []
         self._broken: StateError | None = None
         self._decoder: msgspec.msgpack.Decoder[Answer] = msgspec.msgpack.Decoder(Answer)
         try:
-            self._memory = mmap(-1, self._slots_count * 4 * learner.shared_count)
-            vectors = np.frombuffer(self._memory, np.float32)
-            self._vectors = vectors.reshape(self._slots_count, learner.shared_count)
+            self._memory = mmap(-1, slots * 4 * learner.shared_count)
+            self._vectors = np.frombuffer(self._memory, np.float32).reshape(slots, -1)
             for _ in range(count):
                 self._start(learner)
         except OSError as exc:
@@ -205,7 +212,7 @@ class Processes:
         try:
             for task in tasks:
                 window.append(self._submit(task, keeps_slot=True))
-                if len(window) >= 2 * self.count:
+                if len(window) == self._window:
                     yield self._done(window[0])
                     self._release(window.popleft())
             while window:
@@ -231,7 +238,7 @@ class Processes:
 
     def begin_evaluation(self, model: Vector, batches: int) -> Evaluation:
         """See `Workers`."""
-        works = split_batches(batches, self.count)
+        works = split_batches(batches, PIECES * self.count)
         return _Underway(
             self, [self._submit(Task(work, model), keeps_slot=False) for work in works]
         )
@@ -239,22 +246,22 @@ class Processes:
     def finish(self, jobs: Sequence[_Job]) -> Sequence[Measured]:
         """Wait for an evaluation."""
         self._pump(lambda: all(job.answer is not None for job in jobs))
-        replies = [job.reply() for job in jobs]
-        return [reply for reply in replies if isinstance(reply, Measured)]
+        return [reply for job in jobs if isinstance(reply := job.reply(), Measured)]
 
     def _submit(self, task: Task, *, keeps_slot: bool) -> _Job:
         self._pump(lambda: bool(self._free))
-        slot = self._free.popleft()
+        slot = self._free.pop()
         self._vectors[slot] = task.model
         job = _Job(slot, task.work, keeps_slot=keeps_slot)
-        self._waiting.append(job)
+        (self._waiting if keeps_slot else self._evaluating).append(job)
         self._dispatch()
         return job
 
     def _dispatch(self) -> None:
         for worker, connection in enumerate(self._connections):
-            if worker not in self._busy and self._waiting:
-                job = self._busy[worker] = self._waiting.popleft()
+            waiting = self._waiting or self._evaluating
+            if worker not in self._busy and waiting:
+                job = self._busy[worker] = waiting.popleft()
                 job.begun_s = time.monotonic()
                 try:
                     connection.send_bytes(msgspec.msgpack.encode(_Request(job.slot, job.work)))

@@ -20,7 +20,7 @@ from simulator.learning.learner import Learned, Learner, Train
 from simulator.learning.workers import InProcess, Processes, Task, Workers, split_batches
 from tests.bundles import ROOT, build
 from tests.contract.ray_nodes import HAS_RAY, NodesOfRay
-from tests.learning import PLAN, models_of, rounds, tiny_learner, troubled_learner
+from tests.learning import PLAN, models_of, rounds, tiny_learner, told_learner, troubled_learner
 
 pytestmark = pytest.mark.skipif(
     not available_runtimes(), reason="no onnxruntime in this environment"
@@ -106,6 +106,33 @@ def test_results_that_nobody_wants_take_no_room(workers: Workers) -> None:
     assert [delta.tobytes() for delta in got] == [wanted.tobytes()] * 9
 
 
+def test_a_device_with_much_to_do_keeps_no_other_from_training() -> None:
+    learner, _ = told_learner(20)
+    model = read_initial_model(learner.bundle)
+    workers = Processes(learner, 2)
+    try:
+        tasks = [Task(Train(device, PLAN), model) for device in range(20)]
+        assert len(list(workers.train(tasks))) == 20
+    finally:
+        workers.close()
+
+
+def test_an_evaluation_fills_the_gaps_that_training_leaves() -> None:
+    learner, data = told_learner(5)
+    model = read_initial_model(learner.bundle)
+    batches = learner.test_batches
+    os.read(data.reads, 100)
+    workers = Processes(learner, 1)
+    try:
+        evaluation = workers.begin_evaluation(model, batches)
+        tasks = [Task(Train(device, PLAN), model) for device in (4, 1, 2, 3)]
+        assert len(list(workers.train(tasks))) == 4
+        assert len(evaluation.result()) == batches == 3
+    finally:
+        workers.close()
+    assert os.read(data.reads, 100) == b"ettttee"
+
+
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "in_process"])
 def test_an_error_is_told_and_ends_its_task_only(kind: str, nodes: NodesOfRay) -> None:
     if kind == "ray" and not HAS_RAY:
@@ -172,12 +199,12 @@ def test_a_worker_that_hangs_is_told_then_given_up(
 
 def test_results_of_one_training_do_not_wait_for_another() -> None:
     workers = Processes(tiny_learner(), 1)
-    tasks = [Task(Train(0, PLAN), read_initial_model(tiny_learner().bundle))] * 9
+    tasks = [Task(Train(0, PLAN), read_initial_model(tiny_learner().bundle))] * 99
     first, second = workers.train(tasks), workers.train(tasks)
     next(first)
     with pytest.raises(RuntimeError, match="not finished"):
         list(second)
-    assert len(list(first)) == 8
+    assert len(list(first)) == 98
     workers.close()
 
 
