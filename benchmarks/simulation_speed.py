@@ -111,6 +111,7 @@ def bundle_of(model: str, folder: Path) -> tuple[Path, float]:
 
 def write_scenario(name: str, task: Task, bundle: Path, folder: Path) -> dict[str, Any]:
     """What runs fedtide's side."""
+    alpha = f"alpha = {task.alpha}" if task.partition == "dirichlet" else ""
     path = folder / f"{name}.toml"
     path.write_text(f"""
 name = "{name}"
@@ -124,7 +125,7 @@ kind = "real"
 model = "{bundle.resolve()}"
 data = "mnist"
 partition = "{task.partition}"
-alpha = {task.alpha}
+{alpha}
 
 [rounds]
 count = {task.rounds}
