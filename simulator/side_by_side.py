@@ -14,6 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from fedtide.errors import FedtideError, StateError
+from simulator.end_with_starter import end_with_starter
 from simulator.learning.answers import Failed, error_of
 
 END_S = 5.0
@@ -31,6 +32,7 @@ def side_by_side(work: Callable[[T], None], items: Sequence[T], at_once: int) ->
     """Each item as soon as its work is done; forked processes, `at_once` of them.
 
     Whatever ends it early, closing it too, ends the processes: `work` gets a KeyboardInterrupt.
+    Where this process is killed, they end at once.
 
     Raises:
         FedtideError: what `work` raised.
@@ -44,7 +46,8 @@ def side_by_side(work: Callable[[T], None], items: Sequence[T], at_once: int) ->
             while waiting and len(running) < at_once:
                 ours, theirs = context.Pipe(duplex=False)
                 item = waiting.popleft()
-                process = context.Process(target=_alone, args=(work, item, theirs))
+                others = [*running, ours]
+                process = context.Process(target=_alone, args=(work, item, theirs, others))
                 running[ours] = item, process
                 process.start()
                 theirs.close()  # so that it is the process's end alone
@@ -80,9 +83,14 @@ def _end(processes: list[BaseProcess]) -> None:
             process.join()
 
 
-def _alone(work: Callable[[T], None], item: T, connection: Connection) -> None:
+def _alone(
+    work: Callable[[T], None], item: T, connection: Connection, others: list[Connection]
+) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the starter says when to stop
     signal.signal(signal.SIGTERM, _stop)
+    for other in others:  # inherited: with them open a pipe would outlive the starter
+        other.close()
+    end_with_starter(connection)
     try:
         work(item)
     except FedtideError as exc:

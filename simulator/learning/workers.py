@@ -10,9 +10,7 @@ import itertools
 import logging
 import multiprocessing
 import os
-import select
 import signal
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -27,6 +25,7 @@ import numpy as np
 from fedtide.errors import StateError
 from fedtide.runtime import import_onnxruntime
 from fedtide.vectors import Vector
+from simulator.end_with_starter import end_with_starter
 from simulator.learning.answers import Answer, Reply, Work, name_of, perform, reply_of
 from simulator.learning.learner import Evaluate, Learner, Measured, Train
 
@@ -365,7 +364,7 @@ def _serve(
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # and may have its own handler
     for other in others:  # inherited: with them open a pipe would outlive its master
         other.close()
-    threading.Thread(target=_end_with_master, args=(connection.fileno(),), daemon=True).start()
+    end_with_starter(connection)
     decoder = msgspec.msgpack.Decoder(_Request)
     while True:
         try:
@@ -374,14 +373,6 @@ def _serve(
             connection.send_bytes(msgspec.msgpack.encode(answer))
         except (OSError, EOFError):
             os._exit(0)
-
-
-def _end_with_master(pipe: int) -> None:
-    """End in the midst of a task, too: nobody would hear its result."""
-    hang_up = select.poll()
-    hang_up.register(pipe, 0)  # a hang-up is told without being asked for
-    hang_up.poll()
-    os._exit(0)
 
 
 def open_workers(learner: Learner, where: Where) -> Workers:
