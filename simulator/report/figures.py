@@ -39,7 +39,8 @@ def summarise(
     asked = (
         header.scenario.get("learning", {}).get("stop_at_accuracy") if target is None else target
     )
-    chosen = common_target(policies) if asked is None else asked
+    common = common_target(policies)
+    chosen = common if common is None or asked is None else asked
     if chosen is not None:
         policies = [
             msgspec.structs.replace(policy, target_reached=reached(policy, chosen))
@@ -51,7 +52,7 @@ def summarise(
         devices=header.devices,
         learning=header.learning,
         target_accuracy=chosen,
-        target_given=asked is not None,
+        target_given=chosen is not None and asked is not None,
         policies=tuple(policies),
         fedtide=header.fedtide,
     )

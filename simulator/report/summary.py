@@ -160,7 +160,7 @@ class Summary(Struct, frozen=True):
     learning: str
     """real, modelled."""
     target_accuracy: float | None
-    """None: nothing was learned."""
+    """None: no accuracy was measured."""
     target_given: bool
     """False: chosen so that every policy reaches it: 99% of the least of their best."""
     policies: tuple[PolicyFigures, ...]
@@ -170,4 +170,4 @@ class Summary(Struct, frozen=True):
     @property
     def learned(self) -> bool:
         """Whether there are accuracies to compare."""
-        return any(policy.curve for policy in self.policies)
+        return any(policy.best_accuracy is not None for policy in self.policies)

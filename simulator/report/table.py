@@ -39,7 +39,7 @@ def rows_of(summary: Summary) -> list[Row]:
     def row(label: str, *cells: str, detail: bool = False) -> Row:
         return Row(label, cells, detail=detail)
 
-    rows = _learned_rows(summary) if summary.learned else []
+    rows = _learned_rows(summary) if summary.learned else _loss_rows(summary)
     rates = [p.rounds_per_hour or None for p in policies]
     updates = [p.updates_per_hour or None for p in policies]
     wasted = [p.work.wasted_share if p.work.spent_ms else None for p in policies]
@@ -111,6 +111,14 @@ def _learned_rows(summary: Summary) -> list[Row]:
         _compared("final accuracy", final, "{:.2%}".format, most=True),
         _compared("best accuracy", greatest, "{:.2%}".format, most=True),
     ]
+
+
+def _loss_rows(summary: Summary) -> list[Row]:
+    """All that is known of a model whose bundle measures no accuracy."""
+    losses = [p.final_loss for p in summary.policies]
+    if all(loss is None for loss in losses):
+        return []
+    return [_compared("final loss", losses, "{:.4g}".format)]
 
 
 def _index(value: float) -> str:

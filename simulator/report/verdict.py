@@ -15,7 +15,11 @@ def verdict(policy: PolicyFigures, summary: Summary) -> str:
         abandoned = policy.rounds_abandoned
         tried = f" {plural(abandoned, 'round')} abandoned." if abandoned else ""
         return f"{begin}No round was finished in {time_words(policy.virtual_ms)}.{tried}"
-    main = _learned(policy, summary) if policy.curve else _timed(policy, summary)
+    target = summary.target_accuracy
+    if target is None or policy.best_accuracy is None:  # a model may have losses alone
+        main = _timed(policy, summary)
+    else:
+        main = _learned(policy, target, summary)
     return begin + " ".join(filter(None, (main, _waste(policy), _left_out(policy))))
 
 
@@ -46,13 +50,11 @@ def _least(values: Mapping[str, float]) -> str:
     return "all alike" if len(names) == len(values) > 1 else " and ".join(names)
 
 
-def _learned(policy: PolicyFigures, summary: Summary) -> str:
-    target, there = summary.target_accuracy, policy.target_reached
-    assert target is not None
+def _learned(policy: PolicyFigures, target: float, summary: Summary) -> str:
+    there = policy.target_reached
     if there is None:
-        best = policy.best_accuracy
-        came = "" if best is None else f"; its best is {share_words(best)}"
-        return f"Did not reach {share_words(target)}{came}."
+        best = "" if policy.best_accuracy is None else share_words(policy.best_accuracy)
+        return f"Did not reach {share_words(target)}; its best is {best}."
     cost = (
         f"{share_words(target)} after {time_words(there.virtual_ms)}, "
         f"{number_words(there.rounds)} rounds and {bytes_words(there.bytes)}"

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Literal
 from xml.etree import ElementTree
 
+import msgspec
 import pytest
 from rich.console import Console
 
@@ -168,6 +169,17 @@ def test_names_are_text_and_never_markup(tmp_path: Path) -> None:
     assert "[red]x[/red]" in stream.getvalue()
 
 
+def without_accuracy(record: Record) -> Record:
+    """The same run of a model whose bundle names no classes: it has losses alone."""
+    history = (
+        msgspec.structs.replace(event, accuracy=None)
+        if isinstance(event, events.Evaluated)
+        else event
+        for event in record.events()
+    )
+    return record_of(record.path.with_suffix(".losses"), record.header, *history)
+
+
 def run_of(case: str, folder: Path) -> list[Record]:
     first = header(devices=DEVICES)
     match case:
@@ -175,6 +187,8 @@ def run_of(case: str, folder: Path) -> list[Record]:
             return runs(folder, *(f"policy-{i}" for i in range(10)))
         case "timing":
             return runs(folder, "alone", learns=None)
+        case "losses":
+            return [without_accuracy(r) for r in runs(folder, "hasty", "patient")]
         case "nothing":
             return [record_of(folder / "nothing", first, cut=True)]
         case "one device":
@@ -191,6 +205,7 @@ def run_of(case: str, folder: Path) -> list[Record]:
     "case",
     [
         "timing",
+        "losses",
         "nothing",
         "one device",
         "interrupted and abandoned",
@@ -207,6 +222,25 @@ def test_any_run_can_be_reported(tmp_path: Path, case: str) -> None:
     for policy in summary.policies:
         assert policy.verdict.split(".")[0] in page
         assert policy.complete or f"{policy.name} was interrupted" in page
+
+
+@pytest.mark.parametrize("target", [None, 0.9])
+def test_a_model_with_losses_alone_is_compared_by_time(
+    tmp_path: Path, target: float | None
+) -> None:
+    records = run_of("losses", tmp_path)
+    summary = summarise(records, profiles_of(DEVICES), target)
+    assert all(policy.curve for policy in summary.policies)
+    assert (summary.learned, summary.target_accuracy, summary.target_given) == (False, None, False)
+    stream = io.StringIO()
+    print_summary(summary, Console(file=stream, width=200))
+    said = stream.getvalue()
+    assert said.startswith("Most counted updates an hour: ")
+    assert "final loss" in said
+    assert "accuracy" not in said
+    page = report_page(summary, records, profiles_of(DEVICES))
+    assert "No accuracy was measured" in page
+    assert "nothing was learned" not in page
 
 
 def test_the_same_records_give_the_same_page(

@@ -213,7 +213,7 @@ def test_every_policy_reaches_the_target_that_nobody_gave(tmp_path: Path) -> Non
 
 def test_policies_are_compared_at_the_accuracy_that_they_stop_at(tmp_path: Path) -> None:
     scenario = {"name": "small", "learning": {"stop_at_accuracy": 0.9}}
-    record = record_of(tmp_path / "r", header(learning="real", scenario=scenario))
+    record = small_run(tmp_path / "r", scenario=scenario)
     assert summarise([record]).target_accuracy == 0.9
     assert summarise([record]).target_given
     assert summarise([record], target=0.8).target_accuracy == 0.8
