@@ -12,8 +12,8 @@ import msgspec
 from fedtide.errors import StateError
 from fedtide.files import disk_errors_of, make_folder, write_atomically
 from repro.experiment import Experiment, Result
-from repro.figure_one import SETTING, make_figure
-from repro.files import write_json
+from repro.figure_one import SETTING, Figure, make_figure
+from repro.files import read_json, write_json
 from repro.race import NOTHING, Step, Trial, next_step
 from repro.records import compared, merged, read_record, run_here, write_record
 from repro.reporting import FIGURE, print_rows
@@ -21,8 +21,6 @@ from repro.rows import Row
 from repro.setting import Setting, fetch, open_setting
 from repro.trials import folder_name, read_course, run_trial
 from repro.view import Progress
-
-FIGURE_SVG = "figure-1.svg"
 
 
 def run_rows(rows: list[Row], parsed: argparse.Namespace) -> int:
@@ -151,13 +149,21 @@ def run_figure(parsed: argparse.Namespace) -> int:
     figure = make_figure(
         experiment, parsed.data_dir, parsed.workers, lambda line: print(line, flush=True)
     )
-    write_json(parsed.out / FIGURE, figure)
+    path = parsed.out / (FIGURE if experiment == SETTING else f"figure-1-seed-{parsed.seed}.json")
+    known = read_json(path, Figure, "remove it")
+    if known is None:
+        write_json(path, figure)
+    elif known == figure:
+        print(f"the same bits as {path}")
+    else:
+        print(f"not the bits of {path}, which stays: another kind of processor, or another version")
     try:
         from repro.plots import figure_plot
     except ModuleNotFoundError:
         print("no picture: matplotlib is not installed")
     else:
-        write_atomically(parsed.out / FIGURE_SVG, figure_plot(figure).encode())
-        print(f"{parsed.out / FIGURE_SVG}")
+        picture = path.with_suffix(".svg")
+        write_atomically(picture, figure_plot(figure).encode())
+        print(picture)
     print(figure.verdict(), flush=True)
     return 0 if figure.reproduced else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
@@ -628,3 +629,28 @@ def test_the_name_of_a_folder() -> None:
     assert folder_name(experiment()) == "lr0.1"
     assert folder_name(replace(experiment(), learning_rate=0.1468, seed=3)) == "lr0.1468-seed3"
     assert os.sep not in folder_name(experiment())
+
+
+def test_a_figure_that_is_there_is_compared_and_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, bad = Side(0.4, 0.5, 0.3, (0.5,), (0.3,)), Side(0.4, 0.5, 2.0, (0.5,), (2.0,))
+    parsed = argparse.Namespace(seed=0, download=False, out=tmp_path, data_dir=None, workers=1)
+    made = Figure(figure_setting(), bad, good)
+    monkeypatch.setattr(repro.running, "make_figure", lambda *_: made)
+    monkeypatch.setattr(repro.running, "SETTING", figure_setting())
+    monkeypatch.setattr("repro.plots.figure_plot", lambda _: "<svg/>")
+    assert repro.running.run_figure(parsed) == 0
+    assert "bits" not in capsys.readouterr().out
+    assert repro.running.run_figure(parsed) == 0
+    assert "the same bits as" in capsys.readouterr().out
+    made = Figure(figure_setting(), good, good)
+    assert repro.running.run_figure(parsed) == 1
+    assert "not the bits of" in capsys.readouterr().out
+    assert read_figure(tmp_path) == Figure(figure_setting(), bad, good)
+    parsed.seed = 7
+    assert repro.running.run_figure(parsed) == 1
+    assert {path.name for path in tmp_path.glob("*.json")} == {
+        "figure-1.json",
+        "figure-1-seed-7.json",
+    }
