@@ -15,16 +15,12 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from fedtide.bundle import sha256_hex
 from fedtide.errors import DamagedError, StateError
 from fedtide.files import disk_errors_of, locked, make_folder, write_atomically
-from fedtide.safetensors import read_initial_model
-from fedtide.vectors import encode_vector
 from repro.experiment import Experiment, Result, curve_of, run
 from repro.files import read_json
 from repro.race import NOTHING
 from repro.setting import Setting
-from simulator.learning.learner import Learner
 from simulator.learning.models import JOURNAL, Version
 
 EXPERIMENT, RESULT = "experiment.json", "result.json"
@@ -122,7 +118,7 @@ def run_trial(
     """
     with locked(folder, "fedtide repro"):
         label = Label(experiment, setting.data)
-        _check_same(label, folder, setting.learner)
+        _check_same(label, folder)
         with disk_errors_of(folder):
             make_folder(folder)
             write_atomically(folder / EXPERIMENT, _json(label))
@@ -138,31 +134,21 @@ def run_trial(
     return result
 
 
-def _check_same(label: Label, folder: Path, learner: Learner) -> None:
+def _check_same(label: Label, folder: Path) -> None:
     course = read_course(folder)
     if course is None:
-        versions = _journal(folder / JOURNAL)
-    else:
-        versions = course.versions
-        ours = _deciding(label)
-        theirs = _deciding(Label(course.experiment, course.data or label.data))
-        different = [
-            f"{key} is {theirs.get(key)!r} there, {value!r} now"
-            for key, value in ours.items()
-            if theirs.get(key) != value
-        ]
-        if different:
-            raise StateError(
-                f"the folder {str(folder)!r} holds another experiment: {'; '.join(different)}",
-                hint="give this one another folder with --out",
-            )
-    count = learner.shared_count
-    initial = encode_vector(read_initial_model(learner.bundle)[:count], "f32")
-    if versions and versions[0].digest != sha256_hex(initial):
+        return
+    ours = _deciding(label)
+    theirs = _deciding(Label(course.experiment, course.data or label.data))
+    different = [
+        f"{key} is {theirs.get(key)!r} there, {value!r} now"
+        for key, value in ours.items()
+        if theirs.get(key) != value
+    ]
+    if different:
         raise StateError(
-            f"the run in {str(folder)!r} began from another initial model: its digest is "
-            f"{versions[0].digest}",
-            hint="it was exported by another version: give this one another folder with --out",
+            f"the folder {str(folder)!r} holds another experiment: {'; '.join(different)}",
+            hint="give this one another folder with --out",
         )
 
 

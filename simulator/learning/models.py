@@ -25,7 +25,7 @@ from coordinator.aggregation import (
 from coordinator.config import Weights
 from coordinator.local_steps import steps_norm
 from fedtide.bundle import Bundle, sha256_hex
-from fedtide.errors import DamagedError, FedtideError
+from fedtide.errors import DamagedError, FedtideError, StateError
 from fedtide.files import disk_errors_of, make_folder, write_atomically
 from fedtide.measures import Metrics, add_up
 from fedtide.plan import Plan
@@ -103,7 +103,8 @@ class Models:
         a plan's steps follow from them: its `training_ms_max` has become `steps_max`.
 
         Raises:
-            StateError: the folder holds another run's models, or cannot be used.
+            StateError: the folder holds models of another run, which began from another initial
+                model, or cannot be used.
         """
         self._workers = workers
         self._test_batches = test_batches
@@ -122,7 +123,7 @@ class Models:
         self.saved = 0
         """Versions up to this one are on disk."""
         if folder is not None:
-            self._resume(folder, len(initial))
+            self._resume(folder, initial)
         if not self.history:
             self._measure(Version(0, _digest(initial)), initial)
 
@@ -234,7 +235,7 @@ class Models:
         self.history.append(version)
         self._on_version(version)
 
-    def _resume(self, folder: Path, count: int) -> None:
+    def _resume(self, folder: Path, initial: Vector) -> None:
         path = folder / JOURNAL
         with disk_errors_of(folder):
             make_folder(folder)
@@ -244,11 +245,23 @@ class Models:
             contents = {file: file.read_bytes() for file in folder.glob("model-*.f32")}
         try:
             history = [msgspec.json.decode(line, type=Version) for line in lines]
+            began = history[0].digest
+        except (msgspec.DecodeError, ValueError, IndexError) as exc:
+            raise _damaged(folder, str(exc)) from exc
+        # First: models of another bundle may have another length, too.
+        if began != _digest(initial):
+            raise StateError(
+                f"the run in {str(folder)!r} began from another initial model: its digest is "
+                f"{began}, now {_digest(initial)}",
+                hint="its bundle was exported anew: go on with the earlier one, or begin anew in "
+                "another folder with --out",
+            )
+        try:
             for file, content in contents.items():
                 version = int(file.stem.removeprefix("model-"))
                 if version <= history[-1].version:
-                    self._vectors[version] = decode_vector(content, "f32", count)
-        except (msgspec.DecodeError, ValueError, IndexError) as exc:
+                    self._vectors[version] = decode_vector(content, "f32", len(initial))
+        except ValueError as exc:
             raise _damaged(folder, str(exc)) from exc
         newest = history[-1].version
         for known in history:
