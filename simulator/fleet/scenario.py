@@ -273,6 +273,12 @@ def _check_effects(scenario: Scenario) -> None:
                     f"{key} has no effect: it is of {deciding} = {expected}, and that is "
                     f'"{decided}"; leave it out, or change {deciding}'
                 )
+    step_ms = scenario.learning.step_ms
+    if step_ms is not None and all(group.profile is None for group in scenario.fleet.group):
+        raise ConfigError(
+            f"learning.step_ms is {step_ms:g} and has no effect: it is for groups with a profile, "
+            "and no fleet.group has one; leave it out, or give a group a profile"
+        )
 
 
 def policies(scenario: Scenario) -> tuple[Policy, ...]:

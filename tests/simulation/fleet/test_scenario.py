@@ -204,6 +204,10 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
             'learning.examples has no effect: it is of learning.kind = "modelled", and that is',
         ),
         (f"{BASE}[learning]\nmodel = 'mnist_lr'", "give learning.step_ms"),
+        (
+            with_group("step_ms = 3") + "[learning]\nstep_ms = 2\n",
+            "learning.step_ms is 2 and has no effect: it is for groups with a profile",
+        ),
         (with_group('profile = "pi-4"', "share = 0.4"), "shares of the groups add up to 0.4"),
         (with_group("share = 1.0"), "give one of profile, step_ms and benchmark, not none"),
         (with_group('profile = "pi-4"', "step_ms = 3"), "not 2 of them"),
