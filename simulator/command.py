@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -149,6 +149,7 @@ def _changed(scenario: Scenario, parsed: argparse.Namespace) -> Scenario:
     flags = []
     if parsed.seed is not None:
         raw["seed"] = raw["rounds"]["seed"] = parsed.seed
+        _of_every_policy(raw, "seed")
         flags.append(f"--seed {parsed.seed}")
     if parsed.devices is not None:
         raw["fleet"]["devices"] = parsed.devices
@@ -158,14 +159,19 @@ def _changed(scenario: Scenario, parsed: argparse.Namespace) -> Scenario:
         flags.append(f"--hours {parsed.hours:g}")
     if parsed.rounds is not None:
         raw["rounds"]["count"] = parsed.rounds
-        for policy in raw["policy"]:
-            policy["rounds"].pop("count", None)
+        _of_every_policy(raw, "count")
         flags.append(f"--rounds {parsed.rounds}")
     if not flags:
         return scenario
     changed = scenario_from(raw, f"with {' '.join(flags)}")
     policies(changed)
     return changed
+
+
+def _of_every_policy(raw: dict[str, Any], key: str) -> None:
+    """What a flag says of [rounds], no policy says otherwise."""
+    for policy in raw["policy"]:
+        policy["rounds"].pop(key, None)
 
 
 def _chosen(scenario: Scenario, names: Sequence[str] | None) -> list[Policy]:

@@ -12,7 +12,9 @@ from fedtide.errors import StateError
 from simulator.command import _check_packages
 from simulator.fleet import policy_run
 from simulator.fleet.events import Event, On
+from simulator.fleet.policy_run import scenario_from
 from simulator.fleet.record import Header, Recorder, read_record
+from simulator.fleet.scenario import policies
 from simulator.fleet.totals import Totals
 
 TEXT = """
@@ -170,6 +172,17 @@ def test_another_seed_is_another_fleet(scenario: Path, tmp_path: Path) -> None:
         assert simulate(scenario, "--out", out, "--seed", seed, "--policy", "wait") == 0
         digests.add(read_record(out / "wait.jsonl.gz").digest)
     assert len(digests) == 3
+
+
+def test_flags_are_for_policies_with_keys_of_their_own_too(scenario: Path, tmp_path: Path) -> None:
+    own = 'name = "wait"\nrounds = { seed = 5, count = 9, quorum = 2 }'
+    scenario.write_text(TEXT.replace('name = "wait"', own))
+    assert simulate(scenario, "--out", tmp_path / "o", "--seed", 3, "--rounds", 2) == 0
+    header = read_record(tmp_path / "o" / "wait.jsonl.gz").header
+    scenario_read = scenario_from(header.scenario, "the record")
+    for policy in policies(scenario_read):
+        assert (policy.rounds.seed, policy.rounds.count) == (3, 2)
+    assert policies(scenario_read)[0].rounds.quorum == 2
 
 
 def test_flags_change_the_size(scenario: Path, tmp_path: Path) -> None:
