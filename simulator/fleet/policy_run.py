@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from coordinator.config import CoordinatorConfig
 from fedtide import __version__
 from fedtide.config import explained
 from fedtide.errors import ConfigError, FedtideError
@@ -19,7 +18,7 @@ from simulator.fleet.engine import run
 from simulator.fleet.events import Event
 from simulator.fleet.learning import Learning
 from simulator.fleet.record import Header, Recorder, Sink, lines, read_header, read_record
-from simulator.fleet.scenario import Policy, Scenario, policies
+from simulator.fleet.scenario import Policy, Scenario, coordinator_config, policies
 from simulator.fleet.world import BUNDLE_BYTES, Sizes, World
 
 if TYPE_CHECKING:
@@ -54,15 +53,7 @@ def run_policy(
         parameters,
         bundle_bytes,
     ):
-        config = CoordinatorConfig(
-            federation="simulated",
-            bundle=Path(),
-            state_dir=Path(),
-            rounds=policy.rounds,
-            plan=policy.plan,
-            encoding=scenario.encoding,
-            hello_ms=scenario.hello_ms,
-        )
+        config = coordinator_config(scenario, policy)
         sizes = Sizes.of(parameters, config, bundle_bytes)
         with open_sink(_header(scenario, policy, sizes)) as sink:
             world = World(conditions, config, sizes, sink.write, examples)

@@ -10,11 +10,13 @@ from typing import NamedTuple
 
 import msgspec
 
+from coordinator.plans import check_against
 from fedtide.bundle import Bundle
+from fedtide.errors import ConfigError
 from fedtide.manifest import MANIFEST_NAME, device_files
 from simulator.fleet.events import Evaluated
 from simulator.fleet.learning import Part
-from simulator.fleet.scenario import Policy, Scenario
+from simulator.fleet.scenario import Policy, Scenario, coordinator_config, policies
 from simulator.learning import models
 from simulator.learning.bundles import named_bundle
 from simulator.learning.datasets import open_data_set
@@ -84,7 +86,8 @@ def real_learning(
     """Data, partition, workers and models of one policy. What is in `folder` is not learned again.
 
     Raises:
-        ConfigError, BundleError, ExportError: no such model or data set, or they do not fit.
+        ConfigError, BundleError, ExportError: no such model or data set, or they do not fit, or a
+            policy of the scenario is none for this model.
         DataError: the data are missing or damaged.
         StateError: the folder holds other models, or cannot be used.
     """
@@ -100,7 +103,7 @@ def real_learning(
         alpha=config.alpha,
     )
     bundle = named_bundle(config.model)
-    check_simulable(bundle, policy.plan)
+    _check(scenario, bundle)
     learner = Learner(bundle, data, parts)
     batches = learner.test_batches  # read before there are processes: they share it
     learning = RealLearning()
@@ -126,6 +129,22 @@ def real_learning(
             raise
     finally:
         workers.close()
+
+
+def _check(scenario: Scenario, bundle: Bundle) -> None:
+    """Whether a coordinator would run this, and it can be simulated: of every policy, so that
+    nobody hears of the last one's mistake when the others are done.
+
+    Raises:
+        ConfigError: it would not, or cannot.
+    """
+    for policy in policies(scenario):
+        try:
+            check_against(coordinator_config(scenario, policy), bundle.manifest)
+            check_simulable(bundle, policy.plan)
+        except ConfigError as exc:
+            where = f"policy {policy.name!r}: " if scenario.policy else ""
+            raise ConfigError(where + exc.args[0], hint=exc.hint) from exc
 
 
 def _part(part: Part) -> models.Part:

@@ -316,3 +316,16 @@ def _policy(scenario: Scenario, policy: PolicyConfig) -> Policy:
                 f"expected at most fleet.devices, {devices}"
             )
     return Policy(policy.name, config.rounds, config.plan)
+
+
+def coordinator_config(scenario: Scenario, policy: Policy) -> CoordinatorConfig:
+    """As the policy's coordinator would be configured."""
+    return CoordinatorConfig(
+        federation="simulated",
+        bundle=Path(),
+        state_dir=Path(),
+        rounds=policy.rounds,
+        plan=policy.plan,
+        encoding=scenario.encoding,
+        hello_ms=scenario.hello_ms,
+    )

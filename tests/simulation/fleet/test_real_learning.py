@@ -1,6 +1,7 @@
 """Real learning in a simulated fleet: the same record in one go and after an interruption."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,11 @@ import msgspec
 import pytest
 
 from edge_client.trainers.opening import available_runtimes
+from fedtide.errors import ConfigError
 from simulator.fleet import events
 from simulator.fleet.policy_run import replay, run_policy
 from simulator.fleet.record import Header, Recorder, read_record
-from simulator.fleet.scenario import Scenario, policies
+from simulator.fleet.scenario import PolicyConfig, Scenario, policies
 from tests.learning import tiny_learner
 from tests.simulation.fleet.fleets import of_kind, scenario_of
 
@@ -43,7 +45,7 @@ def record(scenario: Scenario, path: Path, workers: int = 1, stop_at: int = 0) -
         with Recorder(path, header) as recorder:
             yield recorder if not stop_at else Stopping(recorder, stop_at)
 
-    [policy] = policies(scenario)
+    policy = policies(scenario)[0]
     folder = path.with_suffix(".models")
     run_policy(scenario, policy, sink, workers=workers, models_folder=folder)
 
@@ -97,3 +99,35 @@ def test_a_policy_ends_when_its_model_is_good_enough(tmp_path: Path) -> None:
     assert told[-1].succeeded
     assert f"model {first} has an accuracy of" in told[-1].reason
     replay(path)
+
+
+@pytest.mark.parametrize(
+    ("rounds", "plan", "said"),
+    [
+        ({"weights": "fednova"}, {}, 'rounds.weights is "fednova", but the bundle shares'),
+        ({}, {"optimizer": "adamw"}, "plan.optimizer is 'adamw', which the bundle does not offer"),
+        ({}, {"optimizer_state": "kept", "momentum": 0.9}, ".* keep nothing between rounds"),
+    ],
+)
+def test_what_no_coordinator_would_run_is_refused_before_any_work(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rounds: dict[str, Any],
+    plan: dict[str, Any],
+    said: str,
+) -> None:
+    """Also while a policy before it would run."""
+    opened = tiny_learner().bundle
+    first, *others = opened.manifest.tensors
+    shared = msgspec.structs.replace(first, kind="statistic", shared=True)
+    manifest = msgspec.structs.replace(
+        opened.manifest, optimizers=("sgd",), tensors=(shared, *others)
+    )
+    bundle = replace(opened, manifest=manifest)
+    monkeypatch.setattr("simulator.fleet.real_learning.named_bundle", lambda _: bundle)
+    monkeypatch.setattr("simulator.fleet.real_learning.open_workers", None)
+    fine, other = PolicyConfig(name="fine"), PolicyConfig(name="other", rounds=rounds, plan=plan)
+    scenario = msgspec.structs.replace(learning(), policy=(fine, other))
+    with pytest.raises(ConfigError, match=f"^policy 'other': {said}"):
+        record(scenario, tmp_path / "record.jsonl.gz")
+    assert not list(tmp_path.iterdir())
