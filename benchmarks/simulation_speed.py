@@ -24,6 +24,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -137,7 +138,7 @@ batch_size = {task.batch_size}
 learning_rate = {task.learning_rate}
 """)
     out = folder / f"{name}-out"
-    command = [sys.executable, "-m", "fedtide", "simulate", str(path), "--plain", "--force"]
+    command = [sys.executable, "-m", "fedtide", "simulate", str(path), "--plain"]
     environment = {"PYTHONPATH": str(ROOT), "FEDTIDE_DATA": str(data_folder())}
     return {"command": [*command, "--out", str(out)], "environment": environment, "out": out}
 
@@ -195,6 +196,8 @@ def run(how: dict[str, Any], *, watched: bool) -> dict[str, float]:
     """One command from its start to its end."""
     peak = MemoryPeak()
     load = os.getloadavg()[0]
+    if "out" in how:  # where something is recorded, nothing would be run
+        shutil.rmtree(how["out"], ignore_errors=True)
     started = time.time()
     environment = {**peak.environment, **how["environment"], "OMP_NUM_THREADS": "1"}
     with peak if watched else contextlib.nullcontext():

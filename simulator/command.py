@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
@@ -13,22 +12,20 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-
 from fedtide.errors import ConfigError, DamagedError
-from fedtide.files import disk_errors_of, locked, write_atomically
+from fedtide.files import locked
 from simulator.fleet import events
 from simulator.fleet.conditions import Conditions
 from simulator.fleet.policy_run import as_recorded, replay, run_policy, scenario_from
 from simulator.fleet.record import Header, Record, Recorder, Sink, read_record
 from simulator.fleet.scenario import Policy, Scenario, policies, read_scenario
+from simulator.results import claim, is_recorded, models_folder, record_path
 from simulator.side_by_side import side_by_side, usable_cores
 
 if TYPE_CHECKING:
     from simulator.learning.workers import Where
     from simulator.report.progress import Progress
 
-SCENARIO_FILE = "scenario.json"
 _PACKAGES = ("rich", "matplotlib", "jinja2")
 """That the table and the report need."""
 _EPILOG = """\
@@ -102,11 +99,13 @@ def run(parsed: argparse.Namespace) -> int:
     conditions = Conditions(scenario)  # refuses what is wrong before there is a folder
     out: Path = parsed.out or Path("simulated") / scenario.name
     with locked(out, "simulation"):
-        _claim(out, scenario, force=parsed.force)
+        for name in claim(out, scenario, chosen, force=parsed.force):
+            told = f"policy {name!r} is another one than that recorded in {str(out)!r}"
+            print(f"fedtide: {told}: it is run anew", file=sys.stderr)
         try:
             _run_all(scenario, chosen, out, where, plain=parsed.plain)
         except KeyboardInterrupt:
-            left = [policy for policy in chosen if _has_begun(_record_path(out, policy))]
+            left = [policy for policy in chosen if _has_begun(record_path(out, policy.name))]
             if left:
                 _report(conditions, left, out, parsed.target)
             told = f"interrupted; what was recorded is in {str(out)!r}"
@@ -182,40 +181,6 @@ def _chosen(scenario: Scenario, names: Sequence[str] | None) -> list[Policy]:
     return [policy for name, policy in known.items() if not names or name in names]
 
 
-def _claim(out: Path, scenario: Scenario, *, force: bool) -> None:
-    """Make the folder this scenario's.
-
-    Raises:
-        ConfigError: it holds what was recorded of another.
-        StateError: it cannot be used.
-    """
-    path, raw = out / SCENARIO_FILE, msgspec.json.encode(as_recorded(scenario))
-    with disk_errors_of(out):
-        before = path.read_bytes() if path.exists() else None
-        recorded = before is not None and any(out.glob("*.jsonl.gz"))
-        if recorded and before != raw and not force:
-            raise ConfigError(
-                f"{str(out)!r} holds the results of another scenario, seed or size",
-                hint="give another --out, or --force to remove those results",
-            )
-        if before is not None and (force or before != raw):
-            _remove_results(out)
-    if before != raw:
-        write_atomically(path, raw)
-
-
-def _remove_results(out: Path) -> None:
-    """What runs of any scenario have left; nothing else that lies there."""
-    for old in (*out.glob("*.jsonl.gz"), out / "summary.json", out / "report.html"):
-        old.unlink(missing_ok=True)
-    for folder in out.glob("*.models"):
-        shutil.rmtree(folder)
-
-
-def _record_path(out: Path, policy: Policy) -> Path:
-    return out / f"{policy.name}.jsonl.gz"
-
-
 def _run_all(
     scenario: Scenario, chosen: list[Policy], out: Path, where: Where, *, plain: bool
 ) -> None:
@@ -239,13 +204,13 @@ def _run_all(
 
         with closing(side_by_side(alone, chosen, at_once)) as done:
             for policy in done:
-                progress.end(policy.name, read_record(_record_path(out, policy)).totals)
+                progress.end(policy.name, read_record(record_path(out, policy.name)).totals)
 
 
 def _run_one(
     scenario: Scenario, policy: Policy, out: Path, where: Where, progress: Progress | None
 ) -> None:
-    path = _record_path(out, policy)
+    path = record_path(out, policy.name)
 
     @contextmanager
     def sink(header: Header) -> Iterator[Sink]:
@@ -254,26 +219,11 @@ def _run_one(
 
     if progress is not None:
         progress.begin(policy.name, policy.rounds.count)
-    if not _is_recorded(path, scenario):
-        run_policy(
-            scenario, policy, sink, workers=where, models_folder=out / f"{policy.name}.models"
-        )
+    if not is_recorded(path, scenario, policy):
+        folder = models_folder(out, policy.name)
+        run_policy(scenario, policy, sink, workers=where, models_folder=folder)
     if progress is not None:
         progress.end(policy.name, read_record(path).totals)
-
-
-def _is_recorded(path: Path, scenario: Scenario) -> bool:
-    """Whether an earlier command came to this run's end."""
-    from fedtide import __version__
-
-    if not path.exists():
-        return False
-    try:
-        record = read_record(path)
-    except DamagedError:
-        return False
-    same = record.header.scenario == as_recorded(scenario)
-    return record.complete and same and record.header.fedtide == __version__
 
 
 def _has_begun(path: Path) -> bool:
@@ -300,7 +250,7 @@ class _Told:
 def _report(conditions: Conditions, chosen: list[Policy], out: Path, target: float | None) -> None:
     from simulator.report import print_summary, summarise, write_report, write_summary
 
-    records = [read_record(_record_path(out, policy)) for policy in chosen]
+    records = [read_record(record_path(out, policy.name)) for policy in chosen]
     profiles = [conditions.traits(device).profile for device in range(len(conditions))]
     summary = summarise(records, profiles, target)
     write_summary(summary, out / "summary.json")

@@ -51,6 +51,12 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True):
     """Version of this format."""
 
 
+def policy_entry(scenario: dict[str, Any], name: str) -> dict[str, Any]:
+    """What a scenario, as it is recorded, says of this policy alone."""
+    entries = (entry for entry in scenario.get("policy") or () if entry["name"] == name)
+    return next(entries, {"name": name, "rounds": {}, "plan": {}})
+
+
 class Trailer(Struct, frozen=True, array_like=True, tag="end"):
     """The last line of a run that was not interrupted."""
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jinja2
 from markupsafe import Markup
 
-from simulator.fleet.record import Record
+from simulator.fleet.record import Record, policy_entry
 from simulator.report.comparison import PLOTS
 from simulator.report.figures import EVERY_DEVICE
 from simulator.report.portrait import profiles_plot, timeline_plot
@@ -52,10 +52,18 @@ def report_page(summary: Summary, records: Sequence[Record], profiles: Sequence[
             _portrait(policy, record, names)
             for policy, record in zip(summary.policies, records, strict=True)
         ],
-        conditions=list(flattened(header.scenario)),
+        conditions=list(flattened(_scenario_of(records))),
         packages=header.packages,
         digests=[(record.header.policy, record.digest) for record in records],
     )
+
+
+def _scenario_of(records: Sequence[Record]) -> dict[str, Any]:
+    """What all share, and the policies that are shown: each record may be of a time when the others
+    were not what they are."""
+    headers = [record.header for record in records]
+    entries = [policy_entry(header.scenario, header.policy) for header in headers]
+    return headers[0].scenario | {"policy": entries}
 
 
 def flattened(table: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

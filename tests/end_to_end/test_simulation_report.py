@@ -21,7 +21,7 @@ from simulator.report import open_progress, summarise, write_report
 from simulator.report.comparison import _CAUSES, _curve
 from simulator.report.digest import CAUSES
 from simulator.report.drawing import TICKS_MOST, axes_of, svg, time_ticks_ms
-from simulator.report.page import flattened, report_page
+from simulator.report.page import _scenario_of, flattened, report_page
 from simulator.report.portrait import _MARKS, _moments
 from simulator.report.progress import LiveProgress, PlainProgress
 from simulator.report.summary import Summary
@@ -305,6 +305,17 @@ def test_conditions_are_dotted_keys() -> None:
         ("policy[a].name", "a"),
         ("policy[a].plan.epochs", "2"),
     ]
+
+
+def test_conditions_are_those_that_each_record_was_made_under(tmp_path: Path) -> None:
+    def scenario(*policies: tuple[str, float]) -> dict[str, object]:
+        entries = [{"name": name, "rounds": {"over_selection": by}} for name, by in policies]
+        return {"name": "small", "policy": entries}
+
+    kept = header("a", scenario=scenario(("a", 1.5), ("b", 2.0), ("gone", 3.0)))
+    anew = header("b", scenario=scenario(("a", 1.5), ("b", 2.5)))
+    told = _scenario_of([record_of(tmp_path / one.policy, one) for one in (kept, anew)])
+    assert told == scenario(("a", 1.5), ("b", 2.5))
 
 
 def test_plain_progress_is_a_few_lines(learned: tuple[str, Summary, list[Record]]) -> None:

@@ -69,6 +69,30 @@ def scenario(tmp_path: Path) -> Path:
     return path
 
 
+def noted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the policies that are run from now on."""
+    ran: list[str] = []
+
+    def run(*arguments: Any, **more: Any) -> None:
+        ran.append(arguments[1].name)
+        policy_run.run_policy(*arguments, **more)
+
+    monkeypatch.setattr("simulator.command.run_policy", run)
+    return ran
+
+
+def interrupted_at(name: str, ran: list[str]) -> Any:
+    """Somebody presses Ctrl-C as soon as this policy begins."""
+
+    def run(*arguments: Any, **more: Any) -> None:
+        ran.append(arguments[1].name)
+        if arguments[1].name == name:
+            raise KeyboardInterrupt
+        policy_run.run_policy(*arguments, **more)
+
+    return run
+
+
 def simulate(*words: object) -> int:
     return main(["simulate", *map(str, words)])
 
@@ -90,18 +114,77 @@ def test_what_is_recorded_is_not_run_again(
 ) -> None:
     out = tmp_path / "out"
     assert simulate(scenario, "--out", out, "--policy", "wait") == 0
-    ran: list[str] = []
-    original = policy_run.run_policy
-
-    def noted(*arguments: Any, **more: Any) -> None:
-        ran.append(arguments[1].name)
-        original(*arguments, **more)
-
-    monkeypatch.setattr("simulator.command.run_policy", noted)
+    ran = noted(monkeypatch)
     assert simulate(scenario, "--out", out, "--workers", 1) == 0
     assert ran == ["more"]
     assert simulate(scenario, "--out", out, "--workers", 1, "--force") == 0
-    assert ran == ["more", "wait", "more"]
+    assert ran == ["more"], "--force is about another scenario's results"
+
+
+def test_only_policies_that_changed_or_are_new_are_run(
+    scenario: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out, ran = tmp_path / "out", noted(monkeypatch)
+    shown: list[list[str]] = []
+    monkeypatch.setattr(
+        "simulator.command._report",
+        lambda _, chosen, *more: shown.append([policy.name for policy in chosen]),
+    )
+
+    def run(text: str, *words: object) -> list[str]:
+        scenario.write_text(text)
+        ran.clear()
+        assert simulate(scenario, "--out", out, "--workers", 1, *words) == 0
+        return list(ran)
+
+    assert run(TEXT) == ["wait", "more"]
+    (out / "more.models").mkdir()
+    (out / "wait.models").mkdir()
+    more = read_record(out / "more.jsonl.gz").digest
+    third = '[[policy]]\nname = "third"\n'
+    assert run(TEXT + third) == ["third"]
+    changed = TEXT.replace("over_selection = 2.0", "over_selection = 1.5")
+    capsys.readouterr()
+    assert run(changed, "--policy", "wait") == []
+    assert read_record(out / "more.jsonl.gz").digest == more, "nobody asked for it"
+    assert capsys.readouterr().err == ""
+    assert run(changed) == ["more"]
+    assert "'more' is another one than that recorded" in capsys.readouterr().err
+    assert not (out / "more.models").exists(), "what it had learned is of other settings"
+    assert (out / "wait.models").exists()
+    assert read_record(out / "more.jsonl.gz").digest != more
+    assert shown[-1] == ["wait", "more"]
+    assert run(changed + third) == [], "the record of one that was not in the file was kept"
+    assert shown[-1] == ["wait", "more", "third"]
+    assert simulate("--replay", out / "more.jsonl.gz") == 0
+
+
+def test_what_was_begun_with_force_goes_on_with_the_same_command(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert simulate(scenario, "--out", out) == 0
+    ran = noted(monkeypatch)
+    again = ("--out", out, "--workers", 1, "--seed", 9, "--force")
+    with monkeypatch.context() as patched:
+        patched.setattr("simulator.command.run_policy", interrupted_at("more", ran))
+        assert simulate(scenario, *again) == 130
+    assert simulate(scenario, *again) == 0
+    assert ran == ["wait", "more", "more"]
+
+
+def test_a_folder_whose_scenario_is_damaged_is_left_alone(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert simulate(scenario, "--out", out) == 0
+    for damaged in (b"", b"[1]", b'{"policy": 3}', b'{"policy": [3]}', b'{"policy": [{}]}'):
+        (out / "scenario.json").write_bytes(damaged)
+        assert simulate(scenario, "--out", out) == 2
+        assert "another scenario" in capsys.readouterr().err
 
 
 def test_an_interrupted_run_leaves_what_there_is_and_goes_on(
