@@ -120,6 +120,7 @@ def real_learning(
             on_version=learning.hear,
             weights=policy.rounds.weights,
             examples=sizes,
+            encoding=scenario.encoding,
         )
         learning.teach(made)
         try:

@@ -28,9 +28,10 @@ from fedtide.bundle import Bundle, sha256_hex
 from fedtide.errors import DamagedError, FedtideError, StateError
 from fedtide.files import disk_errors_of, make_folder, write_atomically
 from fedtide.measures import Metrics, add_up
+from fedtide.messages import Encoding
 from fedtide.plan import Plan
 from fedtide.safetensors import read_initial_model
-from fedtide.vectors import Vector, decode_vector, encode_vector
+from fedtide.vectors import Vector, decode_vector, encode_vector, require_range
 from simulator.learning.learner import Learned, Train
 from simulator.learning.workers import Evaluation, Task, Workers
 
@@ -71,7 +72,7 @@ OnVersion = Callable[[Version], None]
 
 
 class DivergedError(FedtideError):
-    """What a device learned is not finite; a real one would decline."""
+    """What a device learned is not finite, or cannot be encoded; a real one would decline."""
 
 
 class Models:
@@ -90,6 +91,7 @@ class Models:
         due: Callable[[int], bool] = lambda _: True,
         weights: Weights = "examples",
         examples: Sequence[int] = (),
+        encoding: Encoding = "f32",
     ) -> None:
         """`versions_kept`: how many of the newest versions can be started from.
 
@@ -101,6 +103,8 @@ class Models:
 
         `weights`: as `rounds.weights`; with "fednova", `examples` of each device must be known, and
         a plan's steps follow from them: its `training_ms_max` has become `steps_max`.
+
+        `encoding`: of updates; what it costs is in the models.
 
         Raises:
             StateError: the folder holds models of another run, which began from another initial
@@ -114,6 +118,7 @@ class Models:
         self._due = due
         self._weights = weights
         self._examples = examples
+        self._encoding = encoding
         self._pending: tuple[Version, Evaluation] | None = None
         self.history: list[Version] = []
         self._saved_at_s = time.monotonic()
@@ -131,7 +136,7 @@ class Models:
         """Make `version` of the one before it and `parts`, in the order of aggregation.
 
         Raises:
-            DivergedError: what was learned is not finite.
+            DivergedError: what was learned is not finite, or beyond the range of the encoding.
             FedtideError: of a worker.
         """
         if version <= self.saved:
@@ -209,7 +214,27 @@ class Models:
                     hint="try a lower learning rate",
                 )
             learned.append(done.reply)
-            yield Contribution(done.reply.examples, done.vector, part.staleness, scale)
+            delta = self._sent(part, done.vector)
+            yield Contribution(done.reply.examples, delta, part.staleness, scale)
+
+    def _sent(self, part: Part, delta: Vector) -> Vector:
+        """What a coordinator has of a delta.
+
+        Raises:
+            DivergedError: a real device would decline, as it cannot be encoded.
+        """
+        try:
+            if self._encoding == "f32":  # every bit of it
+                require_range(delta, "f32")
+                return delta
+            return decode_vector(encode_vector(delta, self._encoding), self._encoding, len(delta))
+        except OverflowError as exc:
+            wider = "" if self._encoding == "f32" else ', or encoding = "f32"'
+            raise DivergedError(
+                f"device {part.device} learned from model {part.base_version} with learning rate "
+                f"{part.plan.learning_rate:g} what it could not send: {exc}",
+                hint=f"try a lower learning rate{wider}",
+            ) from exc
 
     def _scales(self, parts: Sequence[Part]) -> list[float]:
         """As `coordinator.aggregate_job.scales_of`; simulated devices are honest: no bound."""

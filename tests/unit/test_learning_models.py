@@ -14,6 +14,7 @@ from coordinator.aggregate_job import Part as AggregatePart
 from edge_client.trainers.opening import available_runtimes
 from fedtide.blobs import BlobStore
 from fedtide.errors import DamagedError, StateError
+from fedtide.messages import Encoding
 from fedtide.plan import Plan
 from fedtide.safetensors import read_initial_model
 from fedtide.vectors import encode_vector
@@ -236,8 +237,9 @@ def test_staleness_weighs(tmp_path: Path) -> None:
     assert not np.array_equal(fresh.vector(2), stale.vector(2))
 
 
-def test_steps_weigh_as_in_a_coordinator(tmp_path: Path) -> None:
-    """FedNova: the bits of the coordinator's own job on the same updates, without a bound."""
+@pytest.mark.parametrize("encoding", ["f32", "f16"])
+def test_reduction_is_a_coordinators(tmp_path: Path, encoding: Encoding) -> None:
+    """The bits of the coordinator's own job on the same updates, without a bound."""
     learner, blobs = tiny_learner(), BlobStore(tmp_path)
     workers = InProcess(learner)
     plans = (PLAN, Plan(epochs=3, batch_size=10, learning_rate=0.1, steps_max=3))
@@ -246,10 +248,10 @@ def test_steps_weigh_as_in_a_coordinator(tmp_path: Path) -> None:
     for device, plan in enumerate(plans):
         (done,) = workers.train([Task(Train(device, plan), initial)])
         assert isinstance(done.reply, Learned)
-        ref = blobs.put(encode_vector(done.vector, "f32"))
+        ref = blobs.put(encode_vector(done.vector, encoding))
         examples = done.reply.examples
         changes = {"examples": examples, "steps": plan.steps_for(examples), "blob": ref}
-        update = msgspec.structs.replace(UPDATE, encoding="f32", **changes)
+        update = msgspec.structs.replace(UPDATE, encoding=encoding, **changes)
         stored.append(AggregatePart(update, staleness=device, norm=None, plan=plan))
     assert stored[0].update.steps != stored[1].update.steps
     base = blobs.put(encode_vector(initial, "f32"))
@@ -258,9 +260,39 @@ def test_steps_weigh_as_in_a_coordinator(tmp_path: Path) -> None:
     counts = [part.update.examples for part in stored]
     made = {}
     for weights in ("fednova", "examples"):
-        models, _ = opened(None, learner, weights=weights, examples=counts)
+        models, _ = opened(None, learner, weights=weights, examples=counts, encoding=encoding)
         models.advance(1, [Part(k, plan, 0, staleness=k) for k, plan in enumerate(plans)])
         made[weights] = encode_vector(models.vector(1), "f32")
     assert made["fednova"] == next_model(job, blobs)
     assert made["examples"] == next_model(job._replace(weights="examples"), blobs)
     assert made["fednova"] != made["examples"]
+
+
+class Planted(InProcess):
+    """Whatever a device learns, one of its values is this."""
+
+    def __init__(self, learner: Learner, value: float) -> None:
+        super().__init__(learner)
+        self._value = value
+
+    def train(self, tasks: Any) -> Any:
+        for done in super().train(tasks):
+            done.vector[3] = self._value
+            yield done
+
+
+@pytest.mark.parametrize(
+    ("encoding", "value", "hint"),
+    [("f16", 65_504.0, ""), ("f16", 70_000.0, "f32"), ("f32", 70_000.0, ""), ("f32", 2e30, "rate")],
+)
+def test_what_a_device_could_not_send_is_told(encoding: Encoding, value: float, hint: str) -> None:
+    learner = tiny_learner()
+    workers = Planted(learner, value)
+    models = Models(learner.bundle, workers, learner.test_batches, encoding=encoding)
+    parts = [Part(2, PLAN, 0)]
+    if not hint:
+        models.advance(1, parts)
+        return
+    with pytest.raises(DivergedError, match=f"device 2 .* range of {encoding}") as caught:
+        models.advance(1, parts)
+    assert hint in (caught.value.hint or "")

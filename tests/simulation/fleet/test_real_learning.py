@@ -101,6 +101,20 @@ def test_a_policy_ends_when_its_model_is_good_enough(tmp_path: Path) -> None:
     replay(path)
 
 
+def test_an_encoding_costs_what_it_costs(tmp_path: Path) -> None:
+    """Time on the links, and accuracy: the models are those of rounded updates."""
+    told = {}
+    for encoding in ("f32", "f16"):
+        path = tmp_path / f"{encoding}.jsonl.gz"
+        record(msgspec.structs.replace(learning(), encoding=encoding), path)
+        found = list(read_record(path).events())
+        told[encoding] = [event.loss for event in of_kind(events.Evaluated, found)]
+    assert told["f16"][0] == told["f32"][0], "the initial model's"
+    for narrow, wide in zip(told["f16"][1:], told["f32"][1:], strict=True):
+        assert narrow != wide
+        assert narrow == pytest.approx(wide, rel=0.01)
+
+
 @pytest.mark.parametrize(
     ("rounds", "plan", "said"),
     [
