@@ -68,9 +68,9 @@ class Conditions:
         nor touching; lazily, those that begin before the scenario's end."""
         return self._availability.intervals(device)
 
-    def fate(self, device: int, round_id: int, attempt: int = 0) -> Fate:
+    def fate(self, device: int, round_id: int) -> Fate:
         """What befalls a device's task of a round; see `Fates.of`."""
-        return self._fates.of(device, round_id, attempt)
+        return self._fates.of(device, round_id)
 
     def work(
         self, device: int, plan: Plan, slow_factor: float = 1.0, examples: int | None = None

@@ -42,10 +42,9 @@ class Device:
     """See the module."""
 
     __slots__ = (
-        "_attempt",
         "_bundle_left",
         "_coordinator",
-        "_cut",
+        "_cuts",
         "_download",
         "_held",
         "_interval",
@@ -80,10 +79,11 @@ class Device:
         self._partial = (-1, 0)
         """Version of the model that is on its disk in part, and how many bytes of it."""
         self._round_id = 0
-        """Of the newest task taken up; its fate:"""
-        self._attempt = 0
+        """Of the newest task taken up."""
         self._slow_factor = 1.0
-        self._cut: Dropout | None = None
+        """Of that task."""
+        self._cuts: dict[int, Dropout] = {}
+        """By round: the power cut that its task still has before it, whatever interrupts it."""
         self._download: Download | None = None
         self._training: Training | None = None
         self._uploads: deque[Upload] = deque()
@@ -124,15 +124,15 @@ class Device:
         self.state = State(durable=self.state.durable)
         self._coordinator.vanished(self)
 
-    def _power_cut(self, cut: Dropout, life: int) -> None:
+    def _power_cut(self, round_id: int, life: int) -> None:
         """The task's fate."""
-        if not self.on or life != self.life or cut is not self._cut:
+        if not self.on or life != self.life or round_id not in self._cuts:
             return
+        cut = self._cuts.pop(round_id)
         now_ms, back_ms = self._world.now_ms, cut.back_after_ms
-        self._cut = None
         self.stop()
         phase, returns = PHASE_NAMES[cut.phase], back_ms is not None
-        self._world.write(events.DroppedOut(now_ms, self.index, self._round_id, phase, returns))
+        self._world.write(events.DroppedOut(now_ms, self.index, round_id, phase, returns))
         self._switch_off("power cut")
         if back_ms is not None:
             self.plan_return(now_ms + back_ms)
@@ -172,6 +172,7 @@ class Device:
                 case orders.StartTask(task):
                     self._start(task)
                 case orders.DropTask(round_id):
+                    self._cuts.pop(round_id, None)
                     if self._training is not None:
                         self._stop_training(self._training)
                     now_ms = self._world.now_ms
@@ -195,24 +196,34 @@ class Device:
 
     def _prepare(self, task: Task) -> None:
         """A task is taken up, or taken up again after a start."""
-        if task.round_id != self._round_id:
-            self._round_id, self._attempt = task.round_id, 0
+        round_id = task.round_id
+        if round_id != self._round_id:
+            self._round_id = round_id
             self._world.write(
-                events.TaskGiven(self._world.now_ms, self.index, task.round_id, task.model_version)
+                events.TaskGiven(self._world.now_ms, self.index, round_id, task.model_version)
             )
-        else:
-            self._attempt += 1
-        self._slow_factor, self._cut = 1.0, None
-        if task.kind == "train":
-            fate = self._world.conditions.fate(self.index, task.round_id, self._attempt)
-            self._slow_factor, self._cut = fate
-        if self._cut is not None and self._cut.phase == "before_download":
+            self._meet_fate(task)
+        if self._has_cut(round_id, "before_download"):
             # Once all that is said at this moment has been heard.
-            self._world.agenda.after(0, self._power_cut, self._cut, self.life)
+            self._world.agenda.after(0, self._power_cut, round_id, self.life)
         elif self._missing_bytes(task.model_version):
             self._fetch(task.model_version)
         else:
             self.apply(orders.TaskPrepared(task.run_id, task.round_id))
+
+    def _meet_fate(self, task: Task) -> None:
+        waiting = {update.round_id for update in self.state.durable.outbox}
+        self._cuts = {key: cut for key, cut in self._cuts.items() if key in waiting}
+        self._slow_factor = 1.0
+        if task.kind == "train":
+            self._slow_factor, cut = self._world.conditions.fate(self.index, task.round_id)
+            if cut is not None:
+                self._cuts[task.round_id] = cut
+
+    def _has_cut(self, round_id: int, phase: Phase) -> bool:
+        """Whether the task is still to be cut short in this phase."""
+        cut = self._cuts.get(round_id)
+        return cut is not None and cut.phase == phase
 
     def _missing_bytes(self, version: int) -> int:
         if version == self._held:
@@ -278,13 +289,14 @@ class Device:
         world.write(events.TrainingBegan(world.now_ms, self.index, task.round_id, epochs_before))
         self._training = Training(task, work, world.now_ms, epochs_before)
         left_ms = max(1, round(work.ms - before_ms))
-        cut = self._cut
+        cut = self._cuts.get(task.round_id)
         if cut is not None and cut.phase == "in_training":
             at_ms = cut.fraction * work.ms
             if cut.epoch is not None:
                 epoch = min(cut.epoch, max(1, round(work.ms / work.epoch_ms)))
                 at_ms = (epoch - 1 + cut.fraction) * work.epoch_ms
-            world.agenda.after(min(int(at_ms), left_ms - 1), self._power_cut, cut, self.life)
+            wait_ms = max(0, min(int(at_ms - before_ms), left_ms - 1))
+            world.agenda.after(wait_ms, self._power_cut, task.round_id, self.life)
         world.agenda.after(left_ms, self._trained, self._training)
 
     def _trained(self, training: Training) -> None:
@@ -297,11 +309,11 @@ class Device:
             events.TrainingEnded(world.now_ms, self.index, task.round_id, epochs, work.steps)
         )
         update = self._update(task, work.steps, round(work.ms))
-        if self._cut is not None and self._cut.phase == "before_upload":
+        if self._has_cut(task.round_id, "before_upload"):
             # It is durable, and nothing has been said of it.
             done = orders.TaskDone(update)
             self.state = step(self.state, done, world.agenda.now_ms).state
-            self._power_cut(self._cut, self.life)
+            self._power_cut(task.round_id, self.life)
         else:
             self.apply(orders.TaskDone(update))
 
@@ -351,10 +363,10 @@ class Device:
         upload.began_ms = world.now_ms
         upload.takes_ms = world.transfer_ms(self.index, upload.bytes, up=True)
         world.write(events.UploadBegan(world.now_ms, self.index, round_id, upload.bytes))
-        cut = self._cut
-        if cut is not None and cut.phase == "during_upload" and round_id == self._round_id:
-            at_ms = min(int(cut.fraction * upload.takes_ms), upload.takes_ms - 1)
-            world.agenda.after(at_ms, self._power_cut, cut, self.life)
+        cut = self._cuts.get(round_id)
+        if cut is not None and cut.phase == "during_upload":
+            wait_ms = min(int(cut.fraction * upload.takes_ms), upload.takes_ms - 1)
+            world.agenda.after(wait_ms, self._power_cut, round_id, self.life)
         world.agenda.after(upload.takes_ms, self._uploaded, upload)
 
     def _uploaded(self, upload: Upload) -> None:

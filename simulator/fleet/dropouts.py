@@ -35,7 +35,7 @@ _ORDINARY = Fate(1.0, None)
 
 
 class Fates:
-    """The fates of all tasks of a scenario, each a function of seed, device, round, attempt."""
+    """The fates of all tasks of a scenario, each a function of seed, device, round."""
 
     def __init__(self, dropouts: DropoutsConfig, stragglers: StragglersConfig, seed: int) -> None:
         self._dropouts, self._stragglers = dropouts, stragglers
@@ -46,13 +46,9 @@ class Fates:
         self._any_cut = dropouts.total > 0
         self._any_slow = stragglers.kind != "none"
 
-    def of(self, device: int, round_id: int, attempt: int = 0) -> Fate:
-        """The fate of a device's task of a round.
-
-        `attempt` counts how often the device has set about it before. A task is cut short once
-        at the most: rates are of tasks, so a later attempt has no dropout.
-        """
-        dropout = self._cut(device, round_id) if self._any_cut and not attempt else None
+    def of(self, device: int, round_id: int) -> Fate:
+        """The fate of a device's task of a round, however often it sets about it."""
+        dropout = self._cut(device, round_id) if self._any_cut else None
         factor = self._factor(device, round_id) if self._any_slow else 1.0
         return Fate(factor, dropout) if dropout or factor != 1 else _ORDINARY
 

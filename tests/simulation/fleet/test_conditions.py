@@ -178,13 +178,11 @@ def test_dropouts_come_at_their_rates() -> None:
     assert statistics.fmean(pauses) == pytest.approx(600_000, rel=0.07)
 
 
-def test_a_task_is_cut_short_once_and_stays_as_slow() -> None:
+def test_a_cut_in_an_epoch_and_for_good() -> None:
     of = conditions(dropouts={"in_training": 0.9, "at_epoch": 3, "back_after_s": 0})
-    first, again = of.fate(4, 9), of.fate(4, 9, attempt=1)
-    assert first.dropout is not None
-    assert again.dropout is None
-    assert (first.dropout.epoch, first.dropout.back_after_ms) == (3, None)
-    assert again.slow_factor == first.slow_factor
+    dropout = of.fate(4, 9).dropout
+    assert dropout is not None
+    assert (dropout.epoch, dropout.back_after_ms) == (3, None)
 
 
 def test_stragglers_by_task_and_by_device() -> None:

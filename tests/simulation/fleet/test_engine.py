@@ -19,6 +19,9 @@ from simulator.device_names import device_name
 from simulator.fleet import events
 from simulator.fleet.activities import Training
 from simulator.fleet.checks import violations
+from simulator.fleet.conditions import Conditions
+from simulator.fleet.device import PHASE_NAMES
+from simulator.fleet.dropouts import PHASES
 from simulator.fleet.engine import run
 from simulator.fleet.learning import Part
 from simulator.fleet.profiles import Work
@@ -102,6 +105,38 @@ def test_a_power_cut_costs_time_and_no_work_that_is_safe(phase: str) -> None:
     assert len(of_kind(events.ModelMade, found)) == 1
     began = of_kind(events.TrainingBegan, found)
     assert len(began) == (6 if phase == "in_training" else 3)
+
+
+def test_tasks_are_cut_short_as_configured_whatever_else_interrupts_them() -> None:
+    """Devices come and go while they download, train and upload: a cut waits for its phase."""
+    link = {"down_bytes_per_s": 500_000, "up_bytes_per_s": 500_000}
+    rates: dict[str, float] = dict.fromkeys(PHASES, 0.1)
+    scenario = scenario_of(
+        {
+            "fleet": {"devices": 40, "group": [{"step_ms": 200.0, "link": link}]},
+            "learning": {"parameters": 1_000_000},
+            "availability": {"kind": "churn", "on_s": 20.0, "off_s": 5.0},
+            "dropouts": {**rates, "back_after_s": 5.0},
+            "rounds": {"count": 25, "cohort_size": 20, "quorum": 20, "collect_ms": 3_600_000},
+        }
+    )
+    found, conditions = history(scenario), Conditions(scenario)
+    assert violations(found) == []
+    drops = [(e.device, e.round_id, e.phase) for e in of_kind(events.DroppedOut, found)]
+    done = {(e.device, e.round_id) for e in of_kind(events.UploadEnded, found) if e.whole}
+    paused = {e.device for e in of_kind(events.Off, found) if e.why == "away"}
+    assert len(paused) == 40
+    expected = [
+        (device, round_id, PHASE_NAMES[dropout.phase])
+        for device, round_id in done
+        if (dropout := conditions.fate(device, round_id).dropout) is not None
+    ]
+    assert sorted(drop for drop in drops if drop[:2] in done) == sorted(expected)
+    tasks = len(done)
+    assert tasks > 400
+    for phase in PHASES:
+        share = sum(drop[2] == PHASE_NAMES[phase] for drop in expected) / tasks
+        assert abs(share - 0.1) < 4 * math.sqrt(0.09 / tasks)
 
 
 SLOW = {"fleet": {"group": [{"step_ms": 10_000.0}]}}
