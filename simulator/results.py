@@ -11,6 +11,7 @@ import msgspec
 
 from fedtide.errors import ConfigError, DamagedError
 from fedtide.files import disk_errors_of, write_atomically
+from simulator.fleet.inputs import differing, input_digests
 from simulator.fleet.policy_run import as_recorded
 from simulator.fleet.record import policy_entry, read_record
 from simulator.fleet.scenario import Policy, Scenario
@@ -23,19 +24,33 @@ class Terms(NamedTuple):
 
     common: dict[str, Any]
     """Of all policies: the scenario without them."""
+    inputs: dict[str, str] | None
+    """Digests of the files it names, by key; None: not known, as before they were recorded."""
     entries: dict[str, dict[str, Any]]
     """What the scenario says of each policy alone."""
 
     @classmethod
-    def of(cls, raw: dict[str, Any]) -> Terms:
+    def of(cls, raw: dict[str, Any], inputs: dict[str, str] | None) -> Terms:
         """`raw`: a scenario as it is recorded."""
         common = {key: value for key, value in raw.items() if key != "policy"}
         names = [entry["name"] for entry in raw.get("policy") or [policy_entry(raw, "default")]]
-        return cls(common, {name: policy_entry(raw, name) for name in names})
+        return cls(common, inputs, {name: policy_entry(raw, name) for name in names})
 
-    def same_scenario(self, other: Terms) -> bool:
-        """Whether policies of both may stand side by side."""
-        return self.common == other.common
+    @classmethod
+    def now(cls, scenario: Scenario) -> Terms:
+        """Of a scenario and its files as they are.
+
+        Raises:
+            ConfigError: a file cannot be read.
+        """
+        return cls.of(as_recorded(scenario), input_digests(scenario))
+
+    def other_than(self, before: Terms) -> str:
+        """Why policies of both cannot stand side by side; empty: they can."""
+        if self.common != before.common:
+            return "of another scenario, seed or size"
+        changed = differing(before.inputs, self.inputs or {})
+        return f"with another file as {', '.join(changed)}" if changed else ""
 
 
 def record_path(out: Path, policy: str) -> Path:
@@ -55,17 +70,18 @@ def claim(out: Path, scenario: Scenario, chosen: Sequence[Policy], *, force: boo
     of the chosen ones whose record was of other settings, and is removed.
 
     Raises:
-        ConfigError: it holds what was recorded of another scenario.
+        ConfigError: it holds what was recorded of another scenario, or with other files.
         StateError: it cannot be used.
     """
-    path, terms = out / SCENARIO_FILE, Terms.of(as_recorded(scenario))
+    path, terms = out / SCENARIO_FILE, Terms.now(scenario)
     wanted = {policy.name: terms.entries[policy.name] for policy in chosen}
     with disk_errors_of(out):
         before = _read(path)
-        if before is not None and not before.same_scenario(terms):
+        other = "" if before is None else terms.other_than(before)
+        if other:
             if any(out.glob("*.jsonl.gz")) and not force:
                 raise ConfigError(
-                    f"{str(out)!r} holds the results of another scenario, seed or size",
+                    f"{str(out)!r} holds results {other}",
                     hint="give another --out, or --force to remove those results",
                 )
             _remove_all(out)
@@ -75,7 +91,7 @@ def claim(out: Path, scenario: Scenario, chosen: Sequence[Policy], *, force: boo
         stale = [name for name in changed if record_path(out, name).exists()]
         for name in changed:
             _remove(record_path(out, name), models_folder(out, name))
-    raw = {**terms.common, "policy": list((entries | wanted).values())}
+    raw = {**terms.common, "inputs": terms.inputs, "policy": list((entries | wanted).values())}
     write_atomically(path, msgspec.json.encode(raw))
     return stale
 
@@ -90,9 +106,10 @@ def is_recorded(path: Path, scenario: Scenario, policy: Policy) -> bool:
         record = read_record(path)
     except DamagedError:
         return False
-    header, wanted = record.header, Terms.of(as_recorded(scenario))
-    entry = policy_entry(header.scenario, policy.name)
-    same = Terms.of(header.scenario).same_scenario(wanted) and entry == wanted.entries[policy.name]
+    header, wanted = record.header, Terms.now(scenario)
+    if wanted.other_than(Terms.of(header.scenario, header.inputs)):
+        return False
+    same = policy_entry(header.scenario, policy.name) == wanted.entries[policy.name]
     return record.complete and same and header.fedtide == __version__
 
 
@@ -101,9 +118,11 @@ def _read(path: Path) -> Terms | None:
     if not path.exists():
         return None
     try:
-        return Terms.of(msgspec.json.decode(path.read_bytes(), type=dict[str, Any]))
+        raw = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        inputs = msgspec.convert(raw.pop("inputs", None), dict[str, str] | None)
+        return Terms.of(raw, inputs)
     except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError):
-        return Terms({}, {})  # damaged: nobody's
+        return Terms({}, None, {})  # damaged: nobody's
 
 
 def _remove_all(out: Path) -> None:

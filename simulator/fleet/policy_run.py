@@ -16,6 +16,7 @@ from fedtide.errors import ConfigError, FedtideError
 from simulator.fleet.conditions import Conditions
 from simulator.fleet.engine import run
 from simulator.fleet.events import Event
+from simulator.fleet.inputs import differing, input_digests
 from simulator.fleet.learning import Learning
 from simulator.fleet.record import Header, Recorder, Sink, lines, read_header, read_record
 from simulator.fleet.scenario import Policy, Scenario, coordinator_config, policies
@@ -90,6 +91,7 @@ def _header(scenario: Scenario, policy: Policy, sizes: Sizes) -> Header:
         bundle_bytes=sizes.bundle,
         fedtide=__version__,
         packages=_packages() if scenario.learning.kind == "real" else {},
+        inputs=input_digests(scenario),
     )
 
 
@@ -211,7 +213,7 @@ def replay(path: Path, workers: Where = 1) -> Replayed:
     A record of an interrupted run is compared as far as it goes.
 
     Raises:
-        DifferentRunError: the first event that differs.
+        DifferentRunError: a file of the scenario that differs, or the first event.
         ConfigError: the scenario is none of this version, or a file of it has gone.
         StateError: the record cannot be read.
     """
@@ -220,6 +222,12 @@ def replay(path: Path, workers: Where = 1) -> Replayed:
     policy = next((p for p in policies(scenario) if p.name == header.policy), None)
     if policy is None:
         raise ConfigError(f"the scenario in {str(path)!r} has no policy {header.policy!r}")
+    changed = differing(header.inputs, input_digests(scenario))
+    if changed:
+        raise DifferentRunError(
+            f"the file of {', '.join(changed)} is not that which {str(path)!r} was recorded with",
+            hint="a replay needs what was there then: its SHA-256 is in the record's first line",
+        )
     comparison = _Comparison(path)
 
     @contextmanager

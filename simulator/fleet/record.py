@@ -47,6 +47,8 @@ class Header(Struct, frozen=True, forbid_unknown_fields=True):
     """Version of the program."""
     packages: dict[str, str] = {}
     """Versions of what the learned bits depend on."""
+    inputs: dict[str, str] | None = None
+    """SHA-256 of the files that the scenario names, by key; None: not known, of an older record."""
     record: Literal[1] = 1
     """Version of this format."""
 

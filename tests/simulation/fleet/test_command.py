@@ -181,10 +181,71 @@ def test_a_folder_whose_scenario_is_damaged_is_left_alone(
 ) -> None:
     out = tmp_path / "out"
     assert simulate(scenario, "--out", out) == 0
-    for damaged in (b"", b"[1]", b'{"policy": 3}', b'{"policy": [3]}', b'{"policy": [{}]}'):
+    for damaged in (
+        b"",
+        b"[1]",
+        b'{"policy": 3}',
+        b'{"policy": [3]}',
+        b'{"policy": [{}]}',
+        b'{"inputs": 3}',
+    ):
         (out / "scenario.json").write_bytes(damaged)
         assert simulate(scenario, "--out", out) == 2
         assert "another scenario" in capsys.readouterr().err
+
+
+def with_trace(tmp_path: Path) -> tuple[str, Path]:
+    """The scenario with a trace of two devices."""
+    trace = tmp_path / "on.csv"
+    trace.write_text("device,from_s,until_s\n0,0,5000\n1,0,5000\n")
+    own = 'kind = "trace"\ntrace = "on.csv"\n'
+    return TEXT.replace('kind = "churn"\non_s = 20.0\noff_s = 5.0\n', own), trace
+
+
+def test_a_file_with_another_content_makes_another_scenario(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, trace = with_trace(tmp_path)
+    scenario.write_text(text)
+    out = tmp_path / "out"
+    assert simulate(scenario, "--out", out) == 0
+    path = out / "wait.jsonl.gz"
+    digest = read_record(path).digest
+    assert simulate("--replay", path) == 0
+    trace.write_text("device,from_s,until_s\n0,0,5000\n1,60,5000\n")
+    capsys.readouterr()
+    assert simulate("--replay", path) == 1
+    assert "the file of availability.trace is not that which" in capsys.readouterr().err
+    assert simulate(scenario, "--out", out) == 2
+    assert "results with another file as availability.trace" in capsys.readouterr().err
+    assert simulate(scenario, "--out", out, "--force") == 0
+    assert read_record(path).digest != digest
+    trace.unlink()
+    assert simulate("--replay", path) == 2
+    assert "on.csv" in capsys.readouterr().err
+
+
+def test_results_of_before_files_were_known_by_their_content_are_kept(
+    scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text, _ = with_trace(tmp_path)
+    scenario.write_text(text)
+    out = tmp_path / "out"
+    assert simulate(scenario, "--out", out) == 0
+    for name in ("wait", "more"):
+        path = out / f"{name}.jsonl.gz"
+        header, *others = gzip.decompress(path.read_bytes()).split(b"\n")
+        raw = msgspec.json.decode(header)
+        assert set(raw.pop("inputs")) == {"availability.trace"}
+        path.write_bytes(gzip.compress(b"\n".join([msgspec.json.encode(raw), *others])))
+    raw = msgspec.json.decode((out / "scenario.json").read_bytes())
+    del raw["inputs"]
+    (out / "scenario.json").write_bytes(msgspec.json.encode(raw))
+    ran = noted(monkeypatch)
+    assert simulate("--replay", out / "wait.jsonl.gz") == 0
+    assert simulate(scenario, "--out", out, "--workers", 1) == 0
+    assert ran == []
+    assert "inputs" in msgspec.json.decode((out / "scenario.json").read_bytes())
 
 
 def test_an_interrupted_run_leaves_what_there_is_and_goes_on(
@@ -352,8 +413,10 @@ def test_a_folder_of_another_scenario_is_left_alone(
     assert simulate(scenario, "--out", out) == 0
     digest = read_record(out / "wait.jsonl.gz").digest
     assert simulate(scenario, "--out", out, "--seed", 9) == 2
-    assert "--force" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "--force" in error
     assert read_record(out / "wait.jsonl.gz").digest == digest
+    assert "results of another scenario, seed or size" in error
     (out / "mine.html").write_text("not of a simulation")
     assert simulate(scenario, "--out", out, "--seed", 9, "--force") == 0
     assert read_record(out / "wait.jsonl.gz").digest != digest

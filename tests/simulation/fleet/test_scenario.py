@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from coordinator.config import RoundsConfig
 from fedtide.errors import ConfigError, FedtideError
 from fedtide.plan import Plan
 from simulator.fleet.conditions import Conditions
+from simulator.fleet.inputs import differing, input_digests
 from simulator.fleet.profiles import MODELS
 from simulator.fleet.scenario import (
     AvailabilityConfig,
@@ -289,6 +291,25 @@ def test_a_profile_may_be_measured(tmp_path: Path) -> None:
     traits = conditions.traits(0)
     assert (traits.profile, traits.step_ms) == ("my-pi", 2.0)
     assert (traits.times.at(50), traits.times.at(30)) == (10.0, 6.0)
+
+
+def test_files_are_known_by_what_is_in_them(tmp_path: Path) -> None:
+    path = tmp_path / "my-pi.json"
+    path.write_text(BENCHMARK)
+    scenario = load(tmp_path, with_group('benchmark = "my-pi.json"'))
+    before = input_digests(scenario)
+    assert before == {"fleet.group 1: benchmark": hashlib.sha256(BENCHMARK.encode()).hexdigest()}
+    path.write_text(BENCHMARK.replace("0.004", "0.005"))
+    assert differing(before, input_digests(scenario)) == ["fleet.group 1: benchmark"]
+    assert differing(before, {}) == differing({}, before) == ["fleet.group 1: benchmark"]
+    assert differing(None, before) == []
+    (tmp_path / "bundle").mkdir()
+    (tmp_path / "bundle" / "manifest.json").write_text("{}")
+    scenario = load(tmp_path, BASE + "[learning]\nmodel = './bundle'\n")
+    assert input_digests(scenario) == {"learning.model": hashlib.sha256(b"{}").hexdigest()}
+    (tmp_path / "bundle" / "manifest.json").unlink()
+    with pytest.raises(ConfigError, match=r"learning.model .*manifest.json' cannot be read"):
+        input_digests(scenario)
 
 
 def test_models_learn_from_data_sets_that_exist() -> None:
