@@ -82,6 +82,11 @@ class Fleet:
         here = self._here.get(device_id)
         return None if here is None else here.heard_at_ms
 
+    def silent_at_ms(self, device_id: str) -> int | None:
+        """When it counts as gone if it says no more; None: it is not here."""
+        here = self._here.get(device_id)
+        return None if here is None else here.heard_at_ms + self._silence_ms(here)
+
     def left(self, device_id: str, at_ms: int) -> bool:
         """It says that it goes. False: it was not here, or perhaps only its twin goes."""
         here = self._here.get(device_id)

@@ -39,18 +39,16 @@ from coordinator.round_machine import (
 )
 from coordinator.vetting import Known, Verdict, admit
 from edge_client.outbox import OUTBOX_MAX
-from fedtide.config import BrokerConfig
 from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
 from fedtide.messages import BlobRef, Decline, Task, Update, Want, Welcome
 from simulator.device_names import index_of
 from simulator.fleet import events
+from simulator.fleet.attendance import Attendance
 from simulator.fleet.device import Device
 from simulator.fleet.learning import Learning, Part
 from simulator.fleet.world import World
 
 RUN_ID = "simulated"
-WILL_MS = BrokerConfig().keepalive_s * 1_500
-"""A broker misses a client after one and a half keep-alives (MQTT 5.0, section 3.1.2.10)."""
 
 
 class Coordinator:
@@ -65,8 +63,7 @@ class Coordinator:
         self._learning = learning
         self._inbox: deque[Callable[[], None]] = deque()
         self._busy = False
-        self._here: set[int] = set()
-        """Devices that the broker has a link to, as far as it knows."""
+        self._attendance = Attendance(world.conditions.scenario.seed, self._config.hello_ms)
         self._terms: dict[int, Terms] = {}
         """By round: of the tasks that somebody may be at work on."""
         self._asked: list[dict[int, Terms]] = []
@@ -103,44 +100,60 @@ class Coordinator:
 
     def decline(self, device: Device, decline: Decline) -> None:
         """A device cannot do its task."""
+        self._heard_from(device)
         self._asked[device.index].pop(decline.round_id, None)
         event = TaskDeclined(decline.round_id, device.name)
         self._hear(lambda: self._apply(event))
 
     def offer(self, device: Device, update: Update) -> None:
         """A device has an update."""
+        self._heard_from(device)
         self._hear(lambda: self._offer(device, update))
 
     def arrived(self, device: Device, update: Update) -> None:
         """All blocks of an update are here."""
+        self._heard_from(device)
         self._hear(lambda: self._arrived(device, update))
 
     def arrived_in_part(self, device: Device, update: Update, blocks: int) -> None:
         """An upload broke off after so many blocks."""
+        if blocks:
+            self._heard_from(device)
         known, before = self._blocks.get(device.index, (update, 0))
         if known.update_id != update.update_id:
             before = 0
         self._blocks[device.index] = update, before + blocks
 
     def vanished(self, device: Device) -> None:
-        """A device is off: its will says so, unless it is back before."""
-        self._world.agenda.after(WILL_MS, self._will, device, device.life)
+        """A device is off: its will says so, or its silence, unless it is back before."""
+        agenda = self._world.agenda
+        missed_at_ms = self._attendance.missed_at_ms(device, agenda.now_ms)
+        if missed_at_ms is not None:
+            agenda.at(missed_at_ms, self._missed, device, device.life)
 
-    def _will(self, device: Device, life: int) -> None:
-        if device.life == life and device.index in self._here:
-            self._here.discard(device.index)
-            self._hear(lambda: self._apply(DeviceLeft(device.name)))
+    def _missed(self, device: Device, life: int) -> None:
+        if device.life != life:
+            return
+        follower = self._attendance.missed(device, self._world.agenda.now_ms)
+        self._hear(lambda: self._apply(DeviceLeft(device.name)))
+        if follower is not None:
+            self.hello(follower)
+
+    def _heard_from(self, device: Device) -> None:
+        self._attendance.fleet.heard(device.name, self._world.agenda.now_ms)
 
     def _hello(self, device: Device) -> None:
-        self._here.add(device.index)
-        version = self.state.model_version
+        if not self._attendance.hello(device, self._world.agenda.now_ms):
+            return
+        fleet, version = self._attendance.fleet, self.state.model_version
         device.hear(
             Welcome(
                 bundle=self._bundle(),
                 model=self._model(version),
                 model_version=version,
                 chunk_blocks=CHUNK_BLOCKS_MAX,
-                hello_ms=self._config.hello_ms,
+                hello_ms=fleet.hello_ms(device.name),
+                spread_ms=fleet.spread_ms(),
             )
         )
         if self.state.phase == "collecting" and self.state.task_of(device.name) is not None:

@@ -37,9 +37,10 @@ def test_a_handful_need_not_spread_out_and_a_large_fleet_does() -> None:
 def test_silence_counts_as_gone_after_three_of_its_own_hellos() -> None:
     here = fleet(1)
     limit = 3 * here.hello_ms("d0")
-    assert here.next_deadline_at_ms() == limit
+    assert here.next_deadline_at_ms() == here.silent_at_ms("d0") == limit
     assert here.silent(limit - 1) == []
     here.heard("d0", 5)
+    assert here.silent_at_ms("d0") == limit + 5
     assert here.silent(limit) == []
     assert here.silent(limit + 5) == ["d0"]
     assert here.next_deadline_at_ms() is None
@@ -56,6 +57,7 @@ def test_a_message_costs_no_look_at_the_whole_fleet(monkeypatch: pytest.MonkeyPa
 
 def test_who_was_not_here_does_not_leave() -> None:
     assert not fleet().left("ghost", 0)
+    assert fleet().silent_at_ms("ghost") is None
 
 
 def test_a_full_house() -> None:

@@ -56,6 +56,7 @@ def world_of(scenario: Scenario, write: object) -> World:
         rounds=policy.rounds,
         plan=policy.plan,
         encoding=scenario.encoding,
+        hello_ms=scenario.hello_ms,
     )
     assert conditions.parameters is not None
     sizes = Sizes.of(conditions.parameters, config, 20_000)
