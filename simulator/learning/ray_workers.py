@@ -7,10 +7,13 @@ node is lost is simply given to another. The same kind of processor gives the sa
 
 from __future__ import annotations
 
+import logging
 import os
 import platform
 import socket
-from collections import deque
+import time
+import weakref
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -21,9 +24,16 @@ import onnxruntime
 import fedtide
 from fedtide.errors import ConfigError, StateError, install_hint
 from fedtide.vectors import Vector
-from simulator.learning.answers import Answer, Reply, Work, perform, reply_of
+from simulator.learning.answers import Answer, Reply, Work, name_of, perform, reply_of
 from simulator.learning.learner import Evaluate, Learner, Measured, Train
-from simulator.learning.workers import Done, Evaluation, Task, split_batches
+from simulator.learning.workers import (
+    SILENCE_TOLD_S,
+    SILENCES_MAX,
+    Done,
+    Evaluation,
+    Task,
+    split_batches,
+)
 
 # How long Ray tries to reach a cluster, in seconds; it reads these when it is imported.
 os.environ.setdefault("RAY_gcs_server_port_wait_time_s", "1")
@@ -32,7 +42,7 @@ os.environ.setdefault("RAY_gcs_server_request_timeout_seconds", "20")
 
 try:
     import ray
-    from ray.exceptions import ObjectLostError, RayActorError, RayError
+    from ray.exceptions import GetTimeoutError, ObjectLostError, RayActorError, RayError
 except ImportError as exc:
     raise ConfigError("Ray is not installed here", hint=install_hint("ray")) from exc
 
@@ -44,6 +54,8 @@ LATE_S = 15.0
 """For all others after the first: they may wait for cores that others have, or on a lost node that
 is not known to be lost yet."""
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
+
+log = logging.getLogger(__name__)
 
 
 class _Worker:
@@ -69,11 +81,14 @@ class _Job:
     """One task, wherever it runs at the moment."""
 
     def __init__(self, work: Work, model: Any) -> None:
+        self.name = name_of(work)
         self.request = msgspec.msgpack.encode(work)
         self.model = model
         """In the object store."""
         self.result: Any = None
         self.worker = 0
+        self.given_s = 0.0
+        """On the monotonic clock."""
 
 
 class RayWorkers:
@@ -115,8 +130,8 @@ class RayWorkers:
             if worker not in started:
                 ray.kill(worker)
         self._workers = dict(enumerate(started))
-        self._load = dict.fromkeys(self._workers, 0)
-        self._stored: tuple[Vector | None, Any] = (None, None)
+        self._underway: list[_Job] = []
+        self._stored: dict[int, tuple[weakref.ref[Vector], Any]] = {}
         self._lost = ""
         self.count = len(self._workers)
 
@@ -132,7 +147,7 @@ class RayWorkers:
                 yield Done(*self._result(window.popleft()))
         finally:  # also when nobody wants the rest
             for job in window:
-                self._load[job.worker] -= 1
+                self._underway.remove(job)
 
     def begin_evaluation(self, model: Vector, batches: int) -> Evaluation:
         """See `Workers`."""
@@ -150,12 +165,12 @@ class RayWorkers:
         ray.shutdown()
 
     def _store(self, model: Vector) -> Any:
-        """Each model goes to the object store once."""
-        known, stored = self._stored
-        if known is not model:
-            stored = ray.put(np.ascontiguousarray(model))
-            self._stored = model, stored
-        return stored
+        """Each model goes to the object store once, and stays there while somebody has it here."""
+        key = id(model)
+        if key not in self._stored:
+            gone = weakref.ref(model, lambda _: self._stored.pop(key, None))
+            self._stored[key] = gone, ray.put(np.ascontiguousarray(model))
+        return self._stored[key][1]
 
     def _give(self, job: _Job) -> _Job:
         if not self._workers:
@@ -163,8 +178,10 @@ class RayWorkers:
                 f"all {self.count} workers of the Ray cluster are lost; the last: {self._lost}",
                 hint="the same command goes on where it was",
             )
-        job.worker = min(self._workers, key=self._load.__getitem__)
-        self._load[job.worker] += 1
+        load = Counter(other.worker for other in self._underway)
+        job.worker = min(self._workers, key=load.__getitem__)
+        job.given_s = time.monotonic()
+        self._underway.append(job)
         job.result = self._workers[job.worker].work.remote(job.request, job.model)
         return job
 
@@ -173,11 +190,11 @@ class RayWorkers:
 
         Raises:
             FedtideError: what was raised there.
-            StateError: no worker is left, or Ray failed.
+            StateError: no worker is left, none answers any more, or Ray failed.
         """
         while True:
             try:
-                raw, vector = ray.get(job.result)
+                raw, vector = self._awaited(job)
             except RayActorError as exc:
                 self._workers.pop(job.worker, None)
                 self._lost = _last_line(exc)
@@ -188,8 +205,52 @@ class RayWorkers:
             else:
                 return reply_of(msgspec.msgpack.decode(raw, type=Answer)), vector
             finally:
-                self._load[job.worker] -= 1
+                self._underway.remove(job)
             self._give(job)
+
+    def _awaited(self, job: _Job) -> Any:
+        """What `_Worker.work` returned.
+
+        Raises:
+            RayError: the worker or its result is lost.
+            StateError: no worker answers any more.
+        """
+        silences, left = 0, -1  # not known: others may have answered while this one was waited for
+        while True:
+            try:
+                return ray.get(job.result, timeout=SILENCE_TOLD_S)
+            except GetTimeoutError:
+                unanswered = self._unanswered()
+            silences = silences + 1 if len(unanswered) == left else 0
+            left = len(unanswered)
+            if silences:
+                self._silent(silences, unanswered)
+
+    def _unanswered(self) -> list[_Job]:
+        """Those of which nothing was heard yet, in the order in which they were given."""
+        results = [job.result for job in self._underway]
+        _, waiting = ray.wait(results, num_returns=len(results), timeout=0, fetch_local=False)
+        return [job for job in self._underway if job.result in waiting]
+
+    def _silent(self, times: int, unanswered: list[_Job]) -> None:
+        """Nobody has answered for so many `SILENCE_TOLD_S`.
+
+        Raises:
+            StateError: it is time to give up.
+        """
+        now_s = time.monotonic()
+        firsts = {job.worker: job for job in reversed(unanswered)}
+        busy = "; ".join(
+            f"worker {worker} of {self.count} was given {job.name} {now_s - job.given_s:.0f} s ago"
+            for worker, job in sorted(firsts.items())
+        )
+        log.warning("no worker has answered for %g s: %s", times * SILENCE_TOLD_S, busy)
+        if times >= SILENCES_MAX:
+            raise StateError(
+                f"no worker has answered for {times * SILENCE_TOLD_S:g} s: {busy}",
+                hint="`ray status` says which nodes are there; see whether a worker was stopped or "
+                "waits for a disk; the same command goes on where it was",
+            )
 
 
 class _Underway(NamedTuple):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 import socket
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fedtide.cli import main
@@ -17,7 +20,7 @@ from simulator.fleet.record import read_record
 from simulator.learning.learner import Train
 from simulator.learning.workers import InProcess, Task, open_workers
 from tests.contract.ray_nodes import HAS_RAY, NodesOfRay
-from tests.learning import PLAN, models_of, rounds, tiny_learner
+from tests.learning import PLAN, endless_learner, models_of, rounds, tiny_learner
 
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="ray is not installed here: make test-ray")
 SCENARIO = """
@@ -84,6 +87,89 @@ def test_when_all_nodes_are_lost_it_is_said(nodes: NodesOfRay) -> None:
     workers.close()
     nodes.add_a_node()
     nodes.add_a_node()
+
+
+@needs_ray
+def test_workers_that_hang_are_told_then_given_up(
+    nodes: NodesOfRay, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    learner = endless_learner()
+    workers = nodes.open(learner)
+    monkeypatch.setattr("simulator.learning.ray_workers.SILENCE_TOLD_S", 0.25)
+    monkeypatch.setattr("simulator.learning.ray_workers.SILENCES_MAX", 3)
+    both = "; ".join(rf"worker {n} of 2 was given training device 0 [0-9]+ s ago" for n in (0, 1))
+    model = read_initial_model(learner.bundle)
+    try:
+        with pytest.raises(StateError, match=f"^no worker has answered for 0.75 s: {both}\n"):
+            list(workers.train([Task(Train(0, PLAN), model)] * 3))
+    finally:
+        workers.close()
+    told = [record.getMessage() for record in caplog.records if record.name.endswith("ray_workers")]
+    assert [re.sub(":.*", "", line) for line in told] == [
+        f"no worker has answered for {seconds} s" for seconds in ("0.25", "0.5", "0.75")
+    ]
+
+
+@needs_ray
+def test_a_worker_that_is_slow_among_others_is_not_silent(
+    nodes: NodesOfRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As long as another one answers between two looks, nobody is told anything."""
+    from ray.exceptions import GetTimeoutError
+
+    from simulator.learning.ray_workers import RayWorkers, _Job
+
+    workers = nodes.open(tiny_learner())
+    assert isinstance(workers, RayWorkers)
+    answers = iter([5, 4, 3, 3, 2, 2, 2])
+    monkeypatch.setattr(workers, "_unanswered", lambda: [None] * next(answers))
+    times: list[int] = []
+    monkeypatch.setattr(workers, "_silent", lambda count, _: times.append(count))
+    waits = iter([GetTimeoutError()] * 7)
+
+    def get(_result: Any, timeout: float) -> str:
+        for error in waits:
+            raise error
+        return "the result"
+
+    monkeypatch.setattr("ray.get", get)
+    assert workers._awaited(_Job(Train(0, PLAN), None)) == "the result"
+    assert times == [1, 1, 2]
+    workers.close()
+
+
+@needs_ray
+def test_a_model_is_stored_once_as_long_as_it_is_here(
+    nodes: NodesOfRay, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The updates of a buffer start from this version and that."""
+    import ray
+
+    from simulator.learning.ray_workers import RayWorkers
+
+    learner = tiny_learner()
+    workers = nodes.open(learner)
+    assert isinstance(workers, RayWorkers)
+    counted, put = itertools.count(), ray.put
+
+    def counting(value: Any) -> Any:
+        next(counted)
+        return put(value)
+
+    monkeypatch.setattr("ray.put", counting)
+    versions = [read_initial_model(learner.bundle) + np.float32(n) for n in range(3)]
+    wanted = [
+        done.vector.tobytes()
+        for done in InProcess(learner).train([Task(Train(0, PLAN), one) for one in versions])
+    ]
+    for _ in range(4):
+        done = workers.train([Task(Train(0, PLAN), one) for one in versions])
+        assert [one.vector.tobytes() for one in done] == wanted
+        workers.begin_evaluation(versions[-1], 1).result()
+    assert next(counted) == len(workers._stored) == 3
+    del versions[1:]
+    assert len(workers._stored) == 1
+    workers.close()
 
 
 @needs_ray
