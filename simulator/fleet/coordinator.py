@@ -44,6 +44,7 @@ from fedtide.messages import BlobRef, Decline, Task, Update, Want, Welcome
 from simulator.device_names import index_of
 from simulator.fleet import events
 from simulator.fleet.attendance import Attendance
+from simulator.fleet.closing import why_closed
 from simulator.fleet.device import Device
 from simulator.fleet.learning import Learning, Part
 from simulator.fleet.world import World
@@ -345,7 +346,8 @@ class Coordinator:
                     self._config.plan, self._config.rounds, member.round_id, member.version
                 )
                 parts.append(Part(index, plan, member.version, staleness, update.steps))
-        world.write(events.RoundClosed(world.now_ms, round_id, tuple(counted)))
+        why = why_closed(state)
+        world.write(events.RoundClosed(world.now_ms, round_id, tuple(counted), why))
         if train:
             world.agenda.after(world.job_ms(len(parts)), self._job_done, round_id, parts)
         else:

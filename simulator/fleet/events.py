@@ -16,6 +16,9 @@ from fedtide.measures import Natural
 Rate = Annotated[float, Meta(ge=0)]
 Kind = Literal["train", "evaluate"]
 Absence = Literal["away", "power cut"]
+Closing = Literal["enough", "answered", "deadline"]
+"""The updates that were wanted are here; no device is at work any more, and they are fewer; the
+time is over, and they are fewer."""
 Phase = Literal["before download", "training", "before upload", "upload"]
 
 
@@ -181,12 +184,14 @@ class Counted(Struct, frozen=True, array_like=True):
 
 
 class RoundClosed(Struct, frozen=True, array_like=True, tag="closed"):
-    """Enough is here: these updates make the next model, or judge this one."""
+    """These updates make the next model, or judge this one."""
 
     at_ms: Natural
     round_id: Natural
     parts: tuple[Counted, ...]
     """In the order of aggregation."""
+    why: Closing | Literal[""] = ""
+    """Empty: of a record from before it was written down."""
 
 
 class RoundAbandoned(Struct, frozen=True, array_like=True, tag="abandoned"):

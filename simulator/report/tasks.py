@@ -76,8 +76,9 @@ class Round:
     opened_ms: int
     wanted: int
     closed_ms: int | None = None
-    outcome: Literal["open", "enough", "deadline", "abandoned"] = "open"
-    """`deadline`: it made a model of fewer updates than it wanted."""
+    outcome: Literal["open", "enough", "answered", "deadline", "abandoned"] = "open"
+    """`answered` and `deadline`: fewer updates than it wanted, as nobody was at work any more, or
+    the time was over."""
     ended: bool = False
 
 
@@ -256,7 +257,8 @@ class Tasks:
     def _closed(self, event: events.RoundClosed) -> None:
         entry = self._rounds[event.round_id]
         entry.closed_ms = event.at_ms
-        entry.outcome = "enough" if len(event.parts) >= entry.wanted else "deadline"
+        enough = len(event.parts) >= entry.wanted
+        entry.outcome = event.why or ("enough" if enough else "deadline")
         self._in_work = event.parts
         if not entry.train:
             self._count(entry, event.at_ms)

@@ -6,12 +6,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from coordinator.cohort import select_cohort
 from coordinator.plans import round_plan
+from coordinator.round_state import Member, RoundState
 from edge_client.config import TrainingConfig
 from edge_client.progress import EpochSaver
 from fedtide.plan import Plan
@@ -19,6 +21,7 @@ from simulator.device_names import device_name
 from simulator.fleet import events
 from simulator.fleet.activities import Training
 from simulator.fleet.checks import violations
+from simulator.fleet.closing import why_closed
 from simulator.fleet.conditions import Conditions
 from simulator.fleet.device import PHASE_NAMES
 from simulator.fleet.dropouts import PHASES
@@ -29,6 +32,7 @@ from simulator.fleet.record import Header, Recorder
 from simulator.fleet.scenario import policies
 from simulator.fleet.world import JOB_MS_MIN
 from simulator.report.digest import Digest
+from simulator.report.tasks import Round, Tasks
 from tests.fleet_runs import work_of
 from tests.simulation.fleet.fleets import history, of_kind, scenario_of, world_of
 
@@ -246,6 +250,53 @@ def test_who_is_away_is_missed_after_the_keepalive_and_finishes_when_back(tmp_pa
     [made] = of_kind(events.ModelMade, found)
     assert made.at_ms > 300_000
     assert len([e for e in of_kind(events.TrainingBegan, found) if e.device == 0]) == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "why", "from_s", "until_s"),
+    [
+        ({}, "answered", 80, 81),
+        ({"availability": {"kind": "always", "trace": None}}, "enough", 19, 21),
+        ({"rounds": {"collect_ms": 30_000}}, "deadline", 30, 31),
+        ({"rounds": {"mode": "buffered", "buffer_size": 1, "concurrency": 2}}, "enough", 19, 21),
+    ],
+)
+def test_why_a_round_closes(
+    tmp_path: Path, changes: dict[str, object], why: str, from_s: int, until_s: int
+) -> None:
+    """All are here; one has declined, long before the deadline; one is still at work."""
+    trace = tmp_path / "trace.csv"
+    starts = "".join(f"0,{20 * turn},{20 * turn + 5}\n" for turn in range(9))
+    trace.write_text(f"device,from_s,until_s\n{starts}1,0,2000\n")
+    scenario = {
+        "fleet": {"devices": 2, "group": [{"step_ms": 1_000.0}]},
+        "availability": {"kind": "trace", "trace": trace},
+        "rounds": {"count": 1, "cohort_size": 2, "devices_min": 2, "collect_ms": 3_600_000},
+    }
+    found = history(scenario_of(scenario, changes))
+    assert violations(found) == []
+    closed = of_kind(events.RoundClosed, found)[0]
+    assert (closed.why, closed.round_id) == (why, 1)
+    assert from_s * 1_000 <= closed.at_ms <= until_s * 1_000
+    ended: list[Round] = []
+    tasks = Tasks(lambda *_: None, lambda entry, _: ended.append(entry))
+    for event in found:
+        tasks.observe(event)
+    assert ended[0].outcome == why
+
+
+def test_late_updates_that_are_carried_close_no_round() -> None:
+    """They count beside those that came by the deadline."""
+    late = Member("device-00001", "accepted", "b", 3, 1)
+    in_time = Member("device-00002", "accepted", "a", 4, 2)
+    at_work = Member("device-00003", "none", "", 4, 2)
+    state = RoundState(phase="aggregating", round_id=4, wanted=2)
+    for cohort, why in (
+        ((in_time, at_work, late), "deadline"),
+        ((in_time, late), "answered"),
+        ((in_time, Member("device-00004", "accepted", "c", 4, 2), late), "enough"),
+    ):
+        assert why_closed(msgspec.structs.replace(state, cohort=cohort)) == why
 
 
 def test_buffered_rounds_and_late_updates_are_the_machines_own() -> None:
