@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import jinja2
 from markupsafe import Markup
 
 from demo.outcome import ModelRecord, Outcome, RoundRecord
 from demo.plots import accuracy_plot, bytes_plot, loss_plot, timeline_plot
 from demo.scene import Fate, Scene
+from simulator.report.templates import templates_in
 
 
 def write_report(
@@ -21,13 +21,7 @@ def write_report(
     scene: Scene,
 ) -> None:
     """Write the page; no scripts, nothing loaded from elsewhere."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates_in(Path(__file__).parent)
     plots = {
         "accuracy": accuracy_plot(outcome),
         "timeline": timeline_plot(records, table),

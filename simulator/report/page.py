@@ -6,7 +6,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jinja2
 from markupsafe import Markup
 
 from simulator.fleet.record import Record, policy_entry
@@ -16,6 +15,7 @@ from simulator.report.portrait import profiles_plot, timeline_plot
 from simulator.report.summary import PolicyFigures, Summary
 from simulator.report.table import rows_of
 from simulator.report.tasks import may_count_late
+from simulator.report.templates import templates_in
 from simulator.report.timeline import timeline
 from simulator.report.verdict import headline
 from simulator.report.words import number_words, share_words, time_words
@@ -31,13 +31,7 @@ class Portrait(NamedTuple):
 
 def report_page(summary: Summary, records: Sequence[Record], profiles: Sequence[str] = ()) -> str:
     """The page's text; `records` and `profiles` as those of `summary`."""
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = templates_in(Path(__file__).parent)
     environment.filters["share"] = share_words
     environment.filters["time"] = time_words
     environment.filters["number"] = number_words

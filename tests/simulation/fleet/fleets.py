@@ -1,17 +1,15 @@
 """Small federations under virtual time, for tests."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from coordinator.config import CoordinatorConfig
 from simulator.fleet.conditions import Conditions
 from simulator.fleet.engine import run
 from simulator.fleet.events import Event, Finished
 from simulator.fleet.learning import Learning
-from simulator.fleet.scenario import Scenario, policies
+from simulator.fleet.scenario import Scenario, coordinator_config, policies
 from simulator.fleet.world import Sizes, World
 
 T = TypeVar("T")
@@ -49,15 +47,7 @@ def scenario_of(*changes: Mapping[str, object]) -> Scenario:
 def world_of(scenario: Scenario, write: object) -> World:
     policy = policies(scenario)[0]
     conditions = Conditions(scenario)
-    config = CoordinatorConfig(
-        federation="simulated",
-        bundle=Path(),
-        state_dir=Path(),
-        rounds=policy.rounds,
-        plan=policy.plan,
-        encoding=scenario.encoding,
-        hello_ms=scenario.hello_ms,
-    )
+    config = coordinator_config(scenario, policy)
     assert conditions.parameters is not None
     sizes = Sizes.of(conditions.parameters, config, 20_000)
     return World(conditions, config, sizes, write)  # type: ignore[arg-type]
