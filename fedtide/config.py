@@ -5,6 +5,7 @@ Relative paths in a file are relative to that file.
 
 from __future__ import annotations
 
+import errno
 import logging
 import re
 import ssl
@@ -118,14 +119,33 @@ def convert_config(
     """
 
     def decode(wanted: type, value: Any) -> Any:
-        if wanted is Path and isinstance(value, str) and value:
-            return (folder / Path(value).expanduser()).resolve()
+        if wanted is Path and isinstance(value, str):
+            return given_path(value, folder)
         raise ValueError("Expected a path")
 
     try:
         return msgspec.convert(raw, kind, dec_hook=decode)
     except msgspec.ValidationError as exc:
         raise ConfigError(f"{where}: {explained(str(exc), raw, kind)}", hint=hint) from exc
+
+
+def given_path(text: str, folder: Path) -> Path:
+    """The absolute path that `text` means in a file in `folder`; `~` is somebody's home.
+
+    Raises:
+        ValueError: no path could be that.
+    """
+    if not text:
+        raise ValueError("Expected a path")
+    try:
+        path = (folder / Path(text).expanduser()).resolve()
+        path.lstat()
+    except OSError as exc:
+        if exc.errno == errno.ENAMETOOLONG:
+            raise ValueError(f"Expected a path: {exc.strerror}") from exc
+    except (RuntimeError, ValueError) as exc:  # nobody's home, links in a circle, a zero byte
+        raise ValueError(f"Expected a path: {exc}") from exc
+    return path
 
 
 def explained(text: str, raw: Any, kind: Any) -> str:
@@ -156,9 +176,13 @@ def explained(text: str, raw: Any, kind: Any) -> str:
         return f"{name}: {text}" if name else text
     if "password" in name:
         return f"{name} is wrong: {text}"
+    return f"{name} is {shortened(value)}: {text[0].lower()}{text[1:]}"
+
+
+def shortened(value: Any) -> str:
+    """A value for a message."""
     shown = repr(value)
-    shown = shown if len(shown) <= _VALUE_CHARS_MAX else shown[:_VALUE_CHARS_MAX] + "…"
-    return f"{name} is {shown}: {text[0].lower()}{text[1:]}"
+    return shown if len(shown) <= _VALUE_CHARS_MAX else shown[:_VALUE_CHARS_MAX] + "…"
 
 
 def _counted(place: re.Match[str]) -> str:

@@ -42,7 +42,21 @@ def import_onnxruntime() -> Any:
         return sys.modules["onnxruntime"]
     if importlib.util.find_spec("onnxruntime") is None:
         raise ConfigError("onnxruntime is not installed here", hint=install_hint("client"))
-    folder = training_package()
+    try:
+        return _imported(training_package())
+    except ImportError as exc:  # which its native part makes of whatever interrupts it
+        if _interrupted(exc):
+            raise KeyboardInterrupt from exc
+        raise
+
+
+def _interrupted(error: BaseException | None) -> bool:
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
+def _imported(folder: Path | None) -> Any:
     if folder is None:
         return importlib.import_module("onnxruntime")
     package = types.ModuleType(_TRAINING)

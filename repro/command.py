@@ -93,6 +93,11 @@ def chosen_rows(parsed: argparse.Namespace) -> list[Row]:
         for row in ROWS
         if parsed.table in (None, row.table) and parsed.partition in (None, row.column)
     ]
+    if not rows:
+        raise ConfigError(
+            f"table {parsed.table} has no rows of partition {parsed.partition!r}",
+            hint="fedtide repro fedavg --list says which there are",
+        )
     if parsed.row is None:
         return rows
     found = [row for row in rows if parsed.row in (row.name, row.line)]
@@ -132,6 +137,11 @@ def _check(parsed: argparse.Namespace) -> None:
     parsed.learning_rate = _learning_rate(parsed.learning_rate)
     if parsed.bundle is not None:
         _check_bundle(parsed)
+    if parsed.figure and (parsed.table or parsed.row or parsed.partition or parsed.over_mqtt):
+        raise ConfigError(
+            "--figure goes without --table, --row, --partition and --over-mqtt",
+            hint="one command for the figure, another for the rows",
+        )
     if not (parsed.table or parsed.row or parsed.figure or parsed.list or parsed.report):
         raise ConfigError(
             "nothing was asked for",

@@ -34,9 +34,10 @@ for example:
   fedtide simulate examples/scenarios/night.toml --policy cohorts-of-20 --rounds 10
   fedtide simulate --replay /tmp/first/wait.jsonl.gz
 
-exit codes: 0 all policies came to their end, also where rounds were abandoned; 1 a replay differs;
-2 scenario, flag or package; 3 bundle; 4 data are missing, damaged or do not fit; 5 the export of a
-model failed; 7 the folder is damaged, full or in use; 130 interrupted: the same command goes on"""
+exit codes: 0 all policies came to their end, also where rounds were abandoned; 1 a replay differs,
+or what was learned is not finite or cannot be encoded; 2 scenario, flag or package; 3 bundle;
+4 data are missing, damaged or do not fit; 5 the export of a model failed; 7 the folder is damaged,
+full or in use; 130 interrupted: the same command goes on"""
 _TOLD = (events.RoundClosed, events.RoundAbandoned, events.ModelMade, events.Evaluated)
 
 
@@ -77,7 +78,9 @@ def run(parsed: argparse.Namespace) -> int:
     # Ctrl-C must work even where it was inherited as ignored, as in a shell's background job.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
-    where: Where = parsed.ray or _workers(parsed.workers)
+    where: Where = _workers(parsed.workers) if parsed.ray is None else parsed.ray
+    if where == "":
+        raise ConfigError("--ray is empty, expected HOST:PORT of the cluster's head")
     if parsed.replay is not None:
         if parsed.scenario is not None:
             raise ConfigError("give a scenario or --replay, not both")
@@ -99,9 +102,10 @@ def run(parsed: argparse.Namespace) -> int:
     conditions = Conditions(scenario)  # refuses what is wrong before there is a folder
     out: Path = parsed.out or Path("simulated") / scenario.name
     with locked(out, "simulation"):
-        for name in claim(out, scenario, chosen, force=parsed.force):
-            told = f"policy {name!r} is another one than that recorded in {str(out)!r}"
-            print(f"fedtide: {told}: it is run anew", file=sys.stderr)
+        for name, why in claim(out, scenario, chosen, force=parsed.force).items():
+            print(
+                f"fedtide: policy {name!r} {why} in {str(out)!r}: it is run anew", file=sys.stderr
+            )
         try:
             _run_all(scenario, chosen, out, where, plain=parsed.plain)
         except KeyboardInterrupt:

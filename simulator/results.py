@@ -13,7 +13,7 @@ from fedtide.errors import ConfigError, DamagedError
 from fedtide.files import disk_errors_of, write_atomically
 from simulator.fleet.inputs import differing, input_digests
 from simulator.fleet.policy_run import as_recorded
-from simulator.fleet.record import policy_entry, read_record
+from simulator.fleet.record import policy_entry, read_header, read_record
 from simulator.fleet.scenario import Policy, Scenario
 
 SCENARIO_FILE = "scenario.json"
@@ -63,11 +63,13 @@ def models_folder(out: Path, policy: str) -> Path:
     return out / f"{policy}.models"
 
 
-def claim(out: Path, scenario: Scenario, chosen: Sequence[Policy], *, force: bool) -> list[str]:
+def claim(
+    out: Path, scenario: Scenario, chosen: Sequence[Policy], *, force: bool
+) -> dict[str, str]:
     """Make the folder this scenario's.
 
     Results of the same scenario stay, also those of policies that are not chosen. Returns the names
-    of the chosen ones whose record was of other settings, and is removed.
+    of the chosen ones whose record is removed, and why: for a person to read.
 
     Raises:
         ConfigError: it holds what was recorded of another scenario, or with other files.
@@ -87,10 +89,16 @@ def claim(out: Path, scenario: Scenario, chosen: Sequence[Policy], *, force: boo
             _remove_all(out)
             before = None
         entries = {} if before is None else before.entries
-        changed = [name for name in wanted if entries.get(name, wanted[name]) != wanted[name]]
-        stale = [name for name in changed if record_path(out, name).exists()]
-        for name in changed:
-            _remove(record_path(out, name), models_folder(out, name))
+        stale = {}
+        for name, entry in wanted.items():
+            record, models = record_path(out, name), models_folder(out, name)
+            why = _other_program(record)
+            if entries.get(name, entry) != entry:
+                why = "is another one than that recorded"
+            if why:
+                if record.exists():
+                    stale[name] = why
+                _remove(models, record)  # in this order: no models stay that nobody can place
     raw = {**terms.common, "inputs": terms.inputs, "policy": list((entries | wanted).values())}
     write_atomically(path, msgspec.json.encode(raw))
     return stale
@@ -98,19 +106,29 @@ def claim(out: Path, scenario: Scenario, chosen: Sequence[Policy], *, force: boo
 
 def is_recorded(path: Path, scenario: Scenario, policy: Policy) -> bool:
     """Whether an earlier command came to the end of this policy, under the same terms."""
+    if not path.exists():
+        return False
+    wanted = Terms.now(scenario)
+    try:
+        record = read_record(path)
+        before = Terms.of(record.header.scenario, record.header.inputs)
+    except (DamagedError, KeyError, TypeError):
+        return False
+    same = before.entries.get(policy.name) == wanted.entries[policy.name]
+    return record.complete and same and not wanted.other_than(before)
+
+
+def _other_program(path: Path) -> str:
+    """Who made a record, if another version of fedtide did: its fleet may have done otherwise."""
     from fedtide import __version__
 
     if not path.exists():
-        return False
+        return ""
     try:
-        record = read_record(path)
+        version = read_header(path).fedtide
     except DamagedError:
-        return False
-    header, wanted = record.header, Terms.now(scenario)
-    if wanted.other_than(Terms.of(header.scenario, header.inputs)):
-        return False
-    same = policy_entry(header.scenario, policy.name) == wanted.entries[policy.name]
-    return record.complete and same and header.fedtide == __version__
+        return ""
+    return "" if version == __version__ else f"was recorded by fedtide {version}"
 
 
 def _read(path: Path) -> Terms | None:

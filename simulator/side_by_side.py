@@ -14,7 +14,7 @@ from typing import TypeVar
 import msgspec
 
 from fedtide.errors import FedtideError, StateError
-from simulator.end_with_starter import end_with_starter
+from simulator.forking import end_with_starter, start
 from simulator.learning.answers import Failed, error_of
 
 END_S = 5.0
@@ -49,7 +49,7 @@ def side_by_side(work: Callable[[T], None], items: Sequence[T], at_once: int) ->
                 others = [*running, ours]
                 process = context.Process(target=_alone, args=(work, item, theirs, others))
                 running[ours] = item, process
-                process.start()
+                start(process)
                 theirs.close()  # so that it is the process's end alone
             for ours in [one for one in wait(list(running)) if isinstance(one, Connection)]:
                 _heard(ours, running[ours][1])

@@ -26,8 +26,6 @@ class Traits(NamedTuple):
     link: str
     times: StepTimes
     """Of its training steps."""
-    step_ms: float
-    """Of a step with the scenario's `plan.batch_size`."""
     line: LinkNumbers
     examples: int
     """Local training examples. With real learning the partition knows better."""
@@ -90,7 +88,7 @@ class Conditions:
 def _fleet(scenario: Scenario) -> list[Traits]:
     """The traits of all devices."""
     speeds, sizes = Lots(scenario.seed, "speed"), Lots(scenario.seed, "examples")
-    learning, plan, kinds = scenario.learning, scenario.plan, _kinds(scenario)
+    learning, kinds = scenario.learning, _kinds(scenario)
     found = []
     for device, group in enumerate(_groups(scenario)):
         config, name, times, link, line = kinds[group]
@@ -100,9 +98,7 @@ def _fleet(scenario: Scenario) -> list[Traits]:
         if learning.examples_spread:
             spread = log_normal(sizes.draw(device)[0], learning.examples_spread)
             examples = max(1, round(examples * spread))
-        batch = examples if plan.batch_size == "all" else plan.batch_size
-        step_ms = profiles.batch_ms(times, plan, batch)
-        found.append(Traits(name, link, times, step_ms, line, examples))
+        found.append(Traits(name, link, times, line, examples))
     return found
 
 

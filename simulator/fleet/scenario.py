@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Meta, Struct
 
 from coordinator.config import CoordinatorConfig, RoundsConfig
-from fedtide.config import Positive, convert_config, load_config
+from fedtide.config import Positive, convert_config, given_path, load_config, shortened
 from fedtide.errors import ConfigError
 from fedtide.messages import Encoding, Identifier
 from fedtide.plan import Plan
@@ -28,6 +28,8 @@ Sigma = Annotated[float, Meta(ge=0, le=5)]
 Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 Hour = Annotated[float, Meta(ge=0, le=24)]
 HINT = "docs/simulate.md lists every key and its meaning"
+PARAMETERS_MAX = 10**12
+"""A few thousand times the largest model that the protocol carries."""
 _EFFECTIVE = {
     "availability.on_s availability.off_s": ("availability.kind", ("churn",)),
     "availability.night_share availability.day_share availability.night_from_h "
@@ -182,7 +184,7 @@ class LearningConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """modelled: of the median device."""
     examples_spread: Sigma = 0.0
     """modelled: sigma of the log-normal spread of the examples."""
-    parameters: Positive | None = None
+    parameters: Annotated[int, Meta(ge=1, le=PARAMETERS_MAX)] | None = None
     """modelled: values that travel."""
     step_ms: StepMs | None = None
     """Of a step with `plan.batch_size` on the reference machine."""
@@ -244,7 +246,11 @@ def read_scenario(path: Path) -> Scenario:
     scenario = load_config(path, Scenario, hint=HINT)
     model = scenario.learning.model
     if "/" in model:  # a folder, relative to the file; a name has none
-        model = str((path.parent / Path(model).expanduser()).resolve())
+        try:
+            model = str(given_path(model, path.parent))
+        except ValueError as exc:
+            told = f"{str(path)!r}: learning.model is {shortened(model)}: {exc}"
+            raise ConfigError(told, hint=HINT) from exc
         learning = msgspec.structs.replace(scenario.learning, model=model)
         scenario = msgspec.structs.replace(scenario, learning=learning)
     try:

@@ -66,6 +66,8 @@ class Version(Struct, frozen=True):
     """On the test set."""
     worker_s: float = 0.0
     """Spent in training."""
+    parts: str | None = None
+    """SHA-256 of who counted, with which plan; None: not told, as in version 0."""
 
 
 OnVersion = Callable[[Version], None]
@@ -137,9 +139,17 @@ class Models:
 
         Raises:
             DivergedError: what was learned is not finite, or beyond the range of the encoding.
+            StateError: the version on disk is made of other parts.
             FedtideError: of a worker.
         """
+        who = sha256_hex(msgspec.json.encode(parts))
         if version <= self.saved:
+            if self.history[version].parts not in {None, who}:
+                raise StateError(
+                    f"model {version} in {str(self._folder)!r} is made of other updates than those "
+                    "that count now: it was learned by another version of fedtide",
+                    hint="remove that folder, and it is learned again",
+                )
             return
         before = self._vectors[version - 1]
         learned: list[Learned] = []
@@ -151,7 +161,8 @@ class Models:
         examples = sum(one.examples for one in learned)
         loss = sum(one.losses[-1] * one.examples for one in learned) / max(examples, 1)
         seconds = sum(one.seconds for one in learned)
-        self._measure(Version(version, _digest(model), examples, loss, None, seconds), model)
+        made = Version(version, _digest(model), examples, loss, None, seconds, who)
+        self._measure(made, model)
         # Only now: interrupted before, `save` has the version that is measured.
         for old in [v for v in self._vectors if v <= version - self._kept]:
             del self._vectors[old]

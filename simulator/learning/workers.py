@@ -25,7 +25,7 @@ import numpy as np
 from fedtide.errors import StateError
 from fedtide.runtime import import_onnxruntime
 from fedtide.vectors import Vector
-from simulator.end_with_starter import end_with_starter
+from simulator.forking import end_with_starter, start
 from simulator.learning.answers import Answer, Reply, Work, name_of, perform, reply_of
 from simulator.learning.learner import Evaluate, Learner, Measured, Train
 
@@ -200,10 +200,13 @@ class Processes:
         process = context.Process(
             target=_serve, args=(learner, self._vectors, theirs, others), daemon=True
         )
-        process.start()
-        theirs.close()
-        self._connections.append(ours)
-        self._processes.append(process)
+        try:
+            start(process)
+        finally:
+            theirs.close()
+            if process.pid is not None:  # also if we were interrupted: `close` ends it
+                self._connections.append(ours)
+                self._processes.append(process)
 
     def train(self, tasks: Sequence[Task]) -> Iterator[Done]:
         """See `Workers`."""

@@ -78,7 +78,7 @@ class RoundFigures(Struct, frozen=True):
     closed_ms: int | None
     """None: open when the run ended."""
     outcome: str
-    """enough, deadline, abandoned, open."""
+    """enough, answered, deadline, abandoned, open."""
     counted: int
     waited_ms: dict[str, int]
     """Where the time went, by what its last counted device was at: download, training, upload,

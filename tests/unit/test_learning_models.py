@@ -75,6 +75,22 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(tmp_path: Path, staleness
     assert workers.trained == 2 * 3
 
 
+def test_a_version_on_disk_is_not_taken_for_one_of_other_parts(tmp_path: Path) -> None:
+    learner = tiny_learner()
+    first, _ = opened(tmp_path, learner)
+    go(first, 2)
+    first.save()
+    second, _ = opened(tmp_path, learner)
+    with pytest.raises(StateError, match=r"model 1 in .* is made of other updates"):
+        second.advance(1, [Part(1, PLAN, 0), Part(0, PLAN, 0)])
+    # A journal that does not say who counted is believed.
+    journal = (tmp_path / JOURNAL).read_text().splitlines()
+    untold = [msgspec.json.encode({**msgspec.json.decode(line), "parts": None}) for line in journal]
+    (tmp_path / JOURNAL).write_bytes(b"\n".join(untold) + b"\n")
+    third, _ = opened(tmp_path, learner)
+    third.advance(1, [Part(1, PLAN, 0)])
+
+
 class Interrupted(InProcess):
     """Ctrl-C comes while version 3 is `asked` to be measured, or while version 2 is waited for."""
 

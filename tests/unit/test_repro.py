@@ -367,6 +367,9 @@ def test_a_row_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
         (["--table", "2", "--learning-rate", "fast"], "--learning-rate is 'fast'"),
         (["--table", "2", "--learning-rate", "nan"], "--learning-rate is 'nan'"),
         ([], "nothing was asked for"),
+        (["--table", "3", "--partition", "non-iid"], "table 3 has no rows of partition 'non-iid'"),
+        (["--figure", "1", "--row", "2nn-c0.1"], "--figure goes without --table, --row"),
+        (["--figure", "1", "--over-mqtt"], "--figure goes without --table, --row"),
     ],
 )
 def test_flags_that_are_wrong(

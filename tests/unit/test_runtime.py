@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from edge_client.trainers.opening import available_runtimes
+from fedtide.runtime import import_onnxruntime
 
 ROOT = Path(__file__).parents[2]
 
@@ -38,3 +39,20 @@ def test_onnxruntime_makes_no_id_of_the_machine_and_reports_nothing(
     )
     assert int(done.stdout) <= 2, done.stdout
     assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.skipif(not available_runtimes(), reason="no onnxruntime in this environment")
+def test_an_interruption_of_the_import_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The native part makes an ImportError of it."""
+
+    def interrupted(_: str) -> None:
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as exc:
+            raise ImportError("initialization failed") from exc
+
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    with monkeypatch.context() as patched:
+        patched.setattr("importlib.import_module", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            import_onnxruntime()

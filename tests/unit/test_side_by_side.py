@@ -36,6 +36,19 @@ def test_an_error_is_told() -> None:
     assert caught.value.exit_code == DataError.exit_code
 
 
+def test_an_interruption_while_a_process_forks_is_not_lost() -> None:
+    """Python prints what is raised in the hooks around a fork, and goes on."""
+    armed = [True]
+
+    def interrupt() -> None:
+        if armed.pop():
+            signal.raise_signal(signal.SIGINT)
+
+    os.register_at_fork(after_in_parent=lambda: interrupt() if armed else None)
+    with pytest.raises(KeyboardInterrupt):
+        list(side_by_side(lambda _: None, [1, 2], 1))
+
+
 def test_a_killed_process_is_a_message() -> None:
     def work(_: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)

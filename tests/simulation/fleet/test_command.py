@@ -162,6 +162,30 @@ def test_only_policies_that_changed_or_are_new_are_run(
     assert simulate("--replay", out / "more.jsonl.gz") == 0
 
 
+def test_what_another_version_recorded_is_run_anew(
+    scenario: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its fleet may have done otherwise, and what it learned is of that."""
+    out, ran = tmp_path / "out", noted(monkeypatch)
+    with monkeypatch.context() as earlier:
+        earlier.setattr("simulator.fleet.policy_run.__version__", "0.0.9")
+        assert simulate(scenario, "--out", out, "--workers", 1, "--policy", "wait") == 0
+    assert simulate(scenario, "--out", out, "--workers", 1, "--policy", "more") == 0
+    (out / "wait.models").mkdir()
+    ran.clear()
+    capsys.readouterr()
+    assert simulate(scenario, "--out", out, "--workers", 1) == 0
+    assert "policy 'wait' was recorded by fedtide 0.0.9 in" in capsys.readouterr().err
+    assert ran == ["wait"]
+    assert not (out / "wait.models").exists()
+    ran.clear()
+    assert simulate(scenario, "--out", out, "--workers", 1) == 0
+    assert ran == []
+
+
 def test_what_was_begun_with_force_goes_on_with_the_same_command(
     scenario: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ def conditions(**changes: Any) -> Conditions:
 def draws(of: Conditions, devices: int = 40) -> dict[str, Any]:
     """Everything that is drawn, by component."""
     return {
-        "traits": [of.traits(device)[0:4] for device in range(devices)],
+        "traits": [of.traits(device)[0:3] for device in range(devices)],
         "examples": [of.traits(device).examples for device in range(devices)],
         "presence": [list(islice(of.presence(device), 20)) for device in range(devices)],
         "slow": [of.fate(device, 3).slow_factor for device in range(devices)],
@@ -157,7 +157,7 @@ def test_speeds_and_examples_spread_around_their_median() -> None:
     known = MODELS["mnist_2nn"].times
     assert known is not None
     usual = known.scaled(1 / profiles.PROFILES["pi-4"])
-    logs = [math.log(pi.step_ms / usual.at(10)) for pi in pis]
+    logs = [math.log(pi.times.at(10) / usual.at(10)) for pi in pis]
     assert abs(statistics.fmean(logs)) < 4 * 0.3 / math.sqrt(len(pis))
     assert statistics.stdev(logs) == pytest.approx(0.3, rel=0.12)
     sizes = [math.log(of.traits(device).examples / 500) for device in range(len(of))]

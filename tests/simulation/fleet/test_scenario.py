@@ -225,6 +225,14 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
             with_group('profile = "pi-4"', "link = {down_bytes_per_s = 0, up_bytes_per_s = 1}"),
             "fleet.group 1: link.down_bytes_per_s is 0: expected a number, at least 1",
         ),
+        (f"{BASE}[learning]\nmodel = '~nobody-here/x'", "learning.model is '~nobody-here/x': "),
+        (f'{BASE}[learning]\nmodel = "a/\\u0000b"', "Expected a path: embedded null"),
+        (f"{BASE}[learning]\nmodel = './{'x' * 5_000}'", "Expected a path: File name too long"),
+        (f"{BASE}[learning]\ndata_dir = '~nobody-here/x'", "data_dir is '~nobody-here/x': "),
+        (
+            f"{BASE}[learning]\nparameters = {2**52}",
+            "expected a whole number, at most 1000000000000",
+        ),
         (f"{BASE}[learning]\nmodel = 'resnet'", "learning.model is 'resnet', expected the folder"),
         (
             f"{BASE}[learning]\nparameters = 7",
@@ -289,7 +297,7 @@ def test_a_profile_may_be_measured(tmp_path: Path) -> None:
     (tmp_path / "my-pi.json").write_text(BENCHMARK)
     conditions = Conditions(load(tmp_path, with_group('benchmark = "my-pi.json"')))
     traits = conditions.traits(0)
-    assert (traits.profile, traits.step_ms) == ("my-pi", 2.0)
+    assert (traits.profile, traits.times.at(10)) == ("my-pi", 2.0)
     assert (traits.times.at(50), traits.times.at(30)) == (10.0, 6.0)
 
 
