@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     """Export as `args` say; 0, or an error of `fedtide.errors`.
 
     Raises:
-        ExportError, ConfigError: see `export.exporting.export_bundle`.
+        ExportError, ConfigError, StateError: see `export.exporting.export_bundle`.
     """
     started = time.monotonic()
     new_folder = not args.out.absolute().parent.exists()

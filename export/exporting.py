@@ -67,6 +67,7 @@ def export_bundle(
     Raises:
         ExportError: the model cannot be exported, or a runtime computes something else.
         ConfigError: `out` holds something else, or cannot be written.
+        StateError: the disk is full or failing.
     """
     check_target(out)
     progress("inspecting the model")

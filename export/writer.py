@@ -10,7 +10,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fedtide.bundle import open_bundle_dir, sha256_hex
-from fedtide.errors import BundleError, ConfigError
+from fedtide.errors import BundleError, ConfigError, StateError
 from fedtide.manifest import MANIFEST_NAME, File
 
 
@@ -82,18 +82,28 @@ def replacing(out: Path) -> Iterator[Path]:
 
 
 def write_files(folder: Path, contents: Mapping[str, bytes]) -> dict[str, File]:
-    """Write and sync each file; their manifest entries, sorted by path."""
+    """Write and sync each file; their manifest entries, sorted by path.
+
+    Raises:
+        StateError: the disk is full or failing.
+    """
     entries = {}
-    for name, content in sorted(contents.items()):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        entries[name] = File(len(content), sha256_hex(content))
-    for parent in {(folder / name).parent for name in contents}:
-        _sync(parent)
+    try:
+        for name, content in sorted(contents.items()):
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            entries[name] = File(len(content), sha256_hex(content))
+        for parent in {(folder / name).parent for name in contents}:
+            _sync(parent)
+    except OSError as exc:
+        raise StateError(
+            f"cannot write in {str(folder.parent)!r}: {exc.strerror}",
+            hint="free space on this disk, or make it writable; nothing was changed",
+        ) from exc
     return entries
 
 

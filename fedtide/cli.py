@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from fedtide import __version__
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     arm_from_environment()
+    _check_empty(arguments)
     parser = argparse.ArgumentParser(
         prog="fedtide", description="Federated learning on devices that come and go."
     )
@@ -85,6 +87,14 @@ def _run(arguments: list[str]) -> int:
     command = _COMMANDS[parsed.command]
     with _packages_of(command):
         return _load(command).run(parsed)
+
+
+def _check_empty(arguments: Sequence[str]) -> None:
+    """An empty path would be the current folder."""
+    for before, word in pairwise(("", *arguments)):
+        if not word or (word.startswith("--") and word.endswith("=")):
+            flag = word.rstrip("=") or (before if before.startswith("-") else "an argument")
+            raise ConfigError(f"{flag} is empty", hint="is a variable of the shell's not set?")
 
 
 class _CommandModule(Protocol):

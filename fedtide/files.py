@@ -113,8 +113,8 @@ def locked(folder: Path, owner: str) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             raise StateError(
-                f"the state folder {str(folder)!r} is in use by another {owner}",
-                hint="stop the other process, or give this one a state folder of its own",
+                f"the folder {str(folder)!r} is in use by another {owner}",
+                hint="stop the other process, or give this one a folder of its own",
             ) from exc
         yield
     finally:

@@ -137,6 +137,13 @@ def _check(parsed: argparse.Namespace) -> None:
     parsed.learning_rate = _learning_rate(parsed.learning_rate)
     if parsed.bundle is not None:
         _check_bundle(parsed)
+    if parsed.list and parsed.report:
+        raise ConfigError("--list and --report are two commands", hint="give one of them")
+    if parsed.figure and (parsed.learning_rate is not None or parsed.rounds_max is not None):
+        raise ConfigError(
+            "--figure goes without --learning-rate and --rounds-max: the paper says both",
+            hint="leave them out",
+        )
     if parsed.figure and (parsed.table or parsed.row or parsed.partition or parsed.over_mqtt):
         raise ConfigError(
             "--figure goes without --table, --row, --partition and --over-mqtt",

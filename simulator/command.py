@@ -64,9 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     learners.add_argument("--ray", metavar="HOST:PORT", help="the nodes of this Ray cluster learn")
     parser.add_argument("--target", type=float, metavar="SHARE", help="accuracy to compare at")
-    parser.add_argument(
-        "--force", action="store_true", help="begin anew in a folder of another scenario"
-    )
+    parser.add_argument("--force", action="store_true", help="begin anew in a folder of others")
     parser.add_argument("--plain", action="store_true", help="lines instead of a live screen")
     parser.add_argument(
         "--replay", type=Path, metavar="RECORD", help="run a record again and compare"
@@ -79,11 +77,8 @@ def run(parsed: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.default_int_handler)
     where: Where = _workers(parsed.workers) if parsed.ray is None else parsed.ray
-    if where == "":
-        raise ConfigError("--ray is empty, expected HOST:PORT of the cluster's head")
     if parsed.replay is not None:
-        if parsed.scenario is not None:
-            raise ConfigError("give a scenario or --replay, not both")
+        _check_replay(parsed)
         return _replay(parsed.replay, where)
     if parsed.scenario is None:
         raise ConfigError(
@@ -101,6 +96,11 @@ def run(parsed: argparse.Namespace) -> int:
     _check_packages()
     conditions = Conditions(scenario)  # refuses what is wrong before there is a folder
     out: Path = parsed.out or Path("simulated") / scenario.name
+    if parsed.target is not None and scenario.learning.kind == "modelled":
+        raise ConfigError(
+            '--target is given, and learning.kind is "modelled": there is no accuracy',
+            hint="leave --target out",
+        )
     with locked(out, "simulation"):
         for name, why in claim(out, scenario, chosen, force=parsed.force).items():
             print(
@@ -117,6 +117,20 @@ def run(parsed: argparse.Namespace) -> int:
             return 130
         _report(conditions, chosen, out, parsed.target)
     return 0
+
+
+def _check_replay(parsed: argparse.Namespace) -> None:
+    """A record says itself what was run."""
+    if parsed.scenario is not None:
+        raise ConfigError("give a scenario or --replay, not both")
+    others = ("seed", "devices", "rounds", "hours", "policy", "out", "target", "force")
+    given = [name for name in others if getattr(parsed, name) not in (None, False)]
+    if given:
+        flags = ", ".join(f"--{name}" for name in given)
+        raise ConfigError(
+            f"--replay goes without {flags}: it runs what was recorded, as it was recorded",
+            hint="to run it otherwise give the scenario",
+        )
 
 
 def _replay(path: Path, where: Where) -> int:

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from fedtide.config import shortened
 from fedtide.errors import ConfigError, DamagedError
 from fedtide.files import disk_errors_of, write_atomically
+from simulator.fleet.environment import other_packages
 from simulator.fleet.inputs import differing, input_digests
 from simulator.fleet.policy_run import as_recorded
 from simulator.fleet.record import policy_entry, read_header, read_record
@@ -48,7 +50,10 @@ class Terms(NamedTuple):
     def other_than(self, before: Terms) -> str:
         """Why policies of both cannot stand side by side; empty: they can."""
         if self.common != before.common:
-            return "of another scenario, seed or size"
+            if not before.common:
+                return f"of a scenario that nobody knows: {SCENARIO_FILE} is damaged"
+            changed_key = _differing_key(before.common, self.common)
+            return f"of another scenario, seed or size: {changed_key}"
         changed = differing(before.inputs, self.inputs or {})
         return f"with another file as {', '.join(changed)}" if changed else ""
 
@@ -72,17 +77,21 @@ def claim(
     of the chosen ones whose record is removed, and why: for a person to read.
 
     Raises:
-        ConfigError: it holds what was recorded of another scenario, or with other files.
-        StateError: it cannot be used.
+        ConfigError: it holds what was recorded of another scenario, with other files, or begun with
+            other packages; or files that nobody simulated.
+        StateError: it cannot be used; whose results it holds cannot be read.
     """
     path, terms = out / SCENARIO_FILE, Terms.now(scenario)
     wanted = {policy.name: terms.entries[policy.name] for policy in chosen}
     with disk_errors_of(out):
+        if not force:
+            _check_foreign(out)
         before = _read(path)
         other = "" if before is None else terms.other_than(before)
         if other:
             if any(out.glob("*.jsonl.gz")) and not force:
-                raise ConfigError(
+                kind = ConfigError if before and before.common else DamagedError
+                raise kind(
                     f"{str(out)!r} holds results {other}",
                     hint="give another --out, or --force to remove those results",
                 )
@@ -90,9 +99,16 @@ def claim(
             before = None
         entries = {} if before is None else before.entries
         stale = {}
+        begun = {name: _begun_elsewhere(record_path(out, name)) for name in wanted}
+        if any(begun.values()) and not force:
+            name, elsewhere = next((name, why) for name, why in begun.items() if why)
+            raise ConfigError(
+                f"policy {name!r} was begun in {str(out)!r} {elsewhere}: no replay could follow",
+                hint="go on where it was begun, or give --force to begin that policy anew",
+            )
         for name, entry in wanted.items():
             record, models = record_path(out, name), models_folder(out, name)
-            why = _other_program(record)
+            why = _other_program(record) or (begun[name] and f"was begun {begun[name]}")
             if entries.get(name, entry) != entry:
                 why = "is another one than that recorded"
             if why:
@@ -129,6 +145,42 @@ def _other_program(path: Path) -> str:
     except DamagedError:
         return ""
     return "" if version == __version__ else f"was recorded by fedtide {version}"
+
+
+def _begun_elsewhere(path: Path) -> str:
+    """The other packages of a run that did not come to its end; one that did stays what it is."""
+    if not path.exists():
+        return ""
+    try:
+        elsewhere = other_packages(read_header(path).packages)
+        return "" if not elsewhere or read_record(path).complete else elsewhere
+    except DamagedError:
+        return ""
+
+
+def _check_foreign(out: Path) -> None:
+    """Nobody's report is overwritten by ours."""
+    if (out / SCENARIO_FILE).exists():
+        return
+    for name in ("report.html", "summary.json"):
+        if (out / name).exists():
+            raise ConfigError(
+                f"{str(out)!r} holds {name!r}, and no simulation was run there",
+                hint="give another --out, or --force to overwrite it",
+            )
+
+
+def _differing_key(before: Any, now: Any, key: str = "") -> str:
+    """The first key that differs, with both values."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        pairs = ((f"{key}.{name}".lstrip("."), name) for name in {**before, **now})
+        inner = (_differing_key(before.get(name), now.get(name), path) for path, name in pairs)
+    elif isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        numbered = enumerate(zip(before, now, strict=True), 1)
+        inner = (_differing_key(old, new, f"{key} {number}") for number, (old, new) in numbered)
+    else:
+        return "" if before == now else f"{key} was {shortened(before)}, and is {shortened(now)}"
+    return next(filter(None, inner), "")
 
 
 def _read(path: Path) -> Terms | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,6 +14,7 @@ from fedtide.config import explained
 from fedtide.errors import ConfigError, FedtideError
 from simulator.fleet.conditions import Conditions
 from simulator.fleet.engine import run
+from simulator.fleet.environment import other_packages, packages
 from simulator.fleet.events import Event
 from simulator.fleet.inputs import differing, input_digests
 from simulator.fleet.learning import Learning
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from simulator.learning.workers import Where
 
 OpenSink = Callable[[Header], AbstractContextManager[Sink]]
-_PACKAGES = ("numpy", "onnxruntime")
-"""That what is learned depends on, to the last bit."""
 
 
 class DifferentRunError(FedtideError):
@@ -90,19 +88,9 @@ def _header(scenario: Scenario, policy: Policy, sizes: Sizes) -> Header:
         model_bytes=sizes.model,
         bundle_bytes=sizes.bundle,
         fedtide=__version__,
-        packages=_packages() if scenario.learning.kind == "real" else {},
+        packages=packages() if scenario.learning.kind == "real" else {},
         inputs=input_digests(scenario),
     )
-
-
-def _packages() -> dict[str, str]:
-    found = {}
-    for name in _PACKAGES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # another distribution may bring the package
-            found[name] = "unknown"
-    return found
 
 
 def as_recorded(scenario: Scenario) -> dict[str, Any]:
@@ -155,7 +143,8 @@ class _Comparison:
         self._path = path
         self._lines = lines(path)
         self._encoder = msgspec.json.Encoder()
-        self.recorder = Recorder(None, read_header(path))
+        self._header = read_header(path)
+        self.recorder = Recorder(None, self._header)
         self.events = 0
 
     def write(self, event: Event) -> None:
@@ -186,10 +175,14 @@ class _Comparison:
             raise self._different(b"the end", b"more")
 
     def _different(self, recorded: bytes, line: bytes) -> DifferentRunError:
+        why = "was changed, or made by another version of this program"
+        other = other_packages(self._header.packages)
+        if other:
+            why = f"was made {other}: what is measured may differ in its last digits"
         return DifferentRunError(
             f"event {self.events + 1:,} is another one\n"
             f"  recorded: {_shown(recorded)}\n  now:      {_shown(line)}",
-            hint=f"{str(self._path)!r} was changed, or made by another version of this program",
+            hint=f"{str(self._path)!r} {why}",
         )
 
 

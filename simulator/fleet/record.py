@@ -269,7 +269,8 @@ def _next_line(path: Path, file: BinaryIO) -> bytes:
 
 def _open_to_write(path: Path) -> BinaryIO:
     if path.suffix == ".gz":
-        return cast(BinaryIO, gzip.open(path, "wb", 1))
+        # Of the time nothing is written: the same run is the same file.
+        return cast(BinaryIO, gzip.GzipFile(path, "wb", 1, mtime=0))
     return path.open("wb")
 
 

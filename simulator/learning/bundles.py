@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fedtide import __version__
 from fedtide.bundle import Bundle, open_bundle_dir
-from fedtide.errors import ConfigError, ExportError
+from fedtide.errors import ConfigError, ExportError, StateError
 from fedtide.manifest import MANIFEST_NAME
 from simulator.learning.datasets.catalogue import cache_folder
 
@@ -29,12 +29,13 @@ EXPORT_S = 600.0
 def named_bundle(model: str, base: Path = Path()) -> Bundle:
     """The bundle of a model of `MODELS`, or in the folder `model`, relative to `base`.
 
-    The first use of a name exports it, which needs torch and takes some seconds.
+    The first use of a name exports it, which needs torch and takes some seconds to a minute.
 
     Raises:
         ConfigError: neither a name nor a folder, or there is no torch to export it with.
         BundleError: what is in the folder is no bundle.
         ExportError: the export failed.
+        StateError: the disk that has the cache is full or failing.
     """
     target = MODELS.get(model)
     if target is None:
@@ -69,9 +70,15 @@ def _export(model: str, target: str, folder: Path) -> None:
             hint=f"where it is: fedtide export {target} --out {model}; then give that folder as "
             "the model",
         )
-    print(f"exporting {model}, once ...", file=sys.stderr, flush=True)
+    print(
+        f"exporting {model} to {folder}, once; up to a minute or two ...",
+        file=sys.stderr,
+        flush=True,
+    )
     command = [sys.executable, "-m", "fedtide", "export", target, "--out", str(folder)]
     command += ["--runtime", "portable"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=EXPORT_S, check=False)
     if done.returncode:
-        raise ExportError(f"the export of {model!r} failed: {done.stderr.strip()[-2000:]}")
+        told = done.stderr.partition("fedtide: error: ")[2] or done.stderr[-2000:]
+        kind = StateError if done.returncode == StateError.exit_code else ExportError
+        raise kind(f"the export of {model!r} failed: {told.strip()}")

@@ -199,5 +199,6 @@ def _enough(examples: int, parts: int, what: str) -> None:
         raise ConfigError(f"there are {parts:,} {what}, expected 1 or more")
     if parts > examples:
         raise ConfigError(
-            f"{examples:,} examples are too few for {parts:,} {what}", hint="ask for fewer"
+            f"{examples:,} examples are too few for {parts:,} {what}",
+            hint="ask for fewer devices, or other data",
         )

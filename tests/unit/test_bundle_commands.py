@@ -626,7 +626,7 @@ def test_benchmark_of_a_bundle_that_fails(folder: Path, capsys: pytest.CaptureFi
     [
         ["--batch-size", "0"],
         ["--batch-size", "a,b"],
-        ["--threads", ""],
+        ["--threads", " "],
         ["--threads", "1025"],
         ["--seconds", "nan"],
     ],

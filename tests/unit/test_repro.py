@@ -369,6 +369,9 @@ def test_a_row_that_there_is_not(capsys: pytest.CaptureFixture[str]) -> None:
         ([], "nothing was asked for"),
         (["--table", "3", "--partition", "non-iid"], "table 3 has no rows of partition 'non-iid'"),
         (["--figure", "1", "--row", "2nn-c0.1"], "--figure goes without --table, --row"),
+        (["--figure", "1", "--rounds-max", "5"], "--figure goes without --learning-rate"),
+        (["--figure", "1", "--learning-rate", "1"], "--figure goes without --learning-rate"),
+        (["--list", "--report"], "two commands"),
         (["--figure", "1", "--over-mqtt"], "--figure goes without --table, --row"),
     ],
 )

@@ -11,6 +11,7 @@ from fedtide.cli import main
 from fedtide.errors import StateError
 from simulator.command import _check_packages
 from simulator.fleet import policy_run
+from simulator.fleet.environment import packages
 from simulator.fleet.events import Event, On
 from simulator.fleet.policy_run import scenario_from
 from simulator.fleet.record import Header, Recorder, read_record
@@ -106,6 +107,9 @@ def test_policies_side_by_side_or_in_turn_give_the_same(scenario: Path, tmp_path
         assert one.complete
         assert one.header == two.header
         assert one.digest == two.digest
+        contents = [(tmp_path / n / f"{name}.jsonl.gz").read_bytes() for n in "12"]
+        assert contents[0] == contents[1]
+        assert contents[0][4:8] == bytes(4), "no time in it"
     assert not (tmp_path / "1" / "wait.models").exists()
 
 
@@ -214,8 +218,8 @@ def test_a_folder_whose_scenario_is_damaged_is_left_alone(
         b'{"inputs": 3}',
     ):
         (out / "scenario.json").write_bytes(damaged)
-        assert simulate(scenario, "--out", out) == 2
-        assert "another scenario" in capsys.readouterr().err
+        assert simulate(scenario, "--out", out) == 7
+        assert "scenario.json is damaged" in capsys.readouterr().err
 
 
 def with_trace(tmp_path: Path) -> tuple[str, Path]:
@@ -440,7 +444,7 @@ def test_a_folder_of_another_scenario_is_left_alone(
     error = capsys.readouterr().err
     assert "--force" in error
     assert read_record(out / "wait.jsonl.gz").digest == digest
-    assert "results of another scenario, seed or size" in error
+    assert "results of another scenario, seed or size: seed was 0, and is 9" in error
     (out / "mine.html").write_text("not of a simulation")
     assert simulate(scenario, "--out", out, "--seed", 9, "--force") == 0
     assert read_record(out / "wait.jsonl.gz").digest != digest
@@ -478,6 +482,91 @@ def test_force_removes_nothing_where_no_simulation_was(scenario: Path, tmp_path:
     log.write_text("not of a simulation")
     assert simulate(scenario, "--out", tmp_path, "--force") == 0
     assert log.read_text() == "not of a simulation"
+
+
+def test_nobody_s_report_is_overwritten(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "mine"
+    out.mkdir()
+    (out / "report.html").write_text("a thesis")
+    assert simulate(scenario, "--out", out) == 2
+    assert "no simulation was run there" in capsys.readouterr().err
+    assert (out / "report.html").read_text() == "a thesis"
+    assert simulate(scenario, "--out", out, "--force") == 0
+
+
+def begun_elsewhere(path: Path, *, ended: bool) -> None:
+    """As if the record's run had learned with other packages."""
+    header, *events, end = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    other = header.replace(b'"packages":{}', b'"packages":{"onnxruntime":"0.9"}')
+    assert other != header
+    path.write_bytes(gzip.compress(b"".join([other, *events, *[end] * ended])))
+
+
+def test_a_run_goes_on_with_the_packages_it_was_begun_with(
+    scenario: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert simulate(scenario, "--out", tmp_path, "--policy", "wait") == 0
+    path, ran = tmp_path / "wait.jsonl.gz", noted(monkeypatch)
+    begun_elsewhere(path, ended=True)
+    assert simulate(scenario, "--out", tmp_path, "--policy", "wait") == 0
+    assert ran == [], "what came to its end stays what it is"
+    begun_elsewhere_again = gzip.decompress(path.read_bytes()).splitlines(keepends=True)[:-1]
+    path.write_bytes(gzip.compress(b"".join(begun_elsewhere_again)))
+    capsys.readouterr()
+    assert simulate(scenario, "--out", tmp_path, "--policy", "wait") == 2
+    told = capsys.readouterr().err
+    assert "begun" in told
+    assert "onnxruntime 0.9" in told
+    assert ran == []
+    assert simulate(scenario, "--out", tmp_path, "--policy", "wait", "--force") == 0
+    assert ran == ["wait"]
+
+
+def test_a_replay_names_the_packages_that_differ(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simulate(scenario, "--out", tmp_path, "--policy", "wait") == 0
+    path = tmp_path / "wait.jsonl.gz"
+    begun_elsewhere(path, ended=True)
+    header, first, second, *rest = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(gzip.compress(b"".join([header, second, first, *rest])))
+    assert simulate("--replay", path) == 1
+    assert "was made with onnxruntime 0.9, and here is" in capsys.readouterr().err
+
+
+def test_the_packages_are_those_that_are_imported() -> None:
+    import numpy as np
+    import onnxruntime
+
+    known = packages()
+    assert known["numpy"] == np.__version__
+    assert onnxruntime.__version__ in [v for k, v in known.items() if k.startswith("onnxruntime")]
+
+
+@pytest.mark.parametrize("flag", ["--seed", "--devices", "--rounds", "--hours", "--target"])
+def test_a_replay_goes_without_what_would_change_it(
+    flag: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simulate("--replay", tmp_path / "wait.jsonl.gz", flag, 1) == 2
+    assert f"--replay goes without {flag}" in capsys.readouterr().err
+
+
+def test_without_accuracy_there_is_no_target(
+    scenario: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert simulate(scenario, "--out", tmp_path / "out", "--target", 0.9) == 2
+    assert "there is no accuracy" in capsys.readouterr().err
+
+
+def test_an_empty_flag_is_no_folder(scenario: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["--out", ""], ["--out="]):
+        assert simulate(scenario, *words) == 2
+        assert "--out is empty" in capsys.readouterr().err
 
 
 def test_a_replay_misses_events_that_were_cut_out_before_the_end(
