@@ -19,7 +19,14 @@ from simulator.fleet.conditions import Conditions
 from simulator.fleet.policy_run import as_recorded, replay, run_policy, scenario_from
 from simulator.fleet.record import Header, Record, Recorder, Sink, read_record
 from simulator.fleet.scenario import Policy, Scenario, policies, read_scenario
-from simulator.results import claim, is_recorded, models_folder, record_path
+from simulator.results import (
+    REPORT_FILE,
+    SUMMARY_FILE,
+    claim,
+    is_recorded,
+    models_folder,
+    record_path,
+)
 from simulator.side_by_side import side_by_side, usable_cores
 
 if TYPE_CHECKING:
@@ -271,14 +278,14 @@ def _report(conditions: Conditions, chosen: list[Policy], out: Path, target: flo
     records = [read_record(record_path(out, policy.name)) for policy in chosen]
     profiles = [conditions.traits(device).profile for device in range(len(conditions))]
     summary = summarise(records, profiles, target)
-    write_summary(summary, out / "summary.json")
-    write_report(summary, records, out / "report.html", profiles)
+    write_summary(summary, out / SUMMARY_FILE)
+    write_report(summary, records, out / REPORT_FILE, profiles)
     print_summary(summary)
     for line in _where(out, records):
         print(line)
 
 
 def _where(out: Path, records: list[Record]) -> Iterator[str]:
-    yield f"report: {out / 'report.html'}"
+    yield f"report: {out / REPORT_FILE}"
     for record in records:
         yield f"{record.header.policy}: {record.path} · digest {record.digest[:16]}"

@@ -19,6 +19,7 @@ from simulator.fleet.record import policy_entry, read_header, read_record
 from simulator.fleet.scenario import Policy, Scenario
 
 SCENARIO_FILE = "scenario.json"
+OF_ALL_POLICIES = SUMMARY_FILE, REPORT_FILE = "summary.json", "report.html"
 
 
 class Terms(NamedTuple):
@@ -99,16 +100,18 @@ def claim(
             before = None
         entries = {} if before is None else before.entries
         stale = {}
-        begun = {name: _begun_elsewhere(record_path(out, name)) for name in wanted}
-        if any(begun.values()) and not force:
-            name, elsewhere = next((name, why) for name, why in begun.items() if why)
+        begun = {name: where for name in wanted if (where := _begun_elsewhere(out, name))}
+        if begun and not force:
+            name, elsewhere = next(iter(begun.items()))
             raise ConfigError(
                 f"policy {name!r} was begun in {str(out)!r} {elsewhere}: no replay could follow",
                 hint="go on where it was begun, or give --force to begin that policy anew",
             )
         for name, entry in wanted.items():
             record, models = record_path(out, name), models_folder(out, name)
-            why = _other_program(record) or (begun[name] and f"was begun {begun[name]}")
+            why = _other_program(record)
+            if name in begun:
+                why = why or f"was begun {begun[name]}"
             if entries.get(name, entry) != entry:
                 why = "is another one than that recorded"
             if why:
@@ -147,8 +150,9 @@ def _other_program(path: Path) -> str:
     return "" if version == __version__ else f"was recorded by fedtide {version}"
 
 
-def _begun_elsewhere(path: Path) -> str:
+def _begun_elsewhere(out: Path, policy: str) -> str:
     """The other packages of a run that did not come to its end; one that did stays what it is."""
+    path = record_path(out, policy)
     if not path.exists():
         return ""
     try:
@@ -162,10 +166,10 @@ def _check_foreign(out: Path) -> None:
     """Nobody's report is overwritten by ours."""
     if (out / SCENARIO_FILE).exists():
         return
-    for name in ("report.html", "summary.json"):
-        if (out / name).exists():
+    for path in (out / name for name in OF_ALL_POLICIES):
+        if path.exists():
             raise ConfigError(
-                f"{str(out)!r} holds {name!r}, and no simulation was run there",
+                f"{str(out)!r} holds {path.name!r}, and no simulation was run there",
                 hint="give another --out, or --force to overwrite it",
             )
 
@@ -198,7 +202,7 @@ def _read(path: Path) -> Terms | None:
 def _remove_all(out: Path) -> None:
     """What runs of any scenario have left; nothing else that lies there."""
     _remove(*out.glob("*.jsonl.gz"), *out.glob("*.models"))
-    _remove(out / "summary.json", out / "report.html")
+    _remove(*(out / name for name in OF_ALL_POLICIES))
 
 
 def _remove(*paths: Path) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import packages_distributions, version
 
 _MODULES = ("numpy", "onnxruntime")
 """That what is learned depends on, to the last bit."""
 
 
+@cache  # it reads what is said of every distribution that is installed
 def packages() -> dict[str, str]:
     """Versions by distribution: several bring `onnxruntime`, and not the same one."""
     known = packages_distributions()
@@ -18,8 +20,7 @@ def packages() -> dict[str, str]:
 
 def other_packages(recorded: Mapping[str, str]) -> str:
     """What a record was made with and what is here, if that is not the same; else empty."""
-    here = packages()
-    if not recorded or recorded == here:  # without learning nothing is recorded
+    if not recorded or recorded == (here := packages()):  # without learning nothing is recorded
         return ""
     return f"with {_said(recorded, here)}, and here is {_said(here, recorded)}"
 

@@ -496,12 +496,12 @@ def test_nobody_s_report_is_overwritten(
     assert simulate(scenario, "--out", out, "--force") == 0
 
 
-def begun_elsewhere(path: Path, *, ended: bool) -> None:
+def begun_elsewhere(path: Path) -> None:
     """As if the record's run had learned with other packages."""
-    header, *events, end = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    header, *rest = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
     other = header.replace(b'"packages":{}', b'"packages":{"onnxruntime":"0.9"}')
     assert other != header
-    path.write_bytes(gzip.compress(b"".join([other, *events, *[end] * ended])))
+    path.write_bytes(gzip.compress(b"".join([other, *rest])))
 
 
 def test_a_run_goes_on_with_the_packages_it_was_begun_with(
@@ -512,11 +512,11 @@ def test_a_run_goes_on_with_the_packages_it_was_begun_with(
 ) -> None:
     assert simulate(scenario, "--out", tmp_path, "--policy", "wait") == 0
     path, ran = tmp_path / "wait.jsonl.gz", noted(monkeypatch)
-    begun_elsewhere(path, ended=True)
+    begun_elsewhere(path)
     assert simulate(scenario, "--out", tmp_path, "--policy", "wait") == 0
     assert ran == [], "what came to its end stays what it is"
-    begun_elsewhere_again = gzip.decompress(path.read_bytes()).splitlines(keepends=True)[:-1]
-    path.write_bytes(gzip.compress(b"".join(begun_elsewhere_again)))
+    *begun, _end = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
+    path.write_bytes(gzip.compress(b"".join(begun)))
     capsys.readouterr()
     assert simulate(scenario, "--out", tmp_path, "--policy", "wait") == 2
     told = capsys.readouterr().err
@@ -532,7 +532,7 @@ def test_a_replay_names_the_packages_that_differ(
 ) -> None:
     assert simulate(scenario, "--out", tmp_path, "--policy", "wait") == 0
     path = tmp_path / "wait.jsonl.gz"
-    begun_elsewhere(path, ended=True)
+    begun_elsewhere(path)
     header, first, second, *rest = gzip.decompress(path.read_bytes()).splitlines(keepends=True)
     path.write_bytes(gzip.compress(b"".join([header, second, first, *rest])))
     assert simulate("--replay", path) == 1
