@@ -17,7 +17,7 @@ from typing import NamedTuple, Protocol
 from fedtide import __version__
 from fedtide.errors import ConfigError, FedtideError, install_hint
 from fedtide.failpoints import arm_from_environment
-from fedtide.logs import escaped
+from fedtide.logs import escaped, log_end
 
 
 class _Command(NamedTuple):
@@ -57,9 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except FedtideError as exc:
-        # Much of a message is what a file or another program said.
-        lines = [escaped(line) for line in str(exc).split("\n")]
-        print("fedtide: error:", "\n".join(lines), file=sys.stderr)
+        if not log_end(str(exc)):
+            # Much of a message is what a file or another program said.
+            lines = [escaped(line) for line in str(exc).split("\n")]
+            print("fedtide: error:", "\n".join(lines), file=sys.stderr)
         return exc.exit_code
     except KeyboardInterrupt:
         print("fedtide: interrupted", file=sys.stderr)
