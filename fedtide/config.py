@@ -44,6 +44,10 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """File whose first line is the password; readable by its owner only."""
     ca_file: Path | None = None
     """PEM file of the authority that signed the broker's certificate; turns TLS on."""
+    certificate_file: Path | None = None
+    """PEM file with our own certificate, for a broker that asks for one; needs `ca_file`."""
+    key_file: Path | None = None
+    """PEM file with its private key; readable by its owner only."""
     keepalive_s: Annotated[int, Meta(ge=5, le=3600)] = 60
     packet_bytes_max: (
         Annotated[int, Meta(ge=BLOCK_BYTES + CHUNK_HEADER_BYTES_MAX, lt=2**53)] | None
@@ -53,6 +57,13 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Longest pause between two attempts to connect."""
     give_up_ms: Annotated[int, Meta(ge=0, lt=2**53)] = 60_000
     """Stop with exit code 6 if the first connection takes longer; 0: try for ever."""
+
+    def __post_init__(self) -> None:
+        """A certificate and its key, over TLS."""
+        if (self.certificate_file is None) != (self.key_file is None):
+            raise ValueError("give both broker.certificate_file and broker.key_file, or neither")
+        if self.certificate_file is not None and self.ca_file is None:
+            raise ValueError("broker.certificate_file needs broker.ca_file: without it, no TLS")
 
     def password(self) -> str | None:
         """First line of `password_file`.
@@ -74,19 +85,38 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         return lines[0]
 
     def tls(self) -> ssl.SSLContext | None:
-        """What trusts `ca_file`; None: no TLS.
+        """What trusts `ca_file`, and shows our certificate if we have one; None: no TLS.
 
         Raises:
-            ConfigError: the file cannot be used.
+            ConfigError: a file cannot be used.
         """
         if self.ca_file is None:
             return None
+        context = self._trusting(self.ca_file)
+        if self.certificate_file is not None and self.key_file is not None:
+            self._showing(context, self.certificate_file, self.key_file)
+        return context
+
+    def _trusting(self, ca_file: Path) -> ssl.SSLContext:
         try:
-            return ssl.create_default_context(cafile=str(self.ca_file))
+            return ssl.create_default_context(cafile=str(ca_file))
         except (OSError, ssl.SSLError) as exc:
             raise ConfigError(
-                f"broker.ca_file {str(self.ca_file)!r} cannot be used: {exc}",
+                f"broker.ca_file {str(ca_file)!r} cannot be used: {exc}",
                 hint="it must be a PEM file with the certificate of an authority",
+            ) from exc
+
+    def _showing(self, context: ssl.SSLContext, certificate: Path, key: Path) -> None:
+        def passphrase() -> str:  # else OpenSSL asks for it on the terminal
+            raise ValueError("the key has a passphrase")
+
+        try:
+            context.load_cert_chain(str(certificate), str(key), passphrase)
+        except (OSError, ssl.SSLError, ValueError) as exc:
+            raise ConfigError(
+                f"broker.certificate_file {str(certificate)!r} with broker.key_file {str(key)!r} "
+                f"cannot be used: {exc}",
+                hint="they must be PEM files, and the key the certificate's own",
             ) from exc
 
 

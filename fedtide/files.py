@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fedtide.errors import StateError
 from fedtide.failpoints import reach
@@ -24,11 +25,31 @@ def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     Raises:
         StateError: the disk is full, read-only or failing; the old content is intact.
     """
+    _write(path, parts, lambda beside: beside.open("wb"))
+
+
+def write_secret(path: Path, content: bytes) -> None:
+    """Like `write_atomically`, and nobody but its owner can ever read it.
+
+    Raises:
+        StateError: as above.
+    """
+
+    def private(beside: Path) -> BinaryIO:
+        beside.unlink(missing_ok=True)  # somebody may have left it, readable by all
+        return os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+
+    _write(path, (content,), private)
+
+
+def _write(
+    path: Path, parts: tuple[bytes | memoryview, ...], open_file: Callable[[Path], BinaryIO]
+) -> None:
     beside = path.with_name(f".{path.name}.new")
     with disk_errors_of(path.parent):
         try:
             reach("disk: write")
-            with beside.open("wb") as file:
+            with open_file(beside) as file:
                 for part in parts:
                     file.write(part)
                 file.flush()

@@ -16,6 +16,9 @@ CHUNK_HEADER_BYTES_MAX = 512
 MESSAGE_BYTES_MAX = 128 * 1024
 """Largest message we send or decode."""
 
+KEYS_MAX = 8
+"""Keys of the coordinator in one key set: the one in use, and those that may follow."""
+
 BLOB_BYTES_MAX = 2 * 1024**3
 """Largest blob: the size limit of a protobuf file, hence of one ONNX graph."""
 

@@ -33,6 +33,9 @@ Range = tuple[Natural, Annotated[int, Meta(ge=1, lt=2**53)]]
 Names = Annotated[tuple[Identifier, ...], Meta(max_length=limits.NAMES_MAX)]
 """Devices; of a large fleet only the first, with a count beside them."""
 
+PublicKey = Annotated[bytes, Meta(min_length=32, max_length=32)]
+"""Of Ed25519 (RFC 8032)."""
+
 ChunkBlocks = Annotated[int, Meta(ge=1, le=limits.CHUNK_BLOCKS_MAX)]
 """Grid of the retained chunks: they start at multiples of this many blocks."""
 
@@ -215,9 +218,17 @@ class Status(Message, frozen=True):
     """How long ago each of `cohort` was heard, in its order; None: not for too long."""
 
 
+class KeySet(Message, frozen=True):
+    """Retained: the keys that what the coordinator says may be sealed with (`fedtide.key_set`)."""
+
+    version: Annotated[int, Meta(ge=1, lt=2**53)]
+    """A receiver takes a higher one only."""
+    coordinator: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=limits.KEYS_MAX)]
+
+
 FromDevice = Hello | Offer | Decline | Want | Chunk
 ToDevice = Welcome | Task | Want | Receipt | Problem | Beacon
-AnyMessage = FromDevice | ToDevice | Presence | Status
+AnyMessage = FromDevice | ToDevice | Presence | Status | KeySet
 
 
 class Envelope(Struct, frozen=True):

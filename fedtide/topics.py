@@ -6,6 +6,7 @@
     fedtide/1/FEDERATION/blob/DIGEST/BLOCK      coordinator, retained chunks for everybody
     fedtide/1/FEDERATION/beacon                 coordinator, retained, and its will
     fedtide/1/FEDERATION/status                 coordinator, retained, for people who watch
+    fedtide/1/FEDERATION/keys                   coordinator, retained, sealed by the authority
 
 A device's name is a whole topic level, so that a broker's ACL can confine it by pattern.
 """
@@ -24,6 +25,18 @@ IDENTIFIER_PATTERN = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{IDENTIFIER_CHARS_MAX - 1}
 def is_identifier(text: str) -> bool:
     """Whether `text` may name a federation or a device."""
     return re.match(IDENTIFIER_PATTERN, text) is not None
+
+
+RESERVED_NAMES = frozenset({"coordinator", "registrar", "broker", "observer"})
+"""Names of certificates and of users that are no device's."""
+CLAIM_PREFIX = "join-"
+"""Names of one-time joins begin with it, and no device's does."""
+
+
+def is_device_name(text: str) -> bool:
+    """Whether a device may be called so where each has a certificate in its name."""
+    reserved = text in RESERVED_NAMES or text.startswith(CLAIM_PREFIX)
+    return is_identifier(text) and not reserved
 
 
 @dataclass(frozen=True)
@@ -46,6 +59,11 @@ class Topics:
     def status(self) -> str:
         """Retained `Status` of the coordinator."""
         return f"{self.root}/status"
+
+    @property
+    def keys(self) -> str:
+        """Retained `KeySet` of the federation."""
+        return f"{self.root}/keys"
 
     def up(self, device_id: str) -> str:
         """Messages of one device to the coordinator; `+` for all devices."""

@@ -26,6 +26,7 @@ from fedtide.messages import (
     Encoding,
     Envelope,
     Hello,
+    KeySet,
     Offer,
     Presence,
     Problem,
@@ -118,6 +119,8 @@ EARLIER = MESSAGES | {
     "task": TASK,
     "status": Status("collecting", 7, 50, 3, ("a", "b"), ("a",), 1_500, "1 of 2", 0.5, 0.9375),
 }
+# Those that earlier versions did not have.
+MESSAGES |= {"keyset": KeySet(2, (bytes(range(32)),))}
 # +1, -2, 0.5 and 65504 (largest binary16): exact in both encodings.
 # binary32: 3f800000 c0000000 3f000000 477fe000; binary16: 3c00 c000 3800 7bff; little-endian.
 VALUES = (1.0, -2.0, 0.5, 65504.0)
