@@ -1,0 +1,208 @@
+"""systemd's units of the four services: rendered, installed, started, removed.
+
+The texts are in `fedtide/systemd/`, with `@name@` where this machine's paths and users go. What
+the settings are for is in docs/adr/0021-services.md.
+"""
+
+from __future__ import annotations
+
+import pwd
+import re
+import subprocess
+import sys
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Literal
+
+from fedtide import __version__
+from fedtide.errors import ConfigError, FedtideError
+from fedtide.files import write_atomically
+
+Role = Literal["broker", "coordinator", "registrar", "client"]
+
+FOLDER = Path("/etc/systemd/system")
+MOSQUITTO = Path("/usr/sbin/mosquitto")
+_HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
+"""What a unit's service sees an empty folder in place of, but for what is named."""
+_ANSWER_S = 60.0
+
+
+def unit_name(role: Role) -> str:
+    """File name of the service's unit."""
+    return f"fedtide-{role}.service"
+
+
+def render(
+    role: Role,
+    *,
+    user: str,
+    config: Path,
+    writable: Sequence[Path],
+    readable: Sequence[Path] = (),
+    python: Path | None = None,
+    memory_max: str = "60%",
+) -> str:
+    """The unit's text.
+
+    `config` is the service's own file (mosquitto.conf, coordinator.toml, ...), `writable` the
+    folders that it may write in, which exist when it starts; everything else is read-only.
+    `readable` names files and folders that it needs although they lie in somebody's home or a
+    folder for temporary files, of which it sees nothing else; those elsewhere need no naming.
+    `python` is the interpreter of the environment that fedtide is installed in, by default this
+    one. `memory_max` is the client's, as systemd writes it.
+
+    Raises:
+        ConfigError: a path cannot stand in a unit.
+    """
+    named = {
+        "version": __version__,
+        "user": user,
+        "config": _exec_word(config),
+        "python": _exec_word(python or Path(sys.executable)),
+        "mosquitto": _exec_word(MOSQUITTO),
+        "memory_max": memory_max,
+        "writable": " ".join(_word(path) for path in writable),
+        "readable": "\n".join(
+            f"BindReadOnlyPaths={_word(Path(f'-{path}'), bind=True)}"
+            for path in dict.fromkeys(readable)
+            if any(path.is_relative_to(hidden) for hidden in _HIDDEN)
+        ),
+    }
+    named["python_service"] = _filled(_template("python_service.conf"), named)
+    named["hardening"] = _filled(_template("hardening.conf"), named)
+    return _filled(_template(unit_name(role)), named)
+
+
+def _template(name: str) -> str:
+    return (files("fedtide") / "systemd" / name).read_text(encoding="utf-8")
+
+
+def _filled(template: str, named: dict[str, str]) -> str:
+    return re.sub(r"@(\w+)@", lambda match: named[match[1]], template)
+
+
+def _word(path: Path, *, bind: bool = False) -> str:
+    """`path` as one word of a setting: quoted, its `%` no specifier."""
+    text = str(path)
+    if not text.isprintable() or (bind and ":" in text):
+        raise ConfigError(
+            f"the path {text!r} cannot stand in a systemd unit",
+            hint="use a path without colons and characters that do not print",
+        )
+    if re.fullmatch(r"[\w/.+@-]+", text, re.ASCII):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text).replace("%", "%%") + '"'
+
+
+def _exec_word(path: Path) -> str:
+    """As `_word`, in a command line, where `$` names a variable."""
+    return _word(path).replace("$", "$$")
+
+
+def check_reachable(user: str, python: Path | None = None) -> None:
+    """The service's `user` can run the fedtide that is installed for `python`. Needs root.
+
+    Raises:
+        ConfigError: it cannot; with a way to install it where it can.
+    """
+    python = python or Path(sys.executable)
+    hint = (
+        "install fedtide where every user can run it, then repeat this command with that one: "
+        "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install fedtide-*.whl"
+    )
+    for path in (python, python.resolve()):  # an environment, and the Python that it was made with
+        if any(path.is_relative_to(hidden) for hidden in _HIDDEN):
+            raise ConfigError(f"a service cannot run {str(path)!r}: it sees no homes", hint=hint)
+    command = [str(python), "-I", "-m", "fedtide", "--version"]
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError as exc:
+        raise ConfigError(f"there is no user {user!r} on this machine") from exc
+    try:
+        done = subprocess.run(
+            command,
+            user=account.pw_uid,
+            group=account.pw_gid,
+            extra_groups=(),
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_ANSWER_S,
+            check=False,
+        )
+        said = done.stderr.strip().rsplit("\n", 1)[-1]
+        failed = (said or f"exit code {done.returncode}") if done.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as exc:
+        failed = str(exc)
+    if failed:
+        raise ConfigError(f"the user {user!r} cannot run {str(python)!r}: {failed}", hint=hint)
+
+
+def systemd_runs() -> bool:
+    """Whether this machine was booted with systemd (sd_booted(3))."""
+    return Path("/run/systemd/system").is_dir()
+
+
+def install(role: Role, text: str, folder: Path = FOLDER) -> Path:
+    """Write the unit and make systemd read it; the file. It is neither enabled nor started."""
+    path = folder / unit_name(role)
+    write_atomically(path, text.encode())
+    path.chmod(0o644)
+    if folder == FOLDER and systemd_runs():
+        _systemctl("daemon-reload")
+    return path
+
+
+def start(*roles: Role) -> None:
+    """Now and at each boot; returns when they have said that they are ready.
+
+    Raises:
+        FedtideError: one does not come up; the message ends with what it logged last.
+    """
+    _systemctl("enable", *map(unit_name, roles))
+    for role in roles:
+        try:
+            _systemctl("restart", unit_name(role), seconds_max=None)
+        except FedtideError as exc:
+            raise FedtideError(
+                f"{unit_name(role)} does not start:\n{log_of(role)}",
+                hint=f"journalctl -u {unit_name(role)} has the whole log",
+            ) from exc
+
+
+def reload_broker() -> None:
+    """The broker reads access list and revoked certificates anew; connections stay."""
+    _systemctl("reload", unit_name("broker"))
+
+
+def remove(role: Role, folder: Path = FOLDER) -> None:
+    """Stop the service and take its unit away, with the settings that were added to it."""
+    path = folder / unit_name(role)
+    ours = folder == FOLDER and systemd_runs()
+    if ours and path.exists():
+        _systemctl("disable", "--now", path.name, seconds_max=None)
+    path.unlink(missing_ok=True)
+    for setting in path.with_name(f"{path.name}.d").glob("*"):
+        setting.unlink()
+    if (added := path.with_name(f"{path.name}.d")).is_dir():
+        added.rmdir()
+    if ours:
+        _systemctl("daemon-reload")
+
+
+def log_of(role: Role, lines: int = 10) -> str:
+    """The last lines that the service logged."""
+    command = ["journalctl", "--no-pager", "-o", "cat", "-n", str(lines), "-u", unit_name(role)]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+def _systemctl(*words: str, seconds_max: float | None = _ANSWER_S) -> None:
+    """Raises FedtideError: systemd refuses, or does not answer."""
+    command = ["systemctl", *words]
+    try:
+        subprocess.run(command, capture_output=True, text=True, timeout=seconds_max, check=True)
+    except (OSError, subprocess.SubprocessError) as exc:
+        said = getattr(exc, "stderr", None) or str(exc)
+        raise FedtideError(f"{' '.join(command)} failed: {str(said).strip()}") from exc

@@ -1,0 +1,123 @@
+"""The units of the four services, as systemd's own tools judge them."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from fedtide.errors import ConfigError
+from fedtide.units import Role, check_reachable, install, remove, render, unit_name
+
+ROLES: tuple[Role, ...] = get_args(Role)
+ANALYZE = shutil.which("systemd-analyze")
+EXPOSURE_MAX = {"client": 2.0, "coordinator": 2.0, "registrar": 2.0, "broker": 2.0}
+"""Of 10, as `systemd-analyze security` counts."""
+
+needs_systemd = pytest.mark.skipif(ANALYZE is None, reason="systemd is not installed here")
+
+
+def unit_of(role: Role, **more: object) -> str:
+    settings: dict[str, object] = {
+        "user": "fedtide",
+        "config": Path("/etc/fedtide/x.toml"),
+        "writable": [Path("/var/lib")],
+        "python": Path("/bin/sh"),
+        **more,
+    }
+    return render(role, **settings)  # type: ignore[arg-type]
+
+
+def setting(unit: str, name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", unit, re.MULTILINE)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_a_unit_has_nothing_left_to_fill_in(role: Role) -> None:
+    unit = unit_of(role)
+    assert not re.search(r"@(?!system-service|privileged)\w+", unit)
+    assert setting(unit, "User") == ["fedtide"]
+    assert setting(unit, "ReadWritePaths") == ["/var/lib"]
+
+
+@needs_systemd
+@pytest.mark.parametrize("role", ROLES)
+def test_systemd_finds_nothing_wrong(role: Role, tmp_path: Path) -> None:
+    path = install(role, unit_of(role), tmp_path)
+    done = analyze("verify", "--man=no", str(path))
+    newer = r".*Unknown key( name)? 'Restart(Steps|MaxDelaySec)' in section .*, ignoring\."
+    missing = r".*Command /usr/sbin/mosquitto is not executable.*"
+    said = done.stderr.splitlines()
+    assert [line for line in said if not re.match(f"{newer}|{missing}", line)] == []
+
+
+@needs_systemd
+@pytest.mark.parametrize("role", ROLES)
+def test_exposure_is_low(role: Role, tmp_path: Path) -> None:
+    assert exposure(install(role, unit_of(role), tmp_path)) <= EXPOSURE_MAX[role]
+
+
+@needs_systemd
+def test_exposure_is_seen_to_rise(tmp_path: Path) -> None:
+    careless = re.sub(r"SystemCallFilter=.*|Protect.*|CapabilityBounding.*", "", unit_of("client"))
+    assert exposure(install("client", careless, tmp_path)) > EXPOSURE_MAX["client"]
+
+
+def exposure(path: Path) -> float:
+    done = analyze("security", "--offline=yes", "--no-pager", str(path))
+    found = re.search(r"exposure level for .*: ([\d.]+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    return float(found[1])
+
+
+def analyze(*words: str) -> subprocess.CompletedProcess[str]:
+    assert ANALYZE is not None
+    return subprocess.run([ANALYZE, *words], capture_output=True, text=True, check=False)
+
+
+def test_only_what_lies_in_a_home_has_to_be_named() -> None:
+    readable = [Path("/home/pi/data"), Path("/srv/data"), Path("/root/x"), Path("/home/pi/data")]
+    unit = unit_of("client", readable=readable)
+    assert setting(unit, "BindReadOnlyPaths") == ["-/home/pi/data", "-/root/x"]
+
+
+def test_odd_paths_stand_in_a_unit_as_what_they_are() -> None:
+    unit = unit_of("client", config=Path('/etc/a "b" 100%/$x.toml'))
+    (command,) = setting(unit, "ExecStart")
+    assert command.endswith(r'--config "/etc/a \"b\" 100%%/$$x.toml"')
+
+
+@pytest.mark.parametrize("path", ["/home/a\nExecStartPre=/bin/true", "/home/a:b"])
+def test_a_path_that_would_mean_something_else_is_refused(path: str) -> None:
+    with pytest.raises(ConfigError, match="cannot stand in a systemd unit"):
+        unit_of("client", readable=[Path(path)])
+
+
+def test_removing_takes_added_settings_along(tmp_path: Path) -> None:
+    path = install("client", unit_of("client"), tmp_path)
+    assert path.stat().st_mode & 0o777 == 0o644
+    added = tmp_path / f"{unit_name('client')}.d"
+    added.mkdir()
+    (added / "override.conf").touch()
+    remove("client", tmp_path)
+    remove("client", tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_installation_in_a_home_is_refused() -> None:
+    with pytest.raises(ConfigError, match="it sees no homes") as refused:
+        check_reachable("nobody", Path("/root/.local/pipx/venvs/fedtide/bin/python"))
+    assert "PIPX_HOME=/opt/pipx" in str(refused.value)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may run something as somebody else")
+def test_who_cannot_run_fedtide_is_told() -> None:
+    with pytest.raises(ConfigError, match="no user 'fedtide-of-nowhere'"):
+        check_reachable("fedtide-of-nowhere", Path("/bin/true"))
+    with pytest.raises(ConfigError, match="cannot run '/bin/false': exit code 1"):
+        check_reachable("nobody", Path("/bin/false"))
