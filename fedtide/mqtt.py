@@ -10,11 +10,9 @@ alive, and silence ends it (`fedtide.pulse`).
 from __future__ import annotations
 
 import logging
-import random
 import ssl
 import threading
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +23,7 @@ from paho.mqtt.properties import Properties
 from paho.mqtt.reasoncodes import ReasonCode
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from fedtide.back_off import BackOff, Ended, How
 from fedtide.config import BrokerConfig
 from fedtide.limits import BLOCK_BYTES, MESSAGE_BYTES_MAX
 from fedtide.paho_client import Client, guarded, reset, taken_bytes, without_nagle
@@ -45,14 +44,6 @@ _log = logging.getLogger(__name__)
 
 WILL_DELAY_S = 3
 """A link that comes back within this time is not reported as lost (MQTT 5 only)."""
-STABLE_S = 10.0
-"""A link that lived this long, and twice as long as the last pause, resets the back-off; or one
-that carried a block, unless it ended within this time and without a word. Two clients of one name,
-who cut each other off (Mosquitto does not say why), thus do so ever more rarely; but on a bad line,
-where blocks get through, no pause is longer than this."""
-TAKEOVERS_MAX, TAKEOVERS_WITHIN_S = 3, 60.0
-"""So many links lost to another client of our name within this time: somebody must give way."""
-GIVE_WAY_S = 300.0
 ANSWER_S = ANSWER_MS / 1000
 """A broker that takes the connection and stays silent for this long is given up. Some brokers of
 MQTT 3.1.1 (amqtt) do not refuse MQTT 5, they misread it and wait for more."""
@@ -83,6 +74,7 @@ class MqttTransport:
             ConfigError: one of them cannot be used.
         """
         self._config = config
+        self._where = f"{config.host}:{config.port}"
         self._password = config.password()
         self._tls = config.tls()
         self._client_id = client_id
@@ -99,7 +91,8 @@ class MqttTransport:
         self._lock = threading.Lock()
         self._stopped = threading.Event()
         self._connected_at_s: float | None = None
-        self._taken_over = self._closed_silently = False
+        self._how: How = "told"
+        self._anew = False
         self._thread = threading.Thread(target=self._run, name="mqtt", daemon=True)
 
     def start(self) -> None:
@@ -114,6 +107,18 @@ class MqttTransport:
             client.disconnect()
         if self._thread.is_alive():
             self._thread.join(timeout=5)
+
+    def reconnect(self) -> None:
+        """Connect anew, with what the files of the configuration hold now.
+
+        Raises:
+            ConfigError: one of them cannot be used; the link stays as it is.
+        """
+        self._tls = self._config.tls()
+        self._anew = True
+        client = self._client
+        if client is not None:
+            client.disconnect()
 
     def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> int | None:
         """Send at least once (QoS 1); None: no link, or the broker's packet limit is smaller."""
@@ -166,41 +171,34 @@ class MqttTransport:
             self._deliver(Broken(f"the link has failed: {type(exc).__name__}: {exc}"))
 
     def _connect_until_stopped(self) -> None:
-        delay_s = 0.5
-        takeovers: deque[float] = deque(maxlen=TAKEOVERS_MAX)
+        back_off = BackOff()
         while not self._stopped.is_set():
-            self._taken_over = self._closed_silently = False
             reason = self._connect_once()
-            now_s = time.monotonic()
-            since_s, self._connected_at_s = self._connected_at_s, None
-            was_up, age_s = since_s is not None, now_s - (since_s or now_s)
-            carried = was_up and self._carried_bytes >= BLOCK_BYTES
-            cut_off = self._closed_silently and age_s < STABLE_S
-            lived = age_s > max(STABLE_S, 2 * delay_s) or (carried and not cut_off)
+            up_since_s, self._connected_at_s = self._connected_at_s, None
             if self._stopped.is_set():
                 return
             if reason is None:
                 continue
-            if self._guessed and was_up and not lived:
+            if self._anew:
+                self._deliver(Disconnected("connecting anew, as asked"))
+                continue
+            carried = self._carried_bytes >= BLOCK_BYTES
+            ended = Ended(time.monotonic(), up_since_s, carried, self._how)
+            pause_s = back_off.pause_s(ended, self._config.reconnect_ms_max / 1000)
+            if self._guessed and up_since_s is not None and not back_off.lived:
                 self._protocol, self._guessed = 5, False
-            most_s = self._config.reconnect_ms_max / 1000
-            most_s = min(most_s, STABLE_S) if carried else most_s
-            delay_s = 0.5 if lived else min(delay_s * 2, most_s)
-            pause_s = random.uniform(0.5, 1.0) * delay_s  # noqa: S311
-            if self._taken_over:
-                takeovers.append(now_s)
+            if taken_over := self._how == "taken over":
                 reason = (
                     f"another client has connected as {self._client_id!r} and taken our place; "
                     "no two may have the same name"
                 )
-                if len(takeovers) == TAKEOVERS_MAX and now_s - takeovers[0] < TAKEOVERS_WITHIN_S:
-                    pause_s = random.uniform(1.0, 1.5) * GIVE_WAY_S  # noqa: S311
-            self._deliver(Disconnected(reason, round(pause_s * 1000), self._taken_over))
+            self._deliver(Disconnected(reason, round(pause_s * 1000), taken_over))
             self._stopped.wait(pause_s)
 
     def _connect_once(self) -> str | None:
         """Connect and serve until the link is gone; why it went (None: try again at once)."""
         self._reason: str | None = "connection lost"
+        self._how, self._anew = "told", False
         client = self._new_client()
         with self._lock:
             self._published_at_ms.clear()
@@ -220,13 +218,12 @@ class MqttTransport:
                 **arguments,
             )
             self._client = client
-            if self._stopped.is_set():  # while it connected
+            if self._stopped.is_set() or self._anew:  # while it connected
                 reset(client.socket())
             else:
                 self._serve(client)
         except (OSError, ssl.SSLError, ValueError) as exc:
-            where = f"{self._config.host}:{self._config.port}"
-            return f"no broker at {where}: {exc}"
+            return f"no broker at {self._where}: {exc}"
         finally:
             self._client = None
         return self._reason
@@ -255,8 +252,7 @@ class MqttTransport:
                 return
 
     def _not_answered(self, client: Client) -> None:
-        where = f"{self._config.host}:{self._config.port}"
-        self._reason = f"the broker at {where} does not answer"
+        self._reason = f"the broker at {self._where} does not answer"
         if self._config.protocol == "auto" and not self._spoke_5:
             self._protocol = 4 if self._protocol == 5 else 5
             self._guessed = True
@@ -337,16 +333,15 @@ class MqttTransport:
         self._deliver(Connected(name, self._packet_bytes_max))
 
     def _connection_refused(self, client: paho.Client, code: ReasonCode) -> None:
-        where = f"{self._config.host}:{self._config.port}"
         if code.value == _UNSUPPORTED_VERSION and self._protocol == 5:
             if self._config.protocol == "auto":
-                _log.info("the broker at %s does not speak MQTT 5, using 3.1.1", where)
+                _log.info("the broker at %s does not speak MQTT 5, using 3.1.1", self._where)
                 self._protocol = 4
                 self._reason = None
             else:
-                self._reason = f"the broker at {where} does not speak MQTT 5"
+                self._reason = f"the broker at {self._where} does not speak MQTT 5"
         else:
-            self._reason = f"the broker at {where} refuses the connection: {code}"
+            self._reason = f"the broker at {self._where} refuses the connection: {code}"
             if code.value in _REFUSALS:
                 self._deliver(Refused(self._reason))
         client.disconnect()
@@ -359,15 +354,19 @@ class MqttTransport:
                 f"the broker sends a packet of {client.too_large_bytes} bytes, "
                 f"and {_IN_BYTES_MAX} are taken at most"
             )
+        elif client.tls_alert:
+            self._how = "unwelcome" if "certificate" in client.tls_alert else "told"
+            self._reason = f"the broker does not take our certificate: {client.tls_alert}"
         elif self._connected_at_s is not None:
             self._reason = f"connection lost: {code}"
-            self._closed_silently = code.value == _UNSPECIFIED
-            if self._closed_silently:  # what Mosquitto 2.0.11 says of a name taken over
+            if code.value == _SESSION_TAKEN_OVER:
+                self._how = "taken over"
+            elif code.value == _UNSPECIFIED:  # what Mosquitto 2.0.11 says of a name taken over
+                self._how = "silently"
                 self._reason = (
                     "connection lost without a word: the network, the broker, or another client "
                     f"named {self._client_id!r}"
                 )
-            self._taken_over = code.value == _SESSION_TAKEN_OVER
 
     def _on_message(self, client: Client, _data: object, message: paho.MQTTMessage) -> None:
         client.events += 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import socket
+import ssl
 import struct
 import sys
 from collections.abc import Callable
@@ -27,6 +28,9 @@ class Client(paho.Client):
     packet_bytes_max = 0
     too_large_bytes = 0
     """Of the packet that ended the link."""
+    tls_alert = ""
+    """Why TLS ended the link, such as "certificate revoked". In TLS 1.3 a broker judges our
+    certificate when the handshake has already ended here."""
 
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
         """Called by `loop` when bytes have come in."""
@@ -38,7 +42,12 @@ class Client(paho.Client):
         if bufsize > self.packet_bytes_max:
             self.too_large_bytes = bufsize
             raise OSError(errno.EMSGSIZE, f"a packet of {bufsize} bytes")
-        return super()._sock_recv(bufsize)
+        try:
+            return super()._sock_recv(bufsize)
+        except ssl.SSLError as exc:  # such as SSLV3_ALERT_CERTIFICATE_REVOKED
+            _, _, alert = (exc.reason or "").partition("_ALERT_")
+            self.tls_alert = alert.replace("_", " ").lower()
+            raise
 
     def loop_misc(self) -> MQTTErrorCode:
         """Called by `loop` for the keep-alive, which `MqttTransport` sees to."""

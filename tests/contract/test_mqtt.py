@@ -14,7 +14,7 @@ from unittest import mock
 
 import pytest
 
-from fedtide import mqtt, pulse
+from fedtide import back_off, mqtt, pulse
 from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError
 from fedtide.limits import BLOCK_BYTES
@@ -293,7 +293,7 @@ def test_two_clients_of_one_name_do_not_cut_each_other_off_for_ever() -> None:
         events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
         link = MqttTransport(config, "f/d", events.put)
         link.start()
-        lost = [wait_for(events, Disconnected) for _ in range(mqtt.TAKEOVERS_MAX)]
+        lost = [wait_for(events, Disconnected) for _ in range(back_off.TAKEOVERS_MAX)]
         link.stop()
     pauses_ms = []
     for event in lost:
@@ -302,7 +302,7 @@ def test_two_clients_of_one_name_do_not_cut_each_other_off_for_ever() -> None:
         assert "another client has connected as 'f/d'" in event.reason
         pauses_ms.append(event.retry_ms)
     assert max(pauses_ms[:-1]) <= config.reconnect_ms_max
-    assert pauses_ms[-1] >= mqtt.GIVE_WAY_S * 1000
+    assert pauses_ms[-1] >= back_off.GIVE_WAY_S * 1000
 
 
 @pytest.mark.parametrize(("stable_s", "grows"), [(10.0, True), (0.0, False)])
@@ -311,7 +311,7 @@ def test_links_that_carry_blocks_and_are_cut_without_a_word_come_ever_more_rarel
 ) -> None:
     """So two clients of one name, both at work, do not cut each other off twice a second; but a
     link that lived for a while starts afresh."""
-    monkeypatch.setattr(mqtt, "STABLE_S", stable_s)
+    monkeypatch.setattr(back_off, "STABLE_S", stable_s)
     monkeypatch.setattr(random, "uniform", lambda _low, high: high)
     body = len(TOPIC).to_bytes(2, "big") + TOPIC.encode() + b"x" * BLOCK_BYTES
     length = bytes([len(body) & 127 | 128, len(body) >> 7 & 127 | 128, len(body) >> 14])
