@@ -48,7 +48,16 @@ _COMMANDS = {
     "demo": _Command("demo.command", "a whole federation on this machine", "demo"),
 }
 
-_OURS = ("fedtide", "edge_client", "coordinator", "export", "simulator", "repro", "demo")
+_OURS = (
+    "fedtide",
+    "edge_client",
+    "coordinator",
+    "registrar",
+    "export",
+    "simulator",
+    "repro",
+    "demo",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

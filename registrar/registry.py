@@ -1,0 +1,366 @@
+"""The registry: who may take part, in an SQLite file. The truth that everything else follows from.
+
+A device is *invited* when it is named, a *member* once it has used a claim, and *revoked* for good
+until it is invited anew. A claim is a one-time permission to become one device. Certificates are
+kept until they are over, so that each can be revoked.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+
+from fedtide.errors import StateError
+from fedtide.failpoints import reach
+from fedtide.files import make_folder
+from fedtide.topics import CLAIM_PREFIX
+from registrar.records import (
+    Certificate,
+    Claim,
+    Device,
+    RefusedError,
+    check_name,
+    common_name,
+)
+
+KEPT_AFTER_MS = 30 * 86_400_000
+"""How long a certificate that is over stays in the registry."""
+SCHEMA_VERSION = 1
+_SCHEMA = """
+CREATE TABLE devices (
+    name TEXT PRIMARY KEY, standing TEXT NOT NULL, key BLOB UNIQUE, new_name TEXT UNIQUE,
+    changed_at_ms INTEGER NOT NULL) STRICT;
+CREATE TABLE certificates (
+    serial TEXT PRIMARY KEY, name TEXT NOT NULL,
+    device TEXT NOT NULL REFERENCES devices (name) ON UPDATE CASCADE,
+    pem BLOB NOT NULL, issued_at_ms INTEGER NOT NULL, not_after_ms INTEGER NOT NULL,
+    revoked_at_ms INTEGER) STRICT;
+CREATE INDEX certificates_by_device ON certificates (device);
+CREATE TABLE claims (
+    claim_id TEXT PRIMARY KEY,
+    device TEXT NOT NULL REFERENCES devices (name) ON UPDATE CASCADE,
+    key BLOB NOT NULL, expires_at_ms INTEGER NOT NULL, used_at_ms INTEGER) STRICT;
+CREATE INDEX claims_by_device ON claims (device);
+"""
+
+
+class Registry:
+    """See the module. Every change is one transaction; times are in ms since 1970."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open `registry.db` in `folder`, or make it.
+
+        Raises:
+            StateError: the disk refuses, or it is of another version, damaged or foreign.
+        """
+        self.path = folder / "registry.db"
+        with self._errors():
+            make_folder(folder)
+            if not self.path.exists():  # SQLite would make it readable by others
+                self.path.touch(mode=0o600)
+            self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare()
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _prepare(self) -> None:
+        self._db.execute("PRAGMA busy_timeout = 10000")
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.execute("PRAGMA foreign_keys = ON")
+        with self._transaction():
+            version = self._db.execute("PRAGMA user_version").fetchone()[0]
+            if version == 0:
+                for statement in _SCHEMA.split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+            elif version != SCHEMA_VERSION:
+                raise StateError(
+                    f"the registry {str(self.path)!r} has schema {version}, "
+                    f"expected {SCHEMA_VERSION}",
+                    hint="use the fedtide version that wrote it",
+                )
+
+    def close(self) -> None:
+        """Close the file."""
+        self._db.close()
+
+    # --- What is known ----------------------------------------------------------------------------
+
+    def devices(self) -> list[Device]:
+        """All devices, by name."""
+        return [Device(*row) for row in self._rows(f"{_DEVICE} ORDER BY name")]
+
+    def device(self, name: str) -> Device | None:
+        """The device of this name."""
+        rows = self._rows(f"{_DEVICE} WHERE name = ?", name)
+        return Device(*rows[0]) if rows else None
+
+    def device_of_key(self, key: bytes) -> Device | None:
+        """The device with this public key, uint8[32]."""
+        rows = self._rows(f"{_DEVICE} WHERE key = ?", key)
+        return Device(*rows[0]) if rows else None
+
+    def claim(self, claim_id: str) -> Claim | None:
+        """The claim of this id, live or not."""
+        rows = self._rows(f"{_CLAIM} WHERE claim_id = ?", claim_id)
+        return Claim(*rows[0]) if rows else None
+
+    def claims(self, device: str | None = None) -> list[Claim]:
+        """The claims on a device, or all, oldest first."""
+        if device is None:
+            return [Claim(*row) for row in self._rows(f"{_CLAIM} ORDER BY rowid")]
+        rows = self._rows(f"{_CLAIM} WHERE device = ? ORDER BY rowid", device)
+        return [Claim(*row) for row in rows]
+
+    def certificates(self, device: str | None = None) -> list[Certificate]:
+        """The certificates of a device and of claims on it, or all, oldest first."""
+        if device is None:
+            return [_certificate(row) for row in self._rows(f"{_CERTIFICATE} ORDER BY rowid")]
+        rows = self._rows(f"{_CERTIFICATE} WHERE device = ? ORDER BY rowid", device)
+        return [_certificate(row) for row in rows]
+
+    def refusal_of_claim(self, claim: Claim, key: bytes, now_ms: int) -> str:
+        """Why the device with this key cannot use the claim; empty: it can.
+
+        The device that has used it may come again: the answer may have been lost.
+        """
+        device = self.device(claim.device)
+        if device is None or device.standing == "revoked":
+            return f"the device {claim.device!r} has been revoked"
+        if claim.used_at_ms is not None:
+            if device.standing == "member" and device.key == key:
+                return ""
+            return "this join code has been used already"
+        if now_ms >= claim.expires_at_ms:
+            return "this join code has expired"
+        return ""
+
+    # --- What changes it --------------------------------------------------------------------------
+
+    def invite(self, claim: Claim, certificate: bytes, now_ms: int) -> None:
+        """Name a device, and let the claim's holder become it; an unused earlier claim ends.
+
+        Certificates that carry the name from an earlier life are revoked. `certificate`: the
+        claim's, PEM.
+
+        Raises:
+            RefusedError: the name cannot be a device's, or is taken.
+        """
+        name = claim.device
+        with self._change():
+            check_name(name)
+            found = self.device(name)
+            if found is not None and found.standing == "member":
+                raise RefusedError(
+                    f"there is a device {name!r} already",
+                    hint=f"to let another machine have this name: fedtide device revoke {name}",
+                )
+            if self._rows("SELECT name FROM devices WHERE new_name = ?", name):
+                raise RefusedError(f"a device is about to be renamed to {name!r}")
+            self._db.execute(
+                "INSERT INTO devices VALUES (?, 'invited', NULL, NULL, ?) ON CONFLICT (name)"
+                " DO UPDATE SET standing = 'invited', key = NULL, changed_at_ms = ?",
+                (name, now_ms, now_ms),
+            )
+            self._revoke_certificates("device = ? OR name = ?", now_ms, name, name)
+            self._db.execute("DELETE FROM claims WHERE device = ?", (name,))
+            self._db.execute(
+                "INSERT INTO claims VALUES (?, ?, ?, ?, NULL)",
+                (claim.claim_id, name, claim.key, claim.expires_at_ms),
+            )
+            self._add_certificate(name, certificate, now_ms)
+
+    def admit(self, claim_id: str, key: bytes, certificate: bytes, now_ms: int) -> Certificate:
+        """Use a claim, exactly once: its device becomes a member with this key.
+
+        `key`: raw, uint8[32]; `certificate`: PEM, of the device's name. For the device that has
+        used the claim already, its certificate of then.
+
+        Raises:
+            RefusedError: the claim is unknown, used or expired, its device revoked, or the key
+                another device's.
+        """
+        with self._change():
+            claim = self.claim(claim_id)
+            if claim is None:
+                raise RefusedError("this join code is unknown here, or has been replaced")
+            refusal = self.refusal_of_claim(claim, key, now_ms)
+            if refusal:
+                raise RefusedError(refusal)
+            if claim.used_at_ms is not None:
+                return self._newest_certificate(claim.device)
+            other = self.device_of_key(key)
+            if other is not None:
+                raise RefusedError(f"this key is that of the device {other.name!r}")
+            self._db.execute(
+                "UPDATE claims SET used_at_ms = ? WHERE claim_id = ?", (now_ms, claim_id)
+            )
+            self._db.execute(
+                "UPDATE devices SET standing = 'member', key = ?, changed_at_ms = ? WHERE name = ?",
+                (key, now_ms, claim.device),
+            )
+            return self._add_certificate(claim.device, certificate, now_ms)
+
+    def renew(self, device: str, certificate: bytes, now_ms: int) -> Certificate:
+        """Note a member's new certificate, PEM. If it is of the new name that was pending, the
+        device is called so from now on. Earlier ones stay valid: this one may be lost on its way.
+
+        Raises:
+            RefusedError: the device is no member, or the certificate is of another name or key.
+        """
+        with self._change():
+            found = self.device(device)
+            if found is None or found.standing != "member":
+                raise RefusedError(f"{device!r} is no member of this federation")
+            name = common_name(x509.load_pem_x509_certificate(certificate))
+            if name != device:
+                if name != found.new_name:
+                    raise RefusedError(f"{device!r} cannot have a certificate of {name!r}")
+                self._db.execute(
+                    "UPDATE devices SET name = ?, new_name = NULL, changed_at_ms = ?"
+                    " WHERE name = ?",
+                    (name, now_ms, device),
+                )
+            return self._add_certificate(name, certificate, now_ms)
+
+    def revoke(self, name: str, now_ms: int) -> Device:
+        """End a device's membership, its certificates and the claims on it; what it was before.
+
+        Raises:
+            RefusedError: there is no such device.
+        """
+        with self._change():
+            before = self._known(name)
+            if before.standing != "revoked":
+                self._db.execute(
+                    "UPDATE devices SET standing = 'revoked', key = NULL, new_name = NULL,"
+                    " changed_at_ms = ? WHERE name = ?",
+                    (now_ms, name),
+                )
+                self._revoke_certificates("device = ?", now_ms, name)
+            return before
+
+    def rename(self, name: str, new_name: str, now_ms: int) -> Device:
+        """Give a device another name: at once if it is only invited, a member from its next
+        certificate on; its own name again withdraws that. What it was before.
+
+        Raises:
+            RefusedError: there is no such device, it is revoked, or the new name is taken or
+                cannot be one.
+        """
+        with self._change():
+            before = self._known(name)
+            if before.standing == "revoked":
+                raise RefusedError(
+                    f"the device {name!r} is revoked", hint=f"fedtide device add {new_name}"
+                )
+            if new_name == name:
+                self._db.execute("UPDATE devices SET new_name = NULL WHERE name = ?", (name,))
+                return before
+            check_name(new_name)
+            taken = "SELECT name FROM devices WHERE (name = ? OR new_name = ?) AND name != ?"
+            if self._rows(taken, new_name, new_name, name):
+                raise RefusedError(f"the name {new_name!r} is taken")
+            column = "new_name" if before.standing == "member" else "name"
+            self._db.execute(
+                f"UPDATE devices SET {column} = ?, changed_at_ms = ? WHERE name = ?",  # noqa: S608
+                (new_name, now_ms, name),
+            )
+            return before
+
+    # --- How --------------------------------------------------------------------------------------
+
+    def _known(self, name: str) -> Device:
+        device = self.device(name)
+        if device is None:
+            known = [other.name for other in self.devices()]
+            near = get_close_matches(name, known, n=1)
+            raise RefusedError(
+                f"there is no device {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
+                hint="`fedtide device list` names them all",
+            )
+        return device
+
+    def _add_certificate(self, device: str, pem: bytes, now_ms: int) -> Certificate:
+        certificate = x509.load_pem_x509_certificate(pem)
+        name = common_name(certificate)
+        if name != device and not name.startswith(CLAIM_PREFIX):
+            raise RefusedError(f"{device!r} cannot have a certificate of {name!r}")
+        not_after_ms = round(certificate.not_valid_after_utc.timestamp() * 1000)
+        self._db.execute(
+            "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, NULL)",
+            (f"{certificate.serial_number:x}", name, device, pem, now_ms, not_after_ms),
+        )
+        # What is over needs no revoking any more.
+        self._db.execute(
+            "DELETE FROM certificates WHERE not_after_ms < ?", (now_ms - KEPT_AFTER_MS,)
+        )
+        return Certificate(certificate.serial_number, name, device, pem, now_ms, not_after_ms, None)
+
+    def _newest_certificate(self, device: str) -> Certificate:
+        return next(
+            certificate
+            for certificate in reversed(self.certificates(device))
+            if not certificate.name.startswith(CLAIM_PREFIX)
+        )
+
+    def _revoke_certificates(self, which: str, now_ms: int, *names: str) -> None:
+        self._db.execute(
+            f"UPDATE certificates SET revoked_at_ms = ? WHERE revoked_at_ms IS NULL AND ({which})",  # noqa: S608
+            (now_ms, *names),
+        )
+
+    def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:
+        with self._errors():
+            return self._db.execute(statement, values).fetchall()
+
+    @contextmanager
+    def _change(self) -> Iterator[None]:
+        with self._errors(), self._transaction():
+            yield
+            reach("disk: commit")
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            raise
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as exc:
+            damaged = not isinstance(exc, sqlite3.OperationalError | OSError)
+            raise StateError(
+                f"the registry {str(self.path)!r} cannot be used: {exc}",
+                hint="it is damaged: restore the folder from a backup"
+                if damaged
+                else "run this as root or as the folder's owner, with room on its disk",
+            ) from exc
+
+
+_DEVICE = "SELECT name, standing, key, new_name, changed_at_ms FROM devices"
+_CLAIM = "SELECT claim_id, device, key, expires_at_ms, used_at_ms FROM claims"
+_CERTIFICATE = (
+    "SELECT serial, name, device, pem, issued_at_ms, not_after_ms, revoked_at_ms FROM certificates"
+)
+
+
+def _certificate(row: tuple[Any, ...]) -> Certificate:
+    serial, *others = row
+    return Certificate(int(serial, 16), *others)
