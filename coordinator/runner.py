@@ -30,6 +30,7 @@ from fedtide.files import locked
 from fedtide.memory_limit import return_large_blocks
 from fedtide.messages import Beacon, encode
 from fedtide.mqtt import MqttTransport
+from fedtide.notify import Notify
 from fedtide.patience import Patience, await_delivery
 from fedtide.safetensors import read_initial_model
 from fedtide.topics import Topics
@@ -92,7 +93,7 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
     inbox: Inbox[Item] = Inbox()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: inbox.put(_Stop()))
-    clock = Clock()
+    clock, notify = Clock(), Notify()
     evaluate = _open_store(config, bundle, store, clock)
     session = f"{os.getpid():x}-{time.time_ns() // 1_000_000:x}"
     topics = Topics(config.federation)
@@ -114,8 +115,10 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
     try:
         service.start(clock.now_ms())
         link.start()
-        return _serve(config, service, aggregation, inbox, clock)
+        notify.ready(clock.now_ms())
+        return _serve(config, service, aggregation, inbox, clock, notify)
     finally:
+        notify.stopping()
         inbox.wait_no_more()
         # Whatever ended us: a clean disconnect keeps our will unsaid, so it is said here.
         await_delivery(inbox, service.goodbye(), _GOODBYE_S)
@@ -166,6 +169,7 @@ def _serve(
     aggregation: JobThread,
     inbox: Inbox[Item],
     clock: Clock,
+    notify: Notify,
 ) -> int:
     patience = Patience(config.broker, clock.now_ms())
     while service.finished is None:
@@ -173,6 +177,7 @@ def _serve(
             service.next_deadline_at_ms(),
             patience.deadline_at_ms,
             aggregation.deadline_at_ms,
+            notify.deadline_at_ms,
         ]
         soonest = min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
         left_s = _IDLE_S if soonest is None else (soonest - clock.now_ms()) / 1000
@@ -192,6 +197,7 @@ def _serve(
         now_ms = clock.now_ms()
         patience.time_reached(now_ms)
         service.time_reached(now_ms)
+        notify.time_reached(now_ms, service.doing())
         if service.finished is None:
             aggregation.time_reached(now_ms)
     if service.finished is None:

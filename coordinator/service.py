@@ -37,7 +37,7 @@ from coordinator.round_machine import (
 from coordinator.round_state import few
 from coordinator.store import Model, Store
 from coordinator.vetting import quarantine_notice
-from coordinator.voice import Voice
+from coordinator.voice import Voice, doing
 from fedtide.bundle import Bundle
 from fedtide.errors import BundleError
 from fedtide.failpoints import reach
@@ -379,6 +379,10 @@ class Service:
     def goodbye(self) -> int | None:
         """Tell everybody that the coordinator goes away; the token of that message."""
         return self._voice.beacon(online=False)
+
+    def doing(self) -> str:
+        """For people: the round, and what is being waited for."""
+        return doing(self._state, self._config.rounds.count, connected=self._connected)
 
     def _publish_status(self, at_ms: int) -> None:
         state, model = self._state, self._ledger.newest_model()

@@ -77,6 +77,13 @@ class Voice:
         return encode(message, f"{self._session}.{next(self._message_ids)}")
 
 
+def doing(state: RoundState, rounds_count: int, *, connected: bool) -> str:
+    """For whoever looks at this machine: the round, and what is being waited for."""
+    reason = state.reason if connected else "no link to the broker"
+    done = f"{state.rounds_done} of {rounds_count} rounds done"
+    return f"{state.phase.replace('_', ' ')}, {done}{reason and ': '}{reason}"
+
+
 def status_of(
     state: RoundState,
     model: Model,

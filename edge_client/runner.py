@@ -18,6 +18,7 @@ from fedtide.blobs import BlobStore
 from fedtide.errors import DataError, FedtideError, StateError
 from fedtide.files import locked
 from fedtide.mqtt import MqttTransport
+from fedtide.notify import Notify
 from fedtide.patience import Patience, await_delivery
 from fedtide.topics import Topics
 from fedtide.transport import LinkEvent
@@ -75,20 +76,23 @@ def run_client(config: ClientConfig) -> None:
             outbox_bytes_max=config.outbox_bytes_max,
         )
         reason = "ended by an error; the device's own log says why"
+        notify = Notify()
         try:
-            if _start(session, inbox):
+            if _start(session, inbox, notify):
                 link.start()
-                _serve(config, session, inbox)
+                notify.ready(monotonic_ms())
+                _serve(config, session, inbox, notify)
                 session.task_event(Stopped(), monotonic_ms())
             reason = "stopped"
         finally:
+            notify.stopping()
             # Whatever ended us: a clean disconnect keeps our will unsaid, so it is said here.
             await_delivery(inbox, session.goodbye(reason), _GOODBYE_S)
             worker.stop()
             link.stop()
 
 
-def _start(session: Session, inbox: SimpleQueue[Item]) -> bool:
+def _start(session: Session, inbox: SimpleQueue[Item], notify: Notify) -> bool:
     """Begin, as soon as the disk has room for that; False: we were asked to stop first.
 
     Raises:
@@ -101,6 +105,7 @@ def _start(session: Session, inbox: SimpleQueue[Item]) -> bool:
             session.start(now_ms)
         except StateError as exc:
             room.missing(exc, now_ms)
+            notify.starting(exc.args[0])
         else:
             return True
         with suppress(Empty):
@@ -108,10 +113,16 @@ def _start(session: Session, inbox: SimpleQueue[Item]) -> bool:
             return False  # nothing but a signal can come before the link is there
 
 
-def _serve(config: ClientConfig, session: Session, inbox: SimpleQueue[Item]) -> None:
+def _serve(
+    config: ClientConfig, session: Session, inbox: SimpleQueue[Item], notify: Notify
+) -> None:
     patience = Patience(config.broker, monotonic_ms())
     while True:
-        deadlines = [session.next_deadline_at_ms(), patience.deadline_at_ms]
+        deadlines = [
+            session.next_deadline_at_ms(),
+            patience.deadline_at_ms,
+            notify.deadline_at_ms,
+        ]
         soonest = min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
         wait_s = _IDLE_S if soonest is None else max(0.0, (soonest - monotonic_ms()) / 1000)
         with suppress(Empty):
@@ -130,6 +141,7 @@ def _serve(config: ClientConfig, session: Session, inbox: SimpleQueue[Item]) -> 
                     session.task_event(item, monotonic_ms())
         patience.time_reached(monotonic_ms())
         session.time_reached(monotonic_ms())
+        notify.time_reached(monotonic_ms(), session.doing)
         if session.waits.hang():
             raise FedtideError(
                 "training has made no step for an hour",

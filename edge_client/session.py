@@ -33,7 +33,7 @@ from edge_client.session_machine import (
 from edge_client.speaking import Speaking, hello_of
 from edge_client.supplies import Supplies
 from edge_client.task_runner import TaskRunner
-from edge_client.waits import Waits, waits_of
+from edge_client.waits import Waits, doing, waits_of
 from fedtide.blobs import BlobStore
 from fedtide.errors import FedtideError, StateError
 from fedtide.failpoints import reach
@@ -93,6 +93,8 @@ class Session:
         self._fetching = Fetching(self.blobs, link, topics)
         self._supplies = Supplies(self.blobs, self._fetching, runner)
         self.waits = Waits()
+        self.doing = ""
+        """For people: what the device does or waits for."""
         self._unsaved: list[Event] = []
         self._room = Room()
         self._state = State()
@@ -159,6 +161,7 @@ class Session:
         for text in self.waits.overdue(at_ms):
             _log.warning("%s", text)
         now = presence(self._state, sending=self._sender.busy())
+        self.doing = doing(now, waits)
         if told := self.waits.told():
             now = msgspec.structs.replace(now, reason="; ".join(told)[:TEXT_CHARS_MAX])
         self._speaking.announce(now, at_ms, connected=self._state.connected)

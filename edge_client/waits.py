@@ -11,6 +11,7 @@ from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
 from edge_client.session_machine import State
+from fedtide.messages import Presence
 
 FIRST_MS, REPEAT_MS_MAX = 120_000, 6 * 3_600_000
 """When a wait is first told, and the longest pause between two times."""
@@ -142,6 +143,13 @@ def waits_of(
     elif state.phase == "training":
         waits["training"] = Wait("training has made no step", steps)
     return waits
+
+
+def doing(now: Presence, waits: Mapping[str, Wait]) -> str:
+    """For whoever looks at this machine: what the client does, or what keeps it from that."""
+    label = f"{now.phase} round {now.round_id}" if now.phase != "idle" else now.phase
+    missing = [waits[name].text for name in ("link", "coordinator", "disk") if name in waits]
+    return f"{label}: {'; '.join(missing) or now.reason}"
 
 
 def duration(duration_ms: int) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from edge_client.trainers.opening import available_runtimes
 from fedtide.errors import BrokerError, StateError
 from fedtide.memory import MemoryBroker, MemoryTransport
 from fedtide.messages import Envelope, Presence, decode
-from fedtide.transport import Broken, Deliver, LinkEvent, Refused, Will
+from fedtide.transport import Broken, Deliver, Disconnected, LinkEvent, Refused, Will
 
 pytestmark = pytest.mark.skipif(
     not available_runtimes(), reason="no onnxruntime in this environment"
@@ -90,3 +91,38 @@ def test_no_two_devices_have_the_same_client_id(
     with pytest.raises(BrokerError):
         run_client(config)
     assert Scripted.client_id == "f/d"
+
+
+def test_systemd_hears_how_it_goes(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """READY comes once the state is open and the link started, STATUS with every turn."""
+    monkeypatch.setattr(Scripted, "events", (Disconnected("cut", 1_000), Broken("enough")))
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        with pytest.raises(BrokerError):
+            run_client(config)
+        said = [systemd.recv(4096).decode() for _ in range(4)]
+    assert said[0] == "READY=1"
+    assert said[1].startswith("STATUS=idle: no coordinator of federation 'f' answers")
+    assert said[2].startswith("STATUS=idle: no link to the broker")
+    assert said[3] == "STOPPING=1"
+
+
+def test_a_client_without_room_is_starting_not_ready(
+    config: ClientConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def full(*_: object) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        raise StateError("no space left", no_room=True)
+
+    monkeypatch.setattr(Session, "start", full)
+    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        run_client(config)
+        said = [systemd.recv(4096).decode() for _ in range(2)]
+    assert said == ["EXTEND_TIMEOUT_USEC=600000000\nSTATUS=no space left", "STOPPING=1"]
