@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -95,6 +96,41 @@ class HistoryConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Rounds whose updates stay on disk, so that their models can be recomputed."""
 
 
+class MetricsConfig(Struct, frozen=True, forbid_unknown_fields=True):
+    """Where Prometheus finds the coordinator's metrics."""
+
+    listen: str | None = None
+    """ADDRESS:PORT; without it nothing listens. IPv6 in brackets."""
+    public: bool = False
+    """Whether it may be an address that other machines reach: the page has neither password nor
+    TLS."""
+
+    def __post_init__(self) -> None:
+        """An address that can be listened at, and no public one by mistake."""
+        if self.listen is not None:
+            address, _ = self.address()
+            if not (self.public or ip_address(address).is_loopback):
+                raise ValueError(
+                    f"metrics.listen {self.listen!r} can be reached from other machines, and the "
+                    "page has neither password nor TLS; expected a loopback address such as "
+                    "127.0.0.1:9464, or metrics.public = true beside it"
+                )
+
+    def address(self) -> tuple[str, int]:
+        """IP address and port of `listen`."""
+        host, _, port = (self.listen or "").rpartition(":")
+        host = "127.0.0.1" if host == "localhost" else host
+        try:
+            if port.isascii() and port.isdecimal() and 0 < int(port) < 65536:
+                bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+                return str(ip_address(bare)), int(port)
+        except ValueError:
+            pass
+        raise ValueError(
+            f"metrics.listen is {self.listen!r}: expected ADDRESS:PORT, such as 127.0.0.1:9464"
+        )
+
+
 class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Content of `coordinator.toml`."""
 
@@ -107,6 +143,7 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     evaluation: EvaluationConfig = EvaluationConfig()
     vetting: VettingConfig = VettingConfig()
     history: HistoryConfig = HistoryConfig()
+    metrics: MetricsConfig = MetricsConfig()
     encoding: Encoding = "f32"
     """How devices encode their updates."""
     hello_ms: Annotated[int, Meta(ge=1_000, lt=2**53)] = 30_000

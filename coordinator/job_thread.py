@@ -29,6 +29,8 @@ class JobThread:
         self._thread: threading.Thread | None = None
         self._at_work: tuple[int, int] | None = None
         """Round and deadline of the job that has not come to its end."""
+        self.last_ms: int | None = None
+        """What the last job took that ended."""
 
     @property
     def deadline_at_ms(self) -> int | None:
@@ -52,10 +54,12 @@ class JobThread:
 
     def _work(self, job: AggregateJob) -> None:
         said: JobResult | BaseException
+        began_at_ms = self._now_ms()
         try:
             said = self._run(job)
         except BaseException as exc:  # noqa: BLE001 - whatever it is, the other thread raises it
             said = exc
+        self.last_ms = self._now_ms() - began_at_ms
         self._at_work = None
         self._report(said)
 

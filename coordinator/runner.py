@@ -6,7 +6,8 @@ import logging
 import os
 import signal
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from queue import Empty
 
 from coordinator.aggregate_job import (
@@ -18,12 +19,14 @@ from coordinator.aggregate_job import (
 )
 from coordinator.config import CoordinatorConfig
 from coordinator.evaluation import TestSet
+from coordinator.figures import FigureTaker
 from coordinator.inbox import Inbox
 from coordinator.job_thread import JobThread
 from coordinator.ledger import begin_run
 from coordinator.plans import check_against
 from coordinator.service import Service
 from coordinator.store import Store
+from coordinator.traffic import CountedTransport, Traffic
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import BundleError, FedtideError, StateError
 from fedtide.files import locked
@@ -54,7 +57,11 @@ class _Failed:
         self.error = error
 
 
-Item = LinkEvent | JobResult | _Stop | _Failed
+class _Scraped:
+    """Somebody wants to see the metrics."""
+
+
+Item = LinkEvent | JobResult | _Stop | _Failed | _Scraped
 
 
 class Clock:
@@ -98,9 +105,10 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
     session = f"{os.getpid():x}-{time.time_ns() // 1_000_000:x}"
     topics = Topics(config.federation)
     gone = encode(Beacon(online=False, session=session), "will")
-    link = MqttTransport(
-        config.broker, f"{config.federation}//coordinator", inbox.deliver, Will(topics.beacon, gone)
-    )
+    traffic = Traffic()
+    client_id, deliver = f"{config.federation}//coordinator", traffic.counting(inbox.deliver)
+    mqtt = MqttTransport(config.broker, client_id, deliver, Will(topics.beacon, gone))
+    link = CountedTransport(mqtt, traffic)
 
     def report(said: JobResult | BaseException) -> None:
         inbox.put(_Failed(said) if isinstance(said, BaseException) else said)
@@ -111,12 +119,14 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
         clock.now_ms,
         config.rounds.aggregate_ms,
     )
+    taker = FigureTaker(store, lambda: aggregation.last_ms)
     service = Service(config, bundle, store, link, aggregation.start, session)
     try:
-        service.start(clock.now_ms())
-        link.start()
-        notify.ready(clock.now_ms())
-        return _serve(config, service, aggregation, inbox, clock, notify)
+        with _metrics(config, traffic, taker, inbox) as show:
+            service.start(clock.now_ms())
+            link.start()
+            notify.ready(clock.now_ms())
+            return _serve(config, service, aggregation, inbox, clock, notify, show)
     finally:
         notify.stopping()
         inbox.wait_no_more()
@@ -125,6 +135,30 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
         link.stop()
         if not aggregation.stop():
             _log.warning("the work on a model is left unfinished; the next start begins it anew")
+
+
+@contextmanager
+def _metrics(
+    config: CoordinatorConfig, traffic: Traffic, taker: FigureTaker, inbox: Inbox[Item]
+) -> Iterator[Callable[[int], None]]:
+    """Serve the metrics, where the configuration wants it; yields what answers a `_Scraped`."""
+    if config.metrics.listen is None:
+        yield lambda _at_ms: None
+        return
+    from coordinator.metrics import MetricsServer  # prometheus-client is needed for nothing else
+
+    server = MetricsServer(config, traffic, lambda: inbox.put(_Scraped()))
+
+    def show(at_ms: int) -> None:
+        try:
+            server.figuring.show(taker.take(at_ms))
+        except StateError as exc:  # a round does not end because nobody can watch it
+            _log.warning("no metrics: %s", exc)
+
+    try:
+        yield show
+    finally:
+        server.stop()
 
 
 def _open_store(
@@ -170,6 +204,7 @@ def _serve(
     inbox: Inbox[Item],
     clock: Clock,
     notify: Notify,
+    show: Callable[[int], None],
 ) -> int:
     patience = Patience(config.broker, clock.now_ms())
     while service.finished is None:
@@ -189,6 +224,8 @@ def _serve(
                     break
                 case _Failed():
                     raise _as_fedtide(item.error)
+                case _Scraped():
+                    show(clock.now_ms())
                 case Aggregated() | JobFailed():
                     service.job_done(item, clock.now_ms())
                 case _:

@@ -126,6 +126,15 @@ class Store(Database):
             (at_ms, outcome, reason, round_id),
         )
 
+    @reading
+    def closed_rounds(self, after: int) -> list[tuple[int, str, str, int]]:
+        """Rounds above `after` that have closed: id, kind, outcome, and how long they took, ms."""
+        return self._db.execute(
+            "SELECT round_id, kind, outcome, closed_at_ms - opened_at_ms FROM rounds"
+            " WHERE round_id > ? AND outcome != 'open' ORDER BY round_id",
+            (after,),
+        ).fetchall()
+
     def save_verdict(
         self,
         update: Update,
