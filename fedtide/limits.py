@@ -19,6 +19,12 @@ MESSAGE_BYTES_MAX = 128 * 1024
 KEYS_MAX = 8
 """Keys of the coordinator in one key set: the one in use, and those that may follow."""
 
+CERTIFICATE_BYTES_MAX = 2048
+"""An X.509 certificate, or a request for one, in DER; ours have about 400, with Ed25519's keys."""
+
+ENROL_BYTES_MAX = 4096
+"""Largest message to the registrar: it holds one request for a certificate."""
+
 BLOB_BYTES_MAX = 2 * 1024**3
 """Largest blob: the size limit of a protobuf file, hence of one ONNX graph."""
 

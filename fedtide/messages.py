@@ -226,9 +226,44 @@ class KeySet(Message, frozen=True):
     coordinator: Annotated[tuple[PublicKey, ...], Meta(min_length=1, max_length=limits.KEYS_MAX)]
 
 
+class Enrol(Message, frozen=True):
+    """Device to registrar: certify my key. Of a one-time join if it is said under a claim's name,
+    and sealed by the claim's key; else a renewal, sealed by the key that is to be certified."""
+
+    request: Annotated[bytes, Meta(min_length=1, max_length=limits.CERTIFICATE_BYTES_MAX)]
+    """PKCS#10 in DER, signed by that key; only the key in it counts."""
+
+
+class Enrolled(Message, frozen=True):
+    """Registrar, sealed by the authority: this is your certificate, and your name."""
+
+    regarding: Text
+    name: Identifier
+    certificate: Annotated[bytes, Meta(min_length=1, max_length=limits.CERTIFICATE_BYTES_MAX)]
+    """X.509 in DER."""
+    key_set: Annotated[bytes, Meta(max_length=limits.CERTIFICATE_BYTES_MAX)]
+    """As on the federation's topic `keys`."""
+
+
+class Refusal(Message, frozen=True):
+    """Registrar, sealed by the authority: no certificate, and why."""
+
+    regarding: Text
+    reason: Text
+    final: bool = True
+    """Asking again will not help."""
+
+
+class Renamed(Message, frozen=True):
+    """Registrar, sealed by the authority, retained: your name is to be this one; enrol again."""
+
+    name: Identifier
+
+
 FromDevice = Hello | Offer | Decline | Want | Chunk
 ToDevice = Welcome | Task | Want | Receipt | Problem | Beacon
-AnyMessage = FromDevice | ToDevice | Presence | Status | KeySet
+FromRegistrar = Enrolled | Refusal | Renamed
+AnyMessage = FromDevice | ToDevice | Presence | Status | KeySet | Enrol | FromRegistrar
 
 
 class Envelope(Struct, frozen=True):

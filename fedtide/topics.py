@@ -7,6 +7,8 @@
     fedtide/1/FEDERATION/beacon                 coordinator, retained, and its will
     fedtide/1/FEDERATION/status                 coordinator, retained, for people who watch
     fedtide/1/FEDERATION/keys                   coordinator, retained, sealed by the authority
+    fedtide/1/FEDERATION/enrol/NAME             device, or claim on a join -> registrar
+    fedtide/1/FEDERATION/enrolled/NAME          registrar -> device, or claim
 
 A device's name is a whole topic level, so that a broker's ACL can confine it by pattern.
 """
@@ -80,6 +82,20 @@ class Topics:
     def chunk(self, digest: str, first_block: int) -> str:
         """Retained chunk of a blob that starts at `first_block`."""
         return f"{self.root}/blob/{digest}/{first_block}"
+
+    def enrol(self, name: str) -> str:
+        """Requests for a certificate under one name; `+` for all."""
+        return f"{self.root}/enrol/{name}"
+
+    def enrolled(self, name: str) -> str:
+        """What the registrar says to whoever has this name."""
+        return f"{self.root}/enrolled/{name}"
+
+    def enrolling(self, topic: str) -> str | None:
+        """Name in an `enrol` topic of this federation, else None."""
+        prefix = self.enrol("")
+        name = topic.removeprefix(prefix)
+        return name if topic.startswith(prefix) and is_identifier(name) else None
 
     def device_of(self, topic: str) -> str | None:
         """Device named by an `up` or `presence` topic of this federation, else None."""

@@ -24,6 +24,8 @@ from fedtide.messages import (
     Chunk,
     Decline,
     Encoding,
+    Enrol,
+    Enrolled,
     Envelope,
     Hello,
     KeySet,
@@ -31,6 +33,8 @@ from fedtide.messages import (
     Presence,
     Problem,
     Receipt,
+    Refusal,
+    Renamed,
     Status,
     Task,
     Update,
@@ -120,7 +124,13 @@ EARLIER = MESSAGES | {
     "status": Status("collecting", 7, 50, 3, ("a", "b"), ("a",), 1_500, "1 of 2", 0.5, 0.9375),
 }
 # Those that earlier versions did not have.
-MESSAGES |= {"keyset": KeySet(2, (bytes(range(32)),))}
+MESSAGES |= {
+    "keyset": KeySet(2, (bytes(range(32)),)),
+    "enrol": Enrol(b"\x30\x03\x02\x01\x00"),
+    "enrolled": Enrolled("9c0f7e", "pi-1", b"\x30\x03\x02\x01\x01", b"\xc1fs\x01"),
+    "refusal": Refusal("9c0f7e", "this join code has been used already"),
+    "renamed": Renamed("kitchen-pi"),
+}
 # +1, -2, 0.5 and 65504 (largest binary16): exact in both encodings.
 # binary32: 3f800000 c0000000 3f000000 477fe000; binary16: 3c00 c000 3800 7bff; little-endian.
 VALUES = (1.0, -2.0, 0.5, 65504.0)
