@@ -7,19 +7,11 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from edge_client.data.config import DataConfig
 from fedtide.config import BrokerConfig, Positive
 from fedtide.messages import Identifier
 
 THREADS_MAX = 1024
-
-
-class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
-    """Local data; it never leaves the device."""
-
-    path: Path
-    """.npz with arrays `x` and `y`, and optionally `x_held_out` and `y_held_out`."""
-    held_out_fraction: Annotated[float, Meta(ge=0, lt=1)] = 0.0
-    """Part of the examples kept for evaluation, where the file names none."""
 
 
 class TrainingConfig(Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,20 +13,18 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from edge_client.config import ClientConfig
+from edge_client.data import open_source
 from edge_client.durable import Durable
+from edge_client.holdings import stored_bundle
 from edge_client.saved_session import STATE_NAME, SavedSession
 from edge_client.trainers.opening import available_runtimes
-from fedtide.blobs import BlobStore
 from fedtide.broker_check import Probe, check_access, forbidden
-from fedtide.bundle import Bundle, open_stored_bundle
 from fedtide.checkup import Finding, examine, failed, ok, problem, warning
 from fedtide.config import load_config
-from fedtide.dataset import load_dataset, read_arrays
-from fedtide.errors import BundleError, DamagedError, FedtideError
+from fedtide.errors import DamagedError, FedtideError
 from fedtide.generations import Generations
 from fedtide.host_check import check_clock, check_folder, is_locked
 from fedtide.inquiry import Inquiry
-from fedtide.limits import MANIFEST_BYTES_MAX
 from fedtide.messages import Envelope, Problem, Want, decode, encode
 from fedtide.picture import Picture
 from fedtide.picture_text import duration
@@ -62,7 +60,7 @@ def _device(config: ClientConfig) -> Iterator[Finding]:
     yield from check_clock(config.state_dir)
     running = is_locked(config.state_dir)
     yield ok("its client is running" if running else "its client is not running now")
-    bundle = _held_bundle(config.state_dir)
+    bundle = stored_bundle(config.state_dir)
     needed = MODEL_UNKNOWN_BYTES if bundle is None else 4 * bundle.manifest.shared_bytes
     yield from check_folder(config.state_dir, needed, "a bundle, two models and an update")
     yield from _runtime(config)
@@ -122,40 +120,19 @@ def _outbox(config: ClientConfig, durable: Durable) -> Iterator[Finding]:
             yield ok(said)
 
 
-def _held_bundle(folder: Path) -> Bundle | None:
-    """The bundle whose files are on this device, if there is one."""
-    if not (folder / "blobs").is_dir():
-        return None
-    blobs = BlobStore(folder, read_only=True)
-    for digest in blobs.digests():
-        try:
-            if blobs.path(digest).stat().st_size <= MANIFEST_BYTES_MAX:
-                return open_stored_bundle(digest, blobs.read)
-        except (BundleError, OSError):
-            continue  # another file of the bundle, or one that is just being removed
-    return None
-
-
 def _data(config: ClientConfig) -> Iterator[Finding]:
-    path, bundle = config.data.path, _held_bundle(config.state_dir)
-    if not path.exists():
-        yield problem(f"there is no data file {str(path)!r}", "correct [data] path")
-    elif bundle is not None:
-        data = load_dataset(path, bundle.manifest, config.data.held_out_fraction)
-        held_out = 0 if data.held_out is None else len(data.held_out.x)
-        yield ok(
-            f"{len(data.training.x):,} examples to train on and {held_out:,} held out, "
-            f"which fit bundle {bundle.manifest.name!r}"
-        )
-    else:
-        names = sorted(read_arrays(path))
-        missing = [name for name in ("x", "y") if name not in names]
-        if missing:
-            yield problem(
-                f"{str(path)!r} has no array {missing[0]!r}, only: {', '.join(names)}", ""
-            )
-        else:
-            yield ok("the data file opens; whether it fits is known when a bundle is here")
+    source, bundle = open_source(config.data), stored_bundle(config.state_dir)
+    source.stamp()
+    if bundle is None:
+        source.describe()
+        yield ok("the data can be read; whether they fit is known when a bundle is here")
+        return
+    data = source.load(bundle.manifest).dataset
+    held_out = 0 if data.held_out is None else len(data.held_out.x)
+    yield ok(
+        f"{len(data.training.x):,} examples to train on and {held_out:,} held out, "
+        f"which fit bundle {bundle.manifest.name!r}"
+    )
 
 
 # ---- the broker ----

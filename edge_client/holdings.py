@@ -7,6 +7,7 @@ every size is checked here against what such a thing may measure.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from fedtide import limits
 from fedtide.blobs import BlobStore
@@ -97,6 +98,20 @@ def held_bundle(blobs: BlobStore, ref: BlobRef) -> Bundle:
         FileNotFoundError: it is damaged, and has been removed.
     """
     return open_stored_bundle(ref.digest, blobs.read)
+
+
+def stored_bundle(folder: Path) -> Bundle | None:
+    """The bundle whose files are in this state folder, if there is one; nothing is changed."""
+    if not (folder / "blobs").is_dir():
+        return None
+    blobs = BlobStore(folder, read_only=True)
+    for digest in blobs.digests():
+        try:
+            if blobs.path(digest).stat().st_size <= limits.MANIFEST_BYTES_MAX:
+                return open_stored_bundle(digest, blobs.read)
+        except (BundleError, OSError):
+            continue  # another file of the bundle, or one that is just being removed
+    return None
 
 
 def _runtime(offered: Runtimes, installed: Sequence[str]) -> str:

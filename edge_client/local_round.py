@@ -11,12 +11,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from edge_client.data.rows import LocalDataset
 from edge_client.local_state import LocalState
 from edge_client.optimizers import OptimizerState
 from edge_client.progress import Checkpoint, EpochSaver, SavedProgress, basis_of
 from edge_client.trainers import Trainer
 from edge_client.training import OnStep, Progress, TrainResult, evaluate, train
-from fedtide.dataset import Dataset
 from fedtide.failpoints import reach
 from fedtide.measures import Metrics
 from fedtide.messages import Task
@@ -49,7 +49,7 @@ class Outcome(NamedTuple):
 def do_task(
     task: Task,
     trainer: Trainer,
-    dataset: Dataset,
+    dataset: LocalDataset,
     start: Vector,
     before: LocalState,
     keeping: Keeping,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from edge_client.data.rows import Column, in_parts
 from edge_client.optimizers import OptimizerState
 from edge_client.vector_file import raw_bytes, read_vectors, split_values, write_vectors
 from fedtide.errors import StateError
@@ -30,7 +31,7 @@ from fedtide.messages import Task
 from fedtide.vectors import Vector
 
 if TYPE_CHECKING:
-    from edge_client.trainers import AnyArray, Trainer
+    from edge_client.trainers import Trainer
     from edge_client.training import Progress
 
 _log = logging.getLogger(__name__)
@@ -163,7 +164,7 @@ class EpochSaver:
             self._saved_s = now_s
 
 
-def basis_of(task: Task, setup: Iterable[str], arrays: Iterable[AnyArray]) -> bytes:
+def basis_of(task: Task, setup: Iterable[str], arrays: Iterable[Column]) -> bytes:
     """SHA-256 of all that decides what a training computes: the task, how this device is set up
     for it, and the arrays it starts with (data, local state)."""
     identity = [
@@ -177,7 +178,8 @@ def basis_of(task: Task, setup: Iterable[str], arrays: Iterable[AnyArray]) -> by
     digest = hashlib.sha256(msgspec.json.encode(identity))
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
-        digest.update(raw_bytes(array))
+        for part in in_parts(array):
+            digest.update(raw_bytes(part))
     return digest.digest()
 
 

@@ -9,13 +9,14 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from edge_client.config import ClientConfig
+from edge_client.data import open_source
 from edge_client.room import Room
 from edge_client.session import Session
 from edge_client.session_events import Event, Stopped
 from edge_client.speaking import will_of
 from edge_client.worker import Worker
 from fedtide.blobs import BlobStore
-from fedtide.errors import DataError, FedtideError, StateError
+from fedtide.errors import FedtideError, StateError
 from fedtide.files import locked
 from fedtide.mqtt import MqttTransport
 from fedtide.notify import Notify
@@ -45,16 +46,13 @@ def run_client(config: ClientConfig) -> None:
     """Run until SIGTERM or SIGINT.
 
     Raises:
-        DataError: there is no data file.
+        DataError: there are no data.
         ConfigError: a file that the configuration names cannot be used.
         BrokerError: the broker refuses us, or never answered within `broker.give_up_ms`.
         StateError: the state folder is in use, failing, or another device's.
         FedtideError: training hangs.
     """
-    if not config.data.path.exists():
-        raise DataError(
-            f"there is no data file {str(config.data.path)!r}", hint="correct [data] path"
-        )
+    open_source(config.data).stamp()
     with locked(config.state_dir, f"client of device {config.device!r}"):
         inbox: SimpleQueue[Item] = SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT):

@@ -13,7 +13,11 @@ class TaskRunner(Protocol):
 
     runtimes: tuple[str, ...]
     """What is installed here, best first."""
-    examples_count: int
+
+    @property
+    def examples_count(self) -> int:
+        """Examples to train on, as they were last read."""
+
     steps_count: int
     """Training steps made so far: while it grows, training does not hang."""
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.data.rows import Column, FileRows
 from edge_client.optimizers import Optimizer, OptimizerState
 from edge_client.trainers import AnyArray, Trainer
 from edge_client.trainers.batches import has_labels
@@ -80,8 +81,8 @@ def steps_per_epoch(plan: Plan, examples: int) -> int:
 
 def train(
     trainer: Trainer,
-    x: AnyArray,
-    y: AnyArray,
+    x: Column,
+    y: Column,
     plan: Plan,
     *,
     on_epoch: OnEpoch | None = None,
@@ -150,11 +151,13 @@ class _Stepper:
     """Optimizer steps, one for each batch of an epoch."""
 
     def __init__(
-        self, trainer: Trainer, plan: Plan, optimizer: Optimizer, x: AnyArray, y: AnyArray
+        self, trainer: Trainer, plan: Plan, optimizer: Optimizer, x: Column, y: Column
     ) -> None:
         self._trainer, self._plan, self._optimizer = trainer, plan, optimizer
-        # numpy's `take` would copy all of what is not contiguous, for every batch.
-        self._x, self._y = np.ascontiguousarray(x), np.ascontiguousarray(y)
+        # `take` would copy all of what is not contiguous, for every batch.
+        self._x, self._y = (
+            a if isinstance(a, FileRows) else np.ascontiguousarray(a) for a in (x, y)
+        )
         self._batch = len(x) if plan.batch_size == "all" else min(plan.batch_size, len(x))
         at_once = plan.examples_at_once if trainer.manifest.additive else self._batch
         self._parts = -(-self._batch // at_once)
@@ -201,12 +204,12 @@ class _Stepper:
         if len(chosen) < len(x):
             x, y = x[: len(chosen)], y[: len(chosen)]
         # Every index is in range; "clip" says so, and only then numpy writes without a detour.
-        np.take(self._x, chosen, axis=0, out=x, mode="clip")
-        np.take(self._y, chosen, axis=0, out=y, mode="clip")
+        self._x.take(chosen, axis=0, out=x, mode="clip")
+        self._y.take(chosen, axis=0, out=y, mode="clip")
         return x, y
 
 
-def evaluate(trainer: Trainer, x: AnyArray, y: AnyArray, *, batch_size: int = 32) -> Metrics:
+def evaluate(trainer: Trainer, x: Column, y: Column, *, batch_size: int = 32) -> Metrics:
     """Evaluate the trainer's current model on x[n, ...] and y[n, ...], in batches.
 
     Raises:

@@ -14,11 +14,12 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, NamedTuple
 
 from edge_client.config import ClientConfig
+from edge_client.data import NotNowError
+from edge_client.data.local_data import LocalData
 from edge_client.local_state import LocalState, LocalStates
 from edge_client.progress import SavedProgress
 from edge_client.session_events import (
@@ -31,7 +32,6 @@ from edge_client.session_events import (
 from edge_client.trainers.opening import available_runtimes
 from fedtide.blobs import BlobStore
 from fedtide.bundle import Bundle
-from fedtide.dataset import Dataset, load_dataset
 from fedtide.errors import (
     BundleError,
     ConfigError,
@@ -83,7 +83,6 @@ class Worker:
         report: Callable[[Event | StateError], None],
     ) -> None:
         self.runtimes = usable_runtimes(config.training.runtime)
-        self.examples_count = 0
         self.steps_count = 0
         self._config = config
         self._blobs = blobs
@@ -93,9 +92,14 @@ class Worker:
         self._jobs: SimpleQueue[_Job | Bundle | None] = SimpleQueue()
         self._dropped = threading.Event()
         self._opened: tuple[str, Trainer] | None = None
-        self._dataset: tuple[tuple[object, ...], Dataset] | None = None
+        self._data = LocalData(config.data)
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
         self._thread.start()
+
+    @property
+    def examples_count(self) -> int:
+        """Examples to train on, as they were last read."""
+        return self._data.examples_count
 
     def check(self, bundle: Bundle) -> None:
         """The log says whether the local data fit the model of this bundle."""
@@ -177,7 +181,7 @@ class Worker:
     def _look_at_data(self, bundle: Bundle) -> None:
         """Whoever looks after this device shall not learn at the first task only."""
         try:
-            count = len(self._data(bundle).training.x)
+            count = len(self._data.current(bundle, self._dropped.wait).training.x)
         except FedtideError as exc:
             _log.error("tasks will be declined: %s", one_line(exc))
         except Exception:  # noqa: BLE001 - a task would say it again, as its reason
@@ -195,7 +199,8 @@ class Worker:
         except Empty:
             if self._opened is not None:
                 self._opened[1].close()
-            self._opened = self._dataset = None
+            self._opened = None
+            self._data.forget()
             release_memory()
             return self._jobs.get()
 
@@ -203,7 +208,7 @@ class Worker:
         from edge_client.local_round import Keeping, do_task
 
         task, manifest = job.task, job.bundle.manifest
-        dataset = self._data(job.bundle)
+        dataset = self._data.current(job.bundle, job.dropped.wait)
         if task.plan.optimizer not in manifest.optimizers:
             raise BundleError(f"the bundle does not offer the optimizer {task.plan.optimizer}")
         trainer = self._trainer(job.bundle)
@@ -238,16 +243,6 @@ class Worker:
             losses=() if learned is None else learned.losses[-LOSSES_MAX:],
             held_out=held_out,
         )
-
-    def _data(self, bundle: Bundle) -> Dataset:
-        """The local data, read again when the file has changed."""
-        path = self._config.data.path
-        key = (bundle.digest, *_stamp(path))
-        if self._dataset is None or self._dataset[0] != key:
-            dataset = load_dataset(path, bundle.manifest, self._config.data.held_out_fraction)
-            self._dataset = (key, dataset)
-            self.examples_count = len(dataset.training.x)
-        return self._dataset[1]
 
     def _trainer(self, bundle: Bundle) -> Trainer:
         """The trainer of this bundle, kept open between rounds."""
@@ -301,12 +296,12 @@ def _composed(job: _Job, local: LocalState) -> Vector:
 
 def public_reason(error: Exception) -> str:
     """What may leave the device of an error: nothing that quotes its data, paths or files."""
-    if isinstance(error, DataError):
+    if isinstance(error, DataError) and not isinstance(error, NotNowError):
         return DATA_REASON
     if isinstance(error, GraphFailedError):
         return "a graph of the bundle fails on the local data; the device's own log says why"
     from_disk = isinstance(error.__cause__, OSError)
-    if isinstance(error, BundleError | DivergedError) and not from_disk:
+    if isinstance(error, BundleError | DivergedError | NotNowError) and not from_disk:
         return one_line(error)
     return f"{type(error).__name__} on the device; its own log says more"
 
@@ -343,12 +338,3 @@ def update_id(task: Task, device_id: str) -> str:
     """The same task gives the same id, so that doing it twice can never count twice."""
     text = f"{task.run_id}/{task.round_id}/{device_id}"
     return hashlib.sha256(text.encode()).hexdigest()[:24]
-
-
-def _stamp(path: Path) -> tuple[int, int]:
-    """Changes when the file does."""
-    try:
-        status = path.stat()
-    except OSError:
-        return (0, 0)
-    return (status.st_mtime_ns, status.st_size)

@@ -16,10 +16,15 @@ from numpy.typing import NDArray
 
 from fedtide.errors import DataError
 from fedtide.manifest import Array, Manifest
+from fedtide.memory_limit import available_bytes
 
 AnyArray = NDArray[np.generic]
 _ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")
 """How an .npz begins, and an empty one. All else numpy takes for a pickle, and advises to trust."""
+
+
+_PART_BYTES = 1 << 20
+"""Of an array that is checked part by part."""
 
 
 class Examples(NamedTuple):
@@ -36,28 +41,20 @@ class Dataset(NamedTuple):
     held_out: Examples | None
 
 
-def load_dataset(path: Path, manifest: Manifest, held_out_fraction: float = 0.0) -> Dataset:
+def load_dataset(path: Path, manifest: Manifest, divisor: float | None = None) -> Dataset:
     """Read an .npz with `x` and `y`, and optionally `x_held_out` and `y_held_out`.
 
-    Without those two, the last `held_out_fraction` of the examples are kept apart: always the
-    same ones, so that no example is ever trained on in one round and judged by in another.
+    `divisor`: as in `fitted`.
 
     Raises:
         DataError: the file is missing, unreadable, empty, or does not fit the manifest.
     """
-    arrays = read_arrays(path)
-    training = _examples(arrays, "x", "y", path, manifest)
+    arrays, source = read_arrays(path), repr(str(path))
+    held_out = None
+    training = _named(arrays, ("x", "y"), source, manifest, divisor)
     if "x_held_out" in arrays or "y_held_out" in arrays:
-        held_out = _examples(arrays, "x_held_out", "y_held_out", path, manifest)
-        return Dataset(training, held_out)
-    count = len(training.x)
-    kept = min(round(held_out_fraction * count), count - 1)
-    if kept < 1:
-        return Dataset(training, None)
-    cut = count - kept
-    return Dataset(
-        Examples(training.x[:cut], training.y[:cut]), Examples(training.x[cut:], training.y[cut:])
-    )
+        held_out = _named(arrays, ("x_held_out", "y_held_out"), source, manifest, divisor)
+    return Dataset(training, held_out)
 
 
 def read_arrays(path: Path) -> dict[str, AnyArray]:
@@ -72,6 +69,9 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
                 raise ValueError("it is no .npz archive, or not all of one")
             file.seek(0)
             with np.load(file, allow_pickle=False) as archive:
+                size = sum(member.file_size for member in archive.zip.infolist())
+                if size > available_bytes():
+                    raise ValueError(f"it takes {size:,} bytes, more memory than there is here")
                 return {name: _array(archive, name) for name in archive.files}
     except Exception as exc:  # those of numpy, zipfile and zlib share no base class
         raise DataError(
@@ -106,27 +106,92 @@ def _check_header(file: IO[bytes], bytes_there: int, name: str) -> None:
         )
 
 
-def _examples(
-    arrays: dict[str, AnyArray], x_name: str, y_name: str, path: Path, manifest: Manifest
+def _named(
+    arrays: dict[str, AnyArray],
+    names: tuple[str, str],
+    source: str,
+    manifest: Manifest,
+    divisor: float | None,
 ) -> Examples:
-    for name in (x_name, y_name):
+    for name in names:
         if name not in arrays:
             raise DataError(
-                f"{str(path)!r} has no array {name!r}, only: {', '.join(sorted(arrays)) or 'none'}"
+                f"{source} has no array {name!r}, only: {', '.join(sorted(arrays)) or 'none'}"
             )
-    x = _fit(arrays[x_name], manifest.inputs, x_name, path)
-    y = _fit(arrays[y_name], manifest.labels, y_name, path)
-    if len(x) != len(y):
-        raise DataError(f"{str(path)!r} has {len(x):,} {x_name} but {len(y):,} {y_name}")
-    if not len(x):
-        raise DataError(f"{str(path)!r} has no examples: {x_name} is empty")
-    names = {"input": x_name, "label": y_name}
+    x, y = (arrays[name] for name in names)
+    return fit_examples(x, y, manifest, source, names=names, divisor=divisor)
+
+
+def fit_examples(
+    x: AnyArray,
+    y: AnyArray,
+    manifest: Manifest,
+    source: str,
+    *,
+    names: tuple[str, str] = ("x", "y"),
+    divisor: float | None = None,
+) -> Examples:
+    """x[n, ...] and y[n, ...] as the manifest wants them; `source` and `names` say whose they are.
+
+    Raises:
+        DataError: they do not fit, or there are none.
+    """
+    x = fitted(x, manifest.inputs, names[0], source, divisor)
+    y = fitted(y, manifest.labels, names[1], source)
+    check_counts(len(x), len(y), source, names)
+    check_values(x, y, manifest, source, names=names)
+    return Examples(x, y)
+
+
+def check_counts(inputs: int, labels: int, source: str, names: tuple[str, str]) -> None:
+    """As many labels as inputs, and not none.
+
+    Raises:
+        DataError: it is not so.
+    """
+    if inputs != labels:
+        raise DataError(f"{source} has {inputs:,} {names[0]} but {labels:,} {names[1]}")
+    if not inputs:
+        raise DataError(f"{source} has no examples: {names[0]} is empty")
+
+
+def check_values(
+    x: AnyArray,
+    y: AnyArray,
+    manifest: Manifest,
+    source: str,
+    *,
+    names: tuple[str, str] = ("x", "y"),
+    first: int = 0,
+) -> None:
+    """Every value is finite and in the manifest's range; `first` is the index of the first example.
+
+    Raises:
+        DataError: naming the first value that is not, and its place.
+    """
+    for array, name in zip((x, y), names, strict=True):
+        place = _first_not_finite(array)
+        if place is not None:
+            place[0] += first
+            raise DataError(f"{name!r} of {source} has values that are not finite: {name}{place}")
     for wrong in (wrong_input(manifest, x), wrong_label(manifest, y)):
         if wrong is not None:
-            name = names[wrong.what]
-            where = f" in {name!r} of {str(path)!r}, at {name}{wrong.place},"
-            raise DataError(wrong.said(where))
-    return Examples(x, y)
+            name = names[0] if wrong.what == "input" else names[1]
+            place = [wrong.place[0] + first, *wrong.place[1:]]
+            raise DataError(wrong.said(f" in {name!r} of {source}, at {name}{place},"))
+
+
+def _first_not_finite(array: AnyArray) -> list[int] | None:
+    """In parts: what is compared takes a quarter of the memory of what it is compared with."""
+    if array.dtype.kind != "f":
+        return None
+    rows = max(1, _PART_BYTES // max(1, array[:1].nbytes))
+    for start in range(0, len(array), rows):
+        part = array[start : start + rows]
+        if not np.isfinite(part).all():
+            place = np.unravel_index(int(np.isfinite(part).argmin()), part.shape)
+            return [int(place[0]) + start, *map(int, place[1:])]
+    return None
 
 
 class OutOfRange(NamedTuple):
@@ -181,21 +246,56 @@ def _first_outside(
     return OutOfRange(what, int(values[first]), place, rule)
 
 
-def _fit(array: AnyArray, expected: Array, name: str, path: Path) -> AnyArray:
+def fitted(
+    array: AnyArray, expected: Array, name: str, source: str, divisor: float | None = None
+) -> AnyArray:
+    """array[n, ...] in shape and dtype of `expected`, converted if that loses nothing; bytes become
+    float32 divided by `divisor`, where one is given.
+
+    Raises:
+        DataError: another shape, or a dtype that would have to be changed.
+    """
+    check_kind(array.dtype, array.shape, expected, name, source, divisor)
+    return np.ascontiguousarray(converted(array, expected, divisor))
+
+
+def converted(array: AnyArray, expected: Array, divisor: float | None) -> AnyArray:
+    """In the dtype of `expected`, after `check_kind`."""
     wanted = np.dtype(expected.dtype)
-    # Integers of another width hold the same labels; anything else would change the data.
-    if wanted.kind == "i" and array.dtype.kind in "iu" and array.dtype != np.uint64:
-        array = array.astype(wanted)
-    if array.dtype != wanted:
+    if array.dtype == np.uint8 and wanted.kind == "f" and divisor is not None:
+        return np.divide(array, divisor, dtype=np.float32)
+    return array.astype(wanted, copy=False)
+
+
+def check_kind(
+    dtype: np.dtype[np.generic],
+    shape: tuple[int, ...],
+    expected: Array,
+    name: str,
+    source: str,
+    divisor: float | None,
+) -> None:
+    """Whether such an array can be what is `expected` of it, without a loss.
+
+    Raises:
+        DataError: another shape or dtype.
+    """
+    wanted = np.dtype(expected.dtype)
+    pixels = dtype == np.uint8 and wanted.kind == "f"
+    # Integers of another width hold the same labels, and so do narrower floats; anything else
+    # would change the data.
+    narrower = (
+        np.can_cast(dtype, wanted, "safe") and dtype.kind in {"i": "iub", "f": "f"}[wanted.kind]
+    )
+    if not narrower and not (pixels and divisor is not None):
         raise DataError(
-            f"{name!r} of {str(path)!r} has dtype {array.dtype}, the model expects {wanted}",
-            hint=f"convert it: {name}.astype('{wanted}')",
+            f"{name!r} of {source} has dtype {dtype}, the model expects {wanted}",
+            hint="data.divisor = 255 makes bytes numbers from 0 to 1; 1 leaves them as they are"
+            if pixels
+            else f"convert it: {name}.astype('{wanted}')",
         )
-    if array.shape[1:] != expected.shape or array.ndim == 0:
+    if shape[1:] != expected.shape or not shape:
         raise DataError(
-            f"{name!r} of {str(path)!r} has shape {list(array.shape)}, the model expects "
+            f"{name!r} of {source} has shape {list(shape)}, the model expects "
             f"[examples, {', '.join(map(str, expected.shape))}]".replace(", ]", "]")
         )
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise DataError(f"{name!r} of {str(path)!r} has values that are not finite")
-    return np.ascontiguousarray(array)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from edge_client.data.rows import Column
 from fedtide.dataset import wrong_input, wrong_label
 from fedtide.errors import DataError
 from fedtide.manifest import Array, Manifest
@@ -31,7 +32,7 @@ def check_batch(manifest: Manifest, x: AnyArray, y: AnyArray) -> tuple[AnyArray,
     return x, y
 
 
-def has_labels(manifest: Manifest, y: AnyArray, chosen: NDArray[np.int64]) -> bool:
+def has_labels(manifest: Manifest, y: Column, chosen: NDArray[np.int64]) -> bool:
     """Whether any of the chosen examples counts: a mean over none of them is no loss."""
     return manifest.ignored_label is None or bool((y[chosen] != manifest.ignored_label).any())
 

@@ -16,7 +16,8 @@ import pytest
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.config import EvaluationConfig
 from coordinator.evaluation import TestSet
-from edge_client.config import ClientConfig, DataConfig, TrainingConfig
+from edge_client.config import ClientConfig, TrainingConfig
+from edge_client.data.config import DataConfig
 from edge_client.session_events import (
     Event,
     TaskDone,

@@ -17,7 +17,8 @@ import numpy as np
 import pytest
 
 from edge_client import local_round
-from edge_client.config import ClientConfig, DataConfig, TrainingConfig
+from edge_client.config import ClientConfig, TrainingConfig
+from edge_client.data.config import DataConfig
 from edge_client.progress import FILE_NAME, SavedProgress
 from edge_client.session_events import EpochsSaved, Event, TaskDone, TaskFailed, TaskHeld
 from edge_client.trainers.opening import available_runtimes

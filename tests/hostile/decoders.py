@@ -415,7 +415,7 @@ def data(folder: Path) -> Decoder:
     def read(raw: bytes) -> str:
         path.write_bytes(raw)
         try:
-            load_dataset(path, model, 0.25)
+            load_dataset(path, model)
         except DataError as exc:
             return str(exc)
         return "read"
@@ -436,7 +436,7 @@ def array(folder: Path) -> Decoder:
             archive.writestr("x.npy", raw)
             archive.writestr("y.npy", labels.getvalue())
         try:
-            load_dataset(path, model, 0.25)
+            load_dataset(path, model)
         except DataError as exc:
             return str(exc)
         return "read"

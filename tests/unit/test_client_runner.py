@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from edge_client import runner
-from edge_client.config import ClientConfig, DataConfig
+from edge_client.config import ClientConfig
+from edge_client.data.config import DataConfig
 from edge_client.runner import run_client
 from edge_client.session import Session
 from edge_client.trainers.opening import available_runtimes

@@ -25,11 +25,10 @@ def load(
     arrays: dict[str, object],
     *,
     manifest: Manifest = MANIFEST,
-    fraction: float = 0.0,
 ) -> Dataset:
     path = tmp_path / "data.npz"
     np.savez(path, **arrays)  # type: ignore[arg-type]
-    return load_dataset(path, manifest, fraction)
+    return load_dataset(path, manifest)
 
 
 def test_good_data(tmp_path: Path) -> None:
@@ -187,27 +186,8 @@ def test_a_damaged_archive_is_a_message(tmp_path: Path, save: object) -> None:
             continue
 
 
-def test_the_last_part_is_held_out_and_always_the_same(tmp_path: Path) -> None:
-    dataset = load(tmp_path, {"x": X, "y": Y}, fraction=0.3)
-    assert dataset.held_out is not None
-    np.testing.assert_array_equal(dataset.training.x, X[:7])
-    np.testing.assert_array_equal(dataset.held_out.x, X[7:])
-    np.testing.assert_array_equal(dataset.held_out.y, Y[7:])
-
-
-@pytest.mark.parametrize(("count", "fraction", "kept"), [(1, 0.9, 0), (2, 0.9, 1), (10, 0.04, 0)])
-def test_something_is_always_left_to_train_on(
-    tmp_path: Path, count: int, fraction: float, kept: int
-) -> None:
-    dataset = load(tmp_path, {"x": X[:count], "y": Y[:count]}, fraction=fraction)
-    assert len(dataset.training.x) == count - kept
-    assert (0 if dataset.held_out is None else len(dataset.held_out.x)) == kept
-
-
 def test_the_files_own_held_out_examples_win(tmp_path: Path) -> None:
-    dataset = load(
-        tmp_path, {"x": X, "y": Y, "x_held_out": X[:3], "y_held_out": Y[:3]}, fraction=0.5
-    )
+    dataset = load(tmp_path, {"x": X, "y": Y, "x_held_out": X[:3], "y_held_out": Y[:3]})
     assert dataset.held_out is not None
     assert (len(dataset.training.x), len(dataset.held_out.x)) == (10, 3)
 

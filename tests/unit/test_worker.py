@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_client.config import ClientConfig, DataConfig
+from edge_client.config import ClientConfig
+from edge_client.data.config import DataConfig
 from edge_client.optimizers import OptimizerState
 from edge_client.session_events import (
     Event,

@@ -1,0 +1,82 @@
+"""Local data: one interface, one implementation for each kind, one contract suite over all.
+
+Nothing here is imported before it is needed: a client with an .npz starts without the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from edge_client.data.config import DataConfig
+from edge_client.data.rows import LocalDataset
+from fedtide.errors import DataError
+from fedtide.manifest import Manifest
+
+
+class NotNowError(DataError):
+    """The data are not used now; the reason holds nothing of them and may leave the device."""
+
+
+class Loaded(NamedTuple):
+    """What `Source.load` returns."""
+
+    dataset: LocalDataset
+    notes: tuple[str, ...] = ()
+    """What was left out, and why."""
+
+
+class Source(Protocol):
+    """Where examples come from."""
+
+    def stamp(self) -> Hashable:
+        """Cheap, and another value whenever the data may have changed.
+
+        Raises:
+            DataError: there are none.
+        """
+
+    def describe(self) -> dict[str, Any]:
+        """What can be seen without a model: names and counts, as JSON has them.
+
+        Raises:
+            DataError: the data cannot be read.
+        """
+
+    def load(self, manifest: Manifest) -> Loaded:
+        """The examples that are used, in the shapes and dtypes of the manifest.
+
+        Raises:
+            DataError: they cannot be read or do not fit: the first thing that is wrong, with its
+                place and what to do about it.
+            NotNowError: another program is just writing them.
+        """
+
+
+def open_source(config: DataConfig) -> Source:
+    """The data that are configured; nothing is read yet.
+
+    Raises:
+        DataError: there are none, or a package that reads them is missing.
+    """
+    match config.kind:
+        case "npz":
+            from edge_client.data.npz import NpzFile
+
+            return NpzFile(config)
+
+
+def file_stamp(path: Path) -> Hashable:
+    """Of one file or folder.
+
+    Raises:
+        DataError: there is none, or it may not be seen.
+    """
+    try:
+        status = path.stat()
+    except OSError as exc:
+        raise DataError(
+            f"there is no data file {str(path)!r}: {exc.strerror}", hint="correct [data] path"
+        ) from exc
+    return status.st_ino, status.st_mtime_ns, status.st_size

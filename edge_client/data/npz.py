@@ -1,0 +1,39 @@
+"""An .npz with `x` and `y`, and optionally `x_held_out` and `y_held_out`."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Any
+
+from edge_client.data import Loaded, file_stamp
+from edge_client.data.arrays import array_facts, from_arrays
+from edge_client.data.config import DataConfig
+from fedtide.dataset import load_dataset, read_arrays
+from fedtide.errors import DataError
+from fedtide.manifest import Manifest
+
+
+class NpzFile:
+    """See the module."""
+
+    def __init__(self, config: DataConfig) -> None:
+        self._config, self._path = config, config.path
+
+    def stamp(self) -> Hashable:
+        """The file's."""
+        return file_stamp(self._path)
+
+    def describe(self) -> dict[str, Any]:
+        """Its arrays."""
+        arrays = read_arrays(self._path)
+        missing = [name for name in ("x", "y") if name not in arrays]
+        if missing:
+            raise DataError(
+                f"{str(self._path)!r} has no array {missing[0]!r}, "
+                f"only: {', '.join(sorted(arrays)) or 'none'}"
+            )
+        return {"arrays": {name: array_facts(arrays[name]) for name in sorted(arrays)}}
+
+    def load(self, manifest: Manifest) -> Loaded:
+        """All of it, in memory."""
+        return from_arrays(load_dataset(self._path, manifest, self._config.divisor), self._config)
