@@ -42,6 +42,22 @@ def write_secret(path: Path, content: bytes) -> None:
     _write(path, (content,), private)
 
 
+def write_public(path: Path, content: bytes) -> None:
+    """Like `write_atomically`, and every user can read it, whatever the umask of the service that
+    writes it: for what another service reads.
+
+    Raises:
+        StateError: as above.
+    """
+
+    def public(beside: Path) -> BinaryIO:
+        file = beside.open("wb")
+        os.fchmod(file.fileno(), 0o644)
+        return file
+
+    _write(path, (content,), public)
+
+
 def _write(
     path: Path, parts: tuple[bytes | memoryview, ...], open_file: Callable[[Path], BinaryIO]
 ) -> None:

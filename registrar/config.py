@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from fedtide.config import BrokerConfig
 from fedtide.messages import Identifier
@@ -14,6 +15,10 @@ class RegistrarConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Content of `registrar.toml`; the commands about devices read it, too."""
 
     federation: Identifier
+    host: Annotated[str, Meta(min_length=1, max_length=255)]
+    """Name or address at which devices reach the broker: join codes carry it."""
+    port: Annotated[int, Meta(ge=1, le=65535)]
+    """The broker's port for devices."""
     identity: Path
     """Folder with the registrar's own key and certificate, and the key set for new devices."""
     state_dir: Path
@@ -21,10 +26,9 @@ class RegistrarConfig(Struct, frozen=True, forbid_unknown_fields=True):
     members: Path
     """File in which the coordinator finds the devices in good standing."""
     broker_dir: Path
-    """Folder of the broker's configuration: `acl` and `revoked.pem` are written there."""
-    broker_pid: Path | None = None
-    """File with the broker's process id; None: systemd knows it."""
+    """Folder of the broker's configuration: its `acl` and `revoked.pem` are written there."""
     broker: BrokerConfig = BrokerConfig()
+    """How the registrar itself reaches the broker."""
 
     @property
     def authority(self) -> Path:

@@ -93,6 +93,16 @@ class Registry:
         """Close the file."""
         self._db.close()
 
+    @contextmanager
+    def still(self) -> Iterator[None]:
+        """Nobody changes the registry in here: for writing down what follows from it."""
+        with self._errors():
+            self._db.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
     # --- What is known ----------------------------------------------------------------------------
 
     def devices(self) -> list[Device]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
 import stat
 import threading
@@ -16,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedtide.errors import StateError
 from fedtide.keys import new_key, public_bytes
 from registrar.authority import Authority
+from registrar.enforcement import write_members
 from registrar.records import Claim, RefusedError
 from registrar.registry import Registry
 
@@ -289,3 +292,27 @@ def test_a_foreign_or_damaged_file_is_a_message(tmp_path: Path) -> None:
     database.close()
     with pytest.raises(StateError, match="schema 9, expected 1"):
         Registry(tmp_path)
+
+
+def test_the_members_are_written_for_everybody_to_read(
+    registry: Registry, authority: Authority, tmp_path: Path
+) -> None:
+    path = tmp_path / "members.json"
+    umask = os.umask(0o077)  # a service's
+    try:
+        write_members(registry, path)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o644
+    assert json.loads(path.read_bytes()) == {"devices": {}}
+    key = join(registry, authority, "kitchen")
+    join(registry, authority, "garden")
+    invite(registry, authority, "cellar")
+    registry.revoke("garden", NOW_MS)
+    write_members(registry, path)
+    assert json.loads(path.read_bytes()) == {
+        "devices": {"kitchen": {"key": public_bytes(key).hex()}}
+    }
+    before = path.stat()
+    write_members(registry, path)
+    assert path.stat() == before
