@@ -18,7 +18,7 @@ PIP := -m pip --disable-pip-version-check install --quiet
 export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
-.PHONY: demo test test-slow test-ray test-faults simulate-faults fuzz test-runtimes test-arm64 check \
+.PHONY: demo test test-slow test-ray test-faults simulate-faults fuzz test-runtimes test-arm64 check wheel \
 	bench bench-simulation bench-train-step repro repro-figure-1 clean mosquitto
 .DELETE_ON_ERROR:
 
@@ -65,6 +65,12 @@ check: $(EXPORT)/.ready
 	$(EXPORT)/bin/ruff format --check .
 	$(EXPORT)/bin/ruff check .
 	$(EXPORT)/bin/mypy
+
+# One file for pip and pipx: pipx install 'dist/fedtide-VERSION-py3-none-any.whl[client]'.
+wheel:
+	rm -rf build/lib build/bdist.*
+	$(PYTHON) -m pip --disable-pip-version-check wheel --quiet --no-deps --wheel-dir dist .
+	@ls -l dist/*.whl
 
 bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m benchmarks.round_overhead

@@ -33,6 +33,7 @@ _COMMANDS = {
         "edge_client.verify_command", "compare a bundle's runtimes here with PyTorch", "client"
     ),
     "coordinator": _Command("coordinator.command", "run a federation's coordinator", "coordinator"),
+    "server": _Command("fedtide.server_command", "set up and look after a server", "coordinator"),
     "client": _Command("edge_client.command", "run the client on this device", "client"),
     "models": _Command("coordinator.models_command", "list, export, verify models", "coordinator"),
     "status": _Command("fedtide.status_command", "show fleet and round, live", "client"),
@@ -51,6 +52,7 @@ _COMMANDS = {
 _OURS = (
     "fedtide",
     "edge_client",
+    "device_installer",
     "coordinator",
     "registrar",
     "export",

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = (
     "fedtide",
     "edge_client",
+    "device_installer",
     "coordinator",
     "registrar",
     "export",
@@ -24,6 +25,7 @@ PACKAGES = (
 MAY_IMPORT = {
     "fedtide": {"fedtide"},
     "edge_client": {"edge_client", "fedtide"},
+    "device_installer": {"device_installer"},
     "coordinator": {"coordinator", "fedtide"},
     "registrar": {"registrar", "fedtide"},
     "export": {"export", "fedtide", "edge_client"},
@@ -190,6 +192,7 @@ def test_the_pure_modules_exist() -> None:
         ("arrows", "edge_client/x.py", "from coordinator.store import Store"),
         ("arrows", "coordinator/x.py", "import edge_client"),
         ("arrows", "registrar/x.py", "import coordinator.store"),
+        ("arrows", "device_installer/x.py", "from fedtide.errors import FedtideError"),
         ("arrows", "coordinator/x.py", "from . import store"),
         ("arrows", "export/x.py", "import coordinator"),
         ("arrows", "fedtide/x.py", "import importlib\nimportlib.import_module('coordinator')"),
@@ -216,6 +219,16 @@ def test_a_checker_leaves_alone_what_is_allowed() -> None:
     source = "import torch\nimport fedtide.blobs\nx = load(p, allow_pickle=False)\n"
     for name, check in CHECKERS.items():
         assert list(check("export/x.py", ast.parse(source), source)) == [], name
+
+
+def test_the_installer_needs_nothing_but_python() -> None:
+    foreign = {
+        name.split(".")[0]
+        for path, tree, _ in modules()
+        if path.startswith("device_installer/")
+        for _, name in imported(tree)
+    }
+    assert foreign - {"device_installer"} - set(sys.stdlib_module_names) == set()
 
 
 def test_the_device_needs_nothing_but_its_five_packages() -> None:
