@@ -137,6 +137,10 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     federation: Identifier
     bundle: Path
     state_dir: Path
+    identity: Path | None = None
+    """Folder with key and certificate: TLS both ways, and every message is sealed."""
+    members: Path | None = None
+    """File of the devices in good standing and their keys, which the registrar writes."""
     broker: BrokerConfig = BrokerConfig()
     rounds: RoundsConfig = RoundsConfig()
     plan: Plan = Plan()
@@ -152,8 +156,11 @@ class CoordinatorConfig(Struct, frozen=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         """One way to size a cohort, which a buffer has not, and a quorum that can be reached.
 
-        And a learning rate in the last round that is still one, and steps that can be weighed.
+        A learning rate in the last round that is still one, and steps that can be weighed. And the
+        keys of devices, where messages are sealed.
         """
+        if (self.identity is None) != (self.members is None):
+            raise ValueError("give both `identity` and `members`, or neither")
         rounds, size = self.rounds, self.rounds.cohort_size
         reason = objection(self.plan) if rounds.weights == "fednova" else ""
         if reason:

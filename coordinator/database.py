@@ -15,6 +15,7 @@ from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import msgspec
 
+from coordinator.marks import Marks
 from coordinator.schema import SCHEMA_VERSION, prepare
 from fedtide.errors import StateError
 from fedtide.failpoints import reach
@@ -43,7 +44,7 @@ def reading(method: Callable[Concatenate[D, P], R]) -> Callable[Concatenate[D, P
 
 
 class Database:
-    """Facts and counters, and transactions over whatever else is in it."""
+    """Facts, counters and marks, and transactions over whatever else is in it."""
 
     def __init__(self, folder: Path, *, read_only: bool = False) -> None:
         self.folder = folder
@@ -64,6 +65,8 @@ class Database:
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
             try:
                 self._prepare(folder, read_only=read_only)
+                self.marks = Marks(self._written_marks())
+                """What advances is written with the next transaction, or at `close`."""
             except BaseException:
                 self._db.close()
                 raise
@@ -93,7 +96,7 @@ class Database:
             older = "start the coordinator once, which brings it up to date"
             raise StateError(
                 f"the state in {str(folder)!r} has schema {version}, expected {SCHEMA_VERSION}",
-                hint=older if version in (2, 3) else "use the fedtide version that wrote it",
+                hint=older if version in (2, 3, 4) else "use the fedtide version that wrote it",
             )
 
     @contextmanager
@@ -108,9 +111,11 @@ class Database:
             try:
                 yield
                 self._write_counts()
+                marks = self._write_marks()
                 reach("disk: commit")
                 self._db.execute("COMMIT")
                 self._counts.clear()
+                self.marks.written(marks)
             except BaseException:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
@@ -118,7 +123,7 @@ class Database:
 
     def close(self) -> None:
         """Close the database."""
-        if self._counts:
+        if self._counts or self.marks.unwritten():
             with self.transaction():
                 pass
         self._db.close()
@@ -143,6 +148,15 @@ class Database:
             " ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
             list(self._counts.items()),
         )
+
+    def _write_marks(self) -> dict[str, int]:
+        marks = self.marks.unwritten()
+        self._db.executemany("INSERT OR REPLACE INTO marks VALUES (?, ?)", list(marks.items()))
+        return marks
+
+    @reading
+    def _written_marks(self) -> dict[str, int]:
+        return dict(self._db.execute("SELECT signer, number FROM marks").fetchall())
 
     @reading
     def counts(self) -> dict[str, int]:

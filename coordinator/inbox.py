@@ -11,7 +11,7 @@ import threading
 from queue import SimpleQueue
 from typing import TypeVar
 
-from fedtide.transport import LinkEvent, Received
+from fedtide.transport import LinkEvent, Received, Unsealed
 
 BYTES_MAX = 4_000_000
 """Thirty chunks: enough that the thread that writes them never waits for the network."""
@@ -34,12 +34,12 @@ class Inbox(SimpleQueue[T | LinkEvent]):
 
     def deliver(self, event: LinkEvent) -> None:
         """From the network thread: wait for room, or `wait_s`."""
-        if isinstance(event, Received):
+        if isinstance(event, Received | Unsealed):
             with self._room:
                 self._room.wait_for(
                     lambda: self._open or self._bytes < self._bytes_max, self._wait_s
                 )
-                self._bytes += len(event.payload) + ITEM_BYTES
+                self._bytes += _bytes_of(event)
         self.put(event)
 
     def get(self, block: bool = True, timeout: float | None = None) -> T | LinkEvent:
@@ -49,9 +49,9 @@ class Inbox(SimpleQueue[T | LinkEvent]):
             queue.Empty: there is none in time.
         """
         item = super().get(block, timeout)
-        if isinstance(item, Received):
+        if isinstance(item, Received | Unsealed):
             with self._room:
-                self._bytes -= len(item.payload) + ITEM_BYTES
+                self._bytes -= _bytes_of(item)
                 self._room.notify()
         return item
 
@@ -60,3 +60,7 @@ class Inbox(SimpleQueue[T | LinkEvent]):
         with self._room:
             self._open = True
             self._room.notify_all()
+
+
+def _bytes_of(event: Received | Unsealed) -> int:
+    return ITEM_BYTES + (len(event.payload) if isinstance(event, Received) else 0)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from queue import Empty
+from typing import TYPE_CHECKING
 
 from coordinator.aggregate_job import (
     Aggregated,
@@ -23,22 +24,25 @@ from coordinator.figures import FigureTaker
 from coordinator.inbox import Inbox
 from coordinator.job_thread import JobThread
 from coordinator.ledger import begin_run
+from coordinator.linking import connect, identified
 from coordinator.plans import check_against
 from coordinator.service import Service
 from coordinator.store import Store
-from coordinator.traffic import CountedTransport, Traffic
+from coordinator.traffic import Traffic
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import BundleError, FedtideError, StateError
 from fedtide.files import locked
 from fedtide.memory_limit import return_large_blocks
 from fedtide.messages import Beacon, encode
-from fedtide.mqtt import MqttTransport
 from fedtide.notify import Notify
 from fedtide.patience import Patience, await_delivery
 from fedtide.safetensors import read_initial_model
 from fedtide.topics import Topics
 from fedtide.transport import LinkEvent, Will
 from fedtide.vectors import Vector, encode_vector
+
+if TYPE_CHECKING:
+    from fedtide.identity import Identity
 
 _log = logging.getLogger(__name__)
 
@@ -88,15 +92,15 @@ def run_coordinator(config: CoordinatorConfig) -> int:
     return_large_blocks()
     bundle = open_bundle_dir(config.bundle)
     check_against(config, bundle.manifest)
-    with locked(config.state_dir, "coordinator"):
+    with identified(config) as identity, locked(config.state_dir, "coordinator"):
         store = Store(config.state_dir)
         try:
-            return _run(config, bundle, store)
+            return _run(config, identity, bundle, store)
         finally:
             store.close()
 
 
-def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
+def _run(config: CoordinatorConfig, identity: Identity | None, bundle: Bundle, store: Store) -> int:
     inbox: Inbox[Item] = Inbox()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: inbox.put(_Stop()))
@@ -105,10 +109,8 @@ def _run(config: CoordinatorConfig, bundle: Bundle, store: Store) -> int:
     session = f"{os.getpid():x}-{time.time_ns() // 1_000_000:x}"
     topics = Topics(config.federation)
     gone = encode(Beacon(online=False, session=session), "will")
-    traffic = Traffic()
-    client_id, deliver = f"{config.federation}//coordinator", traffic.counting(inbox.deliver)
-    mqtt = MqttTransport(config.broker, client_id, deliver, Will(topics.beacon, gone))
-    link = CountedTransport(mqtt, traffic)
+    traffic, will = Traffic(), Will(topics.beacon, gone)
+    link = connect(config, identity, store.marks, traffic, inbox.deliver, will)
 
     def report(said: JobResult | BaseException) -> None:
         inbox.put(_Failed(said) if isinstance(said, BaseException) else said)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _TABLES = """
 CREATE TABLE facts (name TEXT PRIMARY KEY, value TEXT NOT NULL);
 CREATE TABLE events (
@@ -48,12 +48,19 @@ NULL while it waits for one. `norm_reference` is the median norm that updates ar
 
 
 _SINCE_4 = "ALTER TABLE rounds ADD COLUMN weights TEXT NOT NULL DEFAULT 'examples';"
-_CHANGES = {0: _TABLES + _SINCE_3 + _SINCE_4, 2: _SINCE_3 + _SINCE_4, 3: _SINCE_4}
+_SINCE_5 = "CREATE TABLE marks (signer TEXT PRIMARY KEY, number INTEGER NOT NULL);"
+"""The newest number heard of each key, by its id in hexadecimal digits."""
+_CHANGES = {
+    0: _TABLES + _SINCE_3 + _SINCE_4 + _SINCE_5,
+    2: _SINCE_3 + _SINCE_4 + _SINCE_5,
+    3: _SINCE_4 + _SINCE_5,
+    4: _SINCE_5,
+}
 """What makes the tables of a version into those of this one; 0: there are none."""
 
 
 def prepare(database: sqlite3.Connection) -> int:
-    """Make the tables, or bring those of 2 and 3 up to date, in one transaction; the version."""
+    """Make the tables, or bring those of 2 to 4 up to date, in one transaction; the version."""
     version = int(database.execute("PRAGMA user_version").fetchone()[0])
     if version not in _CHANGES:
         return version

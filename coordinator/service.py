@@ -35,14 +35,13 @@ from coordinator.round_machine import (
     TimeReached,
 )
 from coordinator.round_state import few
-from coordinator.store import Model, Store
+from coordinator.store import Store
+from coordinator.supply import Supply
 from coordinator.vetting import quarantine_notice
 from coordinator.voice import Voice, doing
 from fedtide.bundle import Bundle
-from fedtide.errors import BundleError
 from fedtide.failpoints import reach
 from fedtide.limits import DEVICES_MAX
-from fedtide.manifest import MANIFEST_NAME, device_files
 from fedtide.measures import quality
 from fedtide.messages import (
     Chunk,
@@ -56,13 +55,20 @@ from fedtide.messages import (
     Welcome,
     decode,
 )
+from fedtide.objections import NO_MEMBER
 from fedtide.topics import Topics
-from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Received, Transport
+from fedtide.transport import (
+    Connected,
+    Delivered,
+    Disconnected,
+    LinkEvent,
+    Received,
+    Transport,
+    Unsealed,
+)
 
 _log = logging.getLogger(__name__)
 
-PAST_MODELS = 3
-"""Beside those that devices were at work on: a few connections that ended before it was cleared."""
 LATELY_MS = 86_400_000
 """A device whose newest arrival was before is not expected back with the others."""
 
@@ -88,6 +94,7 @@ class Service:
         self._voice = Voice(link, self._topics, session)
         self._ledger = Ledger(store, config)
         self._publisher = Publisher(store.blobs, link, self._topics)
+        self._supply = Supply(bundle, store, self._ledger, self._publisher, config.rounds)
         shared = bundle.manifest.shared_count
         self._intake = Intake(config, shared, store, self._ledger, self._voice)
         self._fleet = Fleet(session, config.hello_ms, DEVICES_MAX)
@@ -95,24 +102,12 @@ class Service:
         self._told = ""
         self._published: RoundState | None = None
         self.finished: FinishFederation | None = None
-        self._adopt_bundle()
 
     # ---- start ----
 
-    def _adopt_bundle(self) -> None:
-        """Put the bundle's files and the initial model where devices can fetch them."""
-        manifest = self._bundle.manifest
-        put, read = self._store.blobs.put, self._bundle.read
-        self._bundle_ref = put(self._bundle.fetch(MANIFEST_NAME))
-        if self._bundle_ref.digest != self._bundle.digest:
-            raise BundleError("the bundle's manifest changed while it was being read")
-        self._bundle_blobs = [self._bundle_ref, *(put(read(p)) for p in device_files(manifest))]
-        inference = put(read(manifest.inference))  # for `fedtide models export`
-        self._lasting = {ref.digest for ref in (*self._bundle_blobs, inference)}
-
     def start(self, at_ms: int) -> None:
         """Go on where the last life of this store ended."""
-        self._offer_blobs()
+        self._supply.offer()
         # Those that stayed all the time said hello long ago; they are online as of the last commit.
         lately = self._store.devices_since(at_ms - LATELY_MS)
         self._fleet.expect(max(lately, len(self._state.online)))
@@ -121,19 +116,6 @@ class Service:
             more = f"raise rounds.count above {self._config.rounds.count} to go on from here"
             _log.info("this federation was finished before: %s", more)
         reach("coordinator: resumed")
-
-    def _offer_blobs(self) -> None:
-        """The bundle, the newest model, and those that devices at work may still be fetching."""
-        versions = {self._state.model_version, *(m.version for m in self._state.at_work())}
-        models = [self._ledger.model(version).ref for version in sorted(versions)]
-        self._publisher.offer([*self._bundle_blobs, *models])
-
-    def _past_models(self) -> list[Model]:
-        """Those that may lie at the broker still, withdrawn without a link or before a crash."""
-        rounds = self._config.rounds
-        # In a synchronous round all are at work on the newest, and without a link none follows it.
-        behind = rounds.staleness_max if self._state.buffered or rounds.mode == "buffered" else 0
-        return self._store.models()[-1 - PAST_MODELS - behind : -1]
 
     @property
     def _state(self) -> RoundState:
@@ -172,7 +154,7 @@ class Service:
                 root = self._topics
                 self._link.subscribe([root.up("+"), root.presence("+")])
                 self._publisher.connected(packet_bytes_max)
-                self._publisher.withdraw(model.ref for model in self._past_models())
+                self._supply.withdraw_past()
                 self._voice.beacon(online=True)
                 self._publish_status(at_ms)
             case Disconnected(reason):
@@ -187,6 +169,8 @@ class Service:
                 # What a device says is never retained: a copy that lies at the broker says nothing.
                 if not (retained and topic.startswith(self._topics.up(""))):
                     self._received(topic, payload, at_ms)
+            case Unsealed():
+                self._unsealed(event, at_ms)
             case _:
                 pass
 
@@ -226,6 +210,16 @@ class Service:
         self._store.count(f"refused: {reason.split(':', maxsplit=1)[0][:60]}")
         self._voice.problem(device_id, regarding, reason)
 
+    def _unsealed(self, event: Unsealed, at_ms: int) -> None:
+        """Nobody said it who may speak there. Whoever is a member no more is gone, and no longer
+        told anything: the link sees to that."""
+        device_id = self._topics.device_of(event.topic)
+        if device_id is None:
+            return
+        self._refuse(device_id, event.regarding, event.reason)
+        if event.reason == NO_MEMBER and self._fleet.left(device_id, at_ms):
+            self._apply(DeviceLeft(device_id), at_ms)
+
     # ---- what devices say ----
 
     def _hello(self, device_id: str, hello: Hello, at_ms: int) -> None:
@@ -242,7 +236,7 @@ class Service:
         self._voice.say(
             device_id,
             Welcome(
-                bundle=self._bundle_ref,
+                bundle=self._supply.bundle_ref,
                 model=model.ref,
                 model_version=model.version,
                 chunk_blocks=self._publisher.chunk_blocks,
@@ -291,11 +285,9 @@ class Service:
             return
         reach("coordinator: model committed")
         _log.info("model %d%s", model.version, quality(model.metrics))
-        self._offer_blobs()
+        self._supply.offer()
         reach("coordinator: model offered")
-        # No update is between its blob and its commit now: this is their thread.
-        kept = self._store.digests_kept(self._config.history.rounds_kept)
-        self._store.blobs.keep_finished(kept | self._lasting)
+        self._supply.discard_old(self._config.history.rounds_kept)
         self._perform(commands, at_ms)
 
     def _apply(self, event: Event, at_ms: int) -> None:
@@ -365,7 +357,7 @@ class Service:
             run_id=self._ledger.run_id,
             round_id=member.round_id,
             kind=terms.kind,
-            bundle=self._bundle_ref,
+            bundle=self._supply.bundle_ref,
             model=model.ref,
             model_version=model.version,
             chunk_blocks=self._publisher.chunk_blocks,

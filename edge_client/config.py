@@ -29,10 +29,18 @@ class ClientConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Content of `client.toml`."""
 
     federation: Identifier
-    device: Identifier
     state_dir: Path
     data: DataConfig
+    device: Identifier = ""
+    """Its name; with an identity, its certificate's."""
+    identity: Path | None = None
+    """Folder with key and certificate: TLS both ways, and every message is sealed."""
     broker: BrokerConfig = BrokerConfig(give_up_ms=0)
     training: TrainingConfig = TrainingConfig()
     outbox_bytes_max: Positive = 1_000_000_000
     """Of updates that wait for a receipt; beyond it the oldest is given up, never the newest."""
+
+    def __post_init__(self) -> None:
+        """A name, given or certified."""
+        if not self.device and self.identity is None:
+            raise ValueError("give `device`, or `identity`, whose certificate names it")

@@ -10,6 +10,7 @@ from queue import Empty, SimpleQueue
 
 from edge_client.config import ClientConfig
 from edge_client.data import open_source
+from edge_client.linking import identified
 from edge_client.room import Room
 from edge_client.session import Session
 from edge_client.session_events import Event, Stopped
@@ -18,7 +19,6 @@ from edge_client.worker import Worker
 from fedtide.blobs import BlobStore
 from fedtide.errors import FedtideError, StateError
 from fedtide.files import locked
-from fedtide.mqtt import MqttTransport
 from fedtide.notify import Notify
 from fedtide.patience import Patience, await_delivery
 from fedtide.topics import Topics
@@ -42,7 +42,7 @@ def monotonic_ms() -> int:
     return time.monotonic_ns() // 1_000_000
 
 
-def run_client(config: ClientConfig) -> None:
+def run_client(given: ClientConfig) -> None:
     """Run until SIGTERM or SIGINT.
 
     Raises:
@@ -52,18 +52,16 @@ def run_client(config: ClientConfig) -> None:
         StateError: the state folder is in use, failing, or another device's.
         FedtideError: training hangs.
     """
-    open_source(config.data).stamp()
-    with locked(config.state_dir, f"client of device {config.device!r}"):
+    open_source(given.data).stamp()
+    with (
+        identified(given) as (config, connect),
+        locked(config.state_dir, f"client of device {config.device!r}"),
+    ):
         inbox: SimpleQueue[Item] = SimpleQueue()
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: inbox.put(_Stop()))
         topics = Topics(config.federation)
-        link = MqttTransport(
-            config.broker,
-            f"{config.federation}/{config.device}",
-            inbox.put,
-            will_of(topics, config.device),
-        )
+        link = connect(inbox.put, will_of(topics, config.device))
         worker = Worker(config, BlobStore(config.state_dir), inbox.put)
         session = Session(
             config.device,

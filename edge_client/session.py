@@ -61,6 +61,7 @@ from fedtide.transport import (
     LinkEvent,
     Received,
     Transport,
+    Unsealed,
 )
 
 _log = logging.getLogger(__name__)
@@ -198,6 +199,8 @@ class Session:
                 self._fetching.arriving(at_ms)
             case Received(topic, payload):
                 self._received(topic, payload, at_ms)
+            case Unsealed(topic, reason):
+                self._refused(topic, reason)
             case _:
                 pass
 
@@ -208,7 +211,7 @@ class Session:
     def _received(self, topic: str, payload: bytes, at_ms: int) -> None:
         envelope = decode(payload)
         if not isinstance(envelope, Envelope):
-            _log.warning("a message on %s is refused: %s", topic, envelope.reason)
+            self._refused(topic, envelope.reason)
             return
         body = envelope.body
         if isinstance(body, Chunk):
@@ -219,6 +222,9 @@ class Session:
             if isinstance(body, Beacon) and not body.online:
                 self._sender.pause()
             self._apply(Heard(body), at_ms)
+
+    def _refused(self, topic: str, reason: str) -> None:
+        _log.warning("a message on %s is refused: %s", topic, reason)
 
     def _chunk(self, chunk: Chunk, at_ms: int) -> None:
         before = self._fetching.news

@@ -98,8 +98,7 @@ def load_identity(folder: Path, *, now: datetime | None = None) -> Identity:
         ConfigError: a file is missing or unusable, others can read the key, the files do not belong
             together, or the certificate is over; the message names the file.
     """
-    if not folder.is_dir():
-        raise ConfigError(f"there is no folder {str(folder)!r} with an identity", hint=_HINT)
+    require_folder(folder)
     key = load_key(folder / KEY_NAME)
     certificate = read_certificate(folder / CERTIFICATE_NAME)
     ca = read_certificate(folder / CA_NAME)
@@ -128,6 +127,16 @@ def load_identity(folder: Path, *, now: datetime | None = None) -> Identity:
             hint=f"check this machine's clock; if it is right, get a new identity: {_HINT}",
         )
     return Identity(folder, _name(certificate, where), key, certificate, public_bytes(authority))
+
+
+def require_folder(folder: Path) -> None:
+    """Make sure that there is a folder.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    if not folder.is_dir():
+        raise ConfigError(f"there is no folder {str(folder)!r} with an identity", hint=_HINT)
 
 
 def write_identity(

@@ -20,6 +20,8 @@ MAGIC = b"\xc1fs\x01"
 CONTEXT = b"fedtide seal 1\0"
 _HEAD = struct.Struct(f"<{len(MAGIC)}s{KEY_ID_BYTES}sQ{SIGNATURE_BYTES}s")
 OVERHEAD_BYTES = _HEAD.size
+UNORDERED = 0
+"""The sequence of what asks for no order. Where there is one it goes beyond no mark."""
 SEQUENCE_MAX = 2**63 - 1
 """So that it is an integer in every language and database."""
 
@@ -34,7 +36,7 @@ class Sealed(NamedTuple):
 
 
 def seal(topic: str, message: bytes, key: Ed25519PrivateKey, sequence: int) -> bytes:
-    """What is published on `topic`; `sequence` must be higher than any that `key` has sealed."""
+    """What is published on `topic`; `sequence` is `UNORDERED`, or higher than any of this key's."""
     signature = key.sign(signed_bytes(topic, sequence, message))
     return _HEAD.pack(MAGIC, key_id(public_bytes(key)), sequence, signature) + message
 

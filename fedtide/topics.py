@@ -97,6 +97,16 @@ class Topics:
         name = topic.removeprefix(prefix)
         return name if topic.startswith(prefix) and is_identifier(name) else None
 
+    def hearer(self, topic: str) -> str | None:
+        """Device that a `down` topic of this federation speaks to, else None."""
+        prefix = self.down("")
+        return topic[len(prefix) :] if topic.startswith(prefix) else None
+
+    def is_ordered(self, topic: str) -> bool:
+        """Whether what is said there comes one after another: on the others lies a state."""
+        ordered = (self.up(""), self.down(""), self.enrol(""), self.enrolled(""))
+        return topic.startswith(ordered)
+
     def device_of(self, topic: str) -> str | None:
         """Device named by an `up` or `presence` topic of this federation, else None."""
         for kind in ("up", "presence"):

@@ -65,7 +65,17 @@ class Arriving(Struct, frozen=True):
     can tell says so about once a second."""
 
 
-LinkEvent = Connected | Disconnected | Refused | Broken | Received | Delivered | Arriving
+class Unsealed(Struct, frozen=True):
+    """A message came in that nobody whom we believe has sealed so: it is dropped."""
+
+    topic: str
+    reason: str
+    """`seal ...`; what stands before a colon is one of a few kinds, to be counted by."""
+    regarding: str = ""
+    """The sender's own id for it, where the sender is who it should be: of a replay."""
+
+
+LinkEvent = Connected | Disconnected | Refused | Broken | Received | Unsealed | Delivered | Arriving
 Deliver = Callable[[LinkEvent], None]
 
 

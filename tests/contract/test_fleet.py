@@ -60,7 +60,8 @@ class Device:
         data = DataConfig(self.folder / "data.npz", held_out_fraction=0.25)
         training = TrainingConfig(runtime=cast(Any, self.runtime))
         self.blobs = BlobStore(self.folder)
-        config = ClientConfig("f", self.folder.name, self.folder, data, training=training)
+        name = self.folder.name
+        config = ClientConfig("f", self.folder, data, name, training=training)
         self.worker = Worker(config, self.blobs, self.reports.put)
 
     def stop(self) -> None:

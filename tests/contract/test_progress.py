@@ -78,7 +78,7 @@ class Bench:
         reports: queue.SimpleQueue[Event | StateError] = queue.SimpleQueue()
         training = TrainingConfig(runtime=cast(Any, self.runtime), lost_ms_max=lost_ms_max)
         data = DataConfig(self.data, held_out_fraction=0.2)
-        config = ClientConfig("f", "d", self.folder, data, training=training)
+        config = ClientConfig("f", self.folder, data, "d", training=training)
         worker = Worker(config, BlobStore(self.folder), reports.put)
 
         def listener(step: str) -> None:

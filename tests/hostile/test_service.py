@@ -572,7 +572,7 @@ def test_a_connection_clears_only_what_can_have_been_on_offer(
     with store.transaction():
         for version in range(1, 31):
             store.add_model(version, BlobRef(f"{version:064x}", 4), 0, 0)
-    past = [model.version for model in service._past_models()]
+    past = [model.version for model in service._supply.past_models()]
     assert past == list(range(30 - withdrawn, 30))
 
 

@@ -85,6 +85,7 @@ def test_a_key_set_is_believed_if_the_authority_has_sealed_it(version: int, keys
         (seal(TOPICS.keys, encode(KeySet(2, (b"short",)), "1"), KEY, 2), "no key set"),
         (seal(TOPICS.beacon, encode(KeySet(2, (PUBLIC,)), "2"), KEY, 2), "not sealed by"),
     ],
+    ids=["plain", "junk", "beacon", "version", "no key", "short key", "topic"],
 )
 def test_another_thing_is_no_key_set(raw: bytes, reason: str) -> None:
     assert reason in str(open_key_set(TOPICS, raw, PUBLIC))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edge_client import runner
+from edge_client import linking
 from edge_client.config import ClientConfig
 from edge_client.data.config import DataConfig
 from edge_client.runner import run_client
@@ -45,12 +45,12 @@ class Scripted(MemoryTransport):
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ClientConfig]:
-    monkeypatch.setattr(runner, "MqttTransport", Scripted)
+    monkeypatch.setattr(linking, "MqttTransport", Scripted)
     monkeypatch.setattr(Scripted, "broker", MemoryBroker())
     data = tmp_path / "data.npz"
     np.savez(data, x=np.zeros((3, 2), np.float32), y=np.zeros(3, np.int64))
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
-    yield ClientConfig("f", "d", tmp_path / "state", DataConfig(data))
+    yield ClientConfig("f", tmp_path / "state", DataConfig(data), "d")
     for number, handler in zip((signal.SIGTERM, signal.SIGINT), before, strict=True):
         signal.signal(number, handler)
 

@@ -241,6 +241,7 @@ def test_a_request_needs_the_signature_of_its_key(office: Office) -> None:
             "no request for a certificate",
         ),
     ],
+    ids=["up", "no name", "too long", "empty", "junk", "hello"],
 )
 def test_junk_is_data(office: Office, topic: str, payload: bytes, why: str) -> None:
     said = office.enrolment.answer(topic, payload, NOW_MS)

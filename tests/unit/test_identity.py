@@ -150,15 +150,12 @@ def test_a_certificate_that_is_over_is_refused_and_one_in_the_future_is_not(
     assert load_identity(tmp_path, now=NOW - timedelta(days=20_000)).name == "alpha"
 
 
-@pytest.mark.parametrize("name", ["", "a/b", "../etc", "a" * 65, "+", "é"])
+@pytest.mark.parametrize("name", ["a/b", "../etc", "+", "é"])
 def test_a_name_that_is_no_topic_level_is_refused(
     tmp_path: Path, authority: Authority, name: str
 ) -> None:
     key = new_key()
-    try:
-        pem = authority.certify(name, key.public_key())
-    except ValueError:
-        pytest.skip("no certificate can have such a name")
+    pem = authority.certify(name, key.public_key())
     write_identity(tmp_path, key, pem, authority.pem, b"")
     with pytest.raises(ConfigError, match="is of no name that fedtide gives"):
         load_identity(tmp_path)

@@ -19,7 +19,7 @@ import pytest
 from coordinator.aggregate_job import Part
 from coordinator.records import Terms
 from coordinator.round_machine import DeviceArrived, Member, RoundState, UpdateAccepted
-from coordinator.schema import _SINCE_3, _TABLES, SCHEMA_VERSION
+from coordinator.schema import _SINCE_3, _SINCE_4, _TABLES, SCHEMA_VERSION
 from coordinator.store import Store
 from edge_client.holdings import is_intact
 from edge_client.vector_file import read_vectors, write_vectors
@@ -375,6 +375,23 @@ def test_a_store_of_version_3_is_brought_up_to_date(tmp_path: Path) -> None:
         store = Store(folder)
         made = Terms(Plan(epochs=2, seed=1), "f32", "train", 0, 0.5, 10.0, "examples")
         assert store.terms(1) == made
+        store.close()
+
+
+def test_a_store_of_version_4_gets_marks(tmp_path: Path) -> None:
+    folder = tmp_path / "old"
+    folder.mkdir()
+    database = sqlite3.connect(folder / "coordinator.db")
+    database.executescript(f"{_TABLES} {_SINCE_3} {_SINCE_4} PRAGMA user_version = 4;")
+    database.execute("INSERT INTO facts VALUES ('run_id', 'r1')")
+    database.commit()
+    database.close()
+    with pytest.raises(StateError, match="start the coordinator once"):
+        Store(folder, read_only=True)
+    for newest in (None, 7):
+        store = Store(folder)
+        assert store.fact("run_id") == "r1"
+        assert store.marks.advance("aa", 7) == newest
         store.close()
 
 

@@ -40,7 +40,7 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.data = folder / "patients.npz"
         np.savez(self.data, x=np.zeros((3, 2), np.float32), y=np.array([0, 1, SECRET]))
-        config = ClientConfig("f", "d", folder, DataConfig(self.data))
+        config = ClientConfig("f", folder, DataConfig(self.data), "d")
         self.reports: queue.SimpleQueue[Event | StateError] = queue.SimpleQueue()
         self.worker = Worker(config, BlobStore(folder), self.reports.put)
 

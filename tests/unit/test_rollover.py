@@ -1,0 +1,139 @@
+"""A new key of the coordinator: taken as a whole, whatever happens meanwhile."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from fedtide import rollover
+from fedtide.errors import ConfigError, StateError
+from fedtide.identity import Identity, load_identity
+from fedtide.key_set import open_key_set
+from fedtide.keys import public_bytes
+from fedtide.messages import KeySet
+from fedtide.rollover import held_identity, prepare_rollover
+from tests.identities import Authority
+
+
+@pytest.fixture(scope="module")
+def authority() -> Authority:
+    return Authority()
+
+
+@pytest.fixture
+def identity(tmp_path: Path, authority: Authority) -> Identity:
+    return authority.identity(tmp_path / "identity", "coordinator")
+
+
+def prepare(identity: Identity, authority: Authority) -> KeySet:
+    def certify(key: Ed25519PublicKey) -> bytes:
+        return authority.certify("coordinator", key)
+
+    raw = prepare_rollover(identity.folder, authority.topics, authority.key, certify)
+    key_set = open_key_set(authority.topics, raw, authority.public)
+    assert isinstance(key_set, KeySet)
+    return key_set
+
+
+def taken(folder: Path) -> Identity:
+    with held_identity(folder, "coordinator") as identity:
+        return identity
+
+
+def test_the_old_key_stays_until_the_next_start(identity: Identity, authority: Authority) -> None:
+    before = public_bytes(identity.key)
+    key_set = prepare(identity, authority)
+    assert key_set.version == 2
+    assert before not in key_set.coordinator
+    assert public_bytes(load_identity(identity.folder).key) == before
+    after = taken(identity.folder)
+    assert key_set.coordinator == (public_bytes(after.key),)
+    assert open_key_set(authority.topics, after.key_set(), authority.public) == key_set
+    assert (identity.folder / "key.pem").stat().st_mode & 0o777 == 0o600
+    assert not (identity.folder / "next").exists()
+    assert public_bytes(taken(identity.folder).key) == public_bytes(after.key)
+
+
+def test_one_that_was_not_taken_is_replaced(identity: Identity, authority: Authority) -> None:
+    prepare(identity, authority)
+    newest = prepare(identity, authority)
+    assert newest.version == 3
+    assert newest.coordinator == (public_bytes(taken(identity.folder).key),)
+
+
+@pytest.mark.parametrize("step", range(1, 30))
+def test_cut_short_anywhere_it_is_the_old_or_the_new_one(
+    identity: Identity, authority: Authority, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each of the calls that change the disk is the last one of a life."""
+
+    class PowerCutError(BaseException):
+        pass
+
+    left = step
+
+    def cut_after(module: object, name: str) -> None:
+        real = getattr(module, name)
+
+        def counted(*arguments: object, **more: object) -> object:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                raise PowerCutError
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(module, name, counted)
+
+    for module, name in [
+        (rollover, "save_key"),
+        (rollover, "write_atomically"),
+        (rollover, "write_secret"),
+        (rollover, "sync_folder"),
+        (rollover, "make_folder"),
+        (shutil, "rmtree"),
+        (Path, "rename"),
+    ]:
+        cut_after(module, name)
+    before = public_bytes(identity.key)
+    try:
+        prepare(identity, authority)
+        assert public_bytes(taken(identity.folder).key) != before
+        monkeypatch.undo()
+        assert left > 0, "every step was cut"
+        return
+    except PowerCutError:
+        monkeypatch.undo()
+    after = taken(identity.folder)
+    key_set = open_key_set(authority.topics, after.key_set(), authority.public)
+    assert isinstance(key_set, KeySet)
+    assert key_set.coordinator == (public_bytes(after.key),)
+    last = prepare(identity, authority)
+    assert last.version == key_set.version + 1
+    assert last.coordinator == (public_bytes(taken(identity.folder).key),)
+    assert not [path for path in identity.folder.iterdir() if path.is_dir()]
+
+
+def test_a_key_set_of_another_authority_is_not_followed(
+    identity: Identity, authority: Authority
+) -> None:
+    identity.save_key_set(Authority().key_set(7))
+    with pytest.raises(StateError, match="cannot be used: it is not sealed by the authority"):
+        prepare(identity, authority)
+
+
+def test_an_identity_is_held_by_one_process(identity: Identity) -> None:
+    with (
+        held_identity(identity.folder, "coordinator"),
+        pytest.raises(StateError, match="in use by another coordinator"),
+        held_identity(identity.folder, "coordinator"),
+    ):
+        pass
+
+
+def test_no_folder_is_made_where_there_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no folder"), held_identity(tmp_path / "no", "client"):
+        pass
+    assert list(tmp_path.iterdir()) == []
