@@ -61,16 +61,23 @@ def install(package: Package, layout: Layout, come_up_s: float) -> None:
                     link(layout.previous, f"versions/{before}")
                 link(layout.current, f"versions/{name}")
     finally:
-        kept = {
-            path.readlink().name for path in (layout.current, layout.previous) if path.is_symlink()
-        }
-        remove(*(path for path in layout.versions.iterdir() if path.name not in kept))
+        _prune(layout)
     layout.command.parent.mkdir(parents=True, exist_ok=True)
     # Through `current`, so that a unit which names its Python keeps to it after an update.
     write_script(layout.home / "fedtide", "current/bin/python", "-m fedtide")
     link(layout.command, "/opt/fedtide/fedtide")
     write_script(layout.uninstall, "current/bin/python", "-m device_installer --uninstall")
     say(f"installed: fedtide {package.manifest['version']} ({name}); the command is fedtide")
+
+
+def _prune(layout: Layout) -> None:
+    """Leave the version in use and the one before. A name stands for a whole version, so one that
+    is being removed loses it first."""
+    links = [path for path in (layout.current, layout.previous) if path.is_symlink()]
+    kept = {path.readlink().name for path in links}
+    for path in layout.versions.iterdir():
+        if path.name not in kept:
+            remove(path.rename(path.with_name(f"{path.name}.tmp")))
 
 
 def _build(package: Package, folder: Path, layout: Layout) -> None:

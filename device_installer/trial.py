@@ -34,7 +34,7 @@ def trial_of(name: str, layout: Layout, come_up_s: float) -> Iterator[None]:
     layout.trial.mkdir()
     try:
         rescue = [f"{command}/bin/python", "-I", "-m", "device_installer", "--end-trial"]
-        systemd("systemd-run", "--unit=fedtide-trial", f"--on-active={come_up_s + 60}", *rescue)
+        _stand_by(come_up_s + 60, rescue)
         systemd("systemctl", "stop", SERVICE)
         _keep_state(layout)
         changed = [line.replace("/opt/fedtide/current", command) for line in starts]
@@ -74,6 +74,15 @@ def end_trial(layout: Layout, come_up_s: float) -> None:
         reason = _start(come_up_s)
     say(f"the version before is running again{f', but {reason}' if reason else ''}")
     remove(layout.trial)
+
+
+def _stand_by(delay_s: float, command: list[str]) -> None:
+    """Let systemd run `command` unless the timer is stopped before."""
+    systemd("systemctl", "stop", "fedtide-trial.timer")
+    timer = ["--collect", "--unit=fedtide-trial", f"--on-active={delay_s:g}"]
+    done = systemd("systemd-run", *timer, *command)
+    if done.returncode:
+        raise Refused(f"systemd takes no timer: {done.stderr.strip()}", "nothing was changed", 8)
 
 
 def _keep_state(layout: Layout) -> None:

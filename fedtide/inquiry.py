@@ -23,8 +23,8 @@ class Inquiry:
     the broker takes user names for client ids (Mosquitto's `use_username_as_clientid`).
     """
 
-    def __init__(self, config: BrokerConfig, purpose: str) -> None:
-        """Reads the files that `config` names.
+    def __init__(self, config: BrokerConfig, purpose: str, client_id: str | None = None) -> None:
+        """Reads the files that `config` names. `client_id`: whose connection shall end, instead.
 
         Raises:
             ConfigError: one of them cannot be used.
@@ -32,8 +32,8 @@ class Inquiry:
         # What the transport would log, its caller is told and says in better words.
         logging.getLogger("fedtide").addHandler(logging.NullHandler())
         self._events: SimpleQueue[LinkEvent] = SimpleQueue()
-        client_id = f"fedtide-{purpose}-{secrets.token_hex(6)}"
-        self.link = MqttTransport(config, client_id, self._events.put)
+        own_id = f"fedtide-{purpose}-{secrets.token_hex(6)}"
+        self.link = MqttTransport(config, client_id or own_id, self._events.put)
         self._where = f"{config.host}:{config.port}"
 
     def __enter__(self) -> Self:

@@ -6,6 +6,10 @@ import argparse
 import importlib
 
 _ACTIONS = {
+    "init": (
+        "registrar.init_command",
+        "make this machine a server: authority, broker, coordinator, registrar",
+    ),
     "package": (
         "coordinator.packaging.command",
         "make one file that installs the client on a device without internet",

@@ -172,6 +172,12 @@ def start(*roles: Role) -> None:
             ) from exc
 
 
+def is_running(role: Role) -> bool:
+    """Whether the service has been started, and is not down for good."""
+    command = ["systemctl", "is-active", "--quiet", unit_name(role)]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
 def reload_broker() -> None:
     """The broker reads access list and revoked certificates anew; connections stay."""
     _systemctl("reload", unit_name("broker"))

@@ -7,12 +7,23 @@ one has seen everything.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+from cryptography import x509
 
 from fedtide.files import disk_errors_of, write_public
+from fedtide.topics import CLAIM_PREFIX, is_device_name
+from registrar.authority import Authority, Revoked
+from registrar.broker_files import access_list
+from registrar.records import Certificate
 from registrar.registry import Registry
+
+ACL_NAME, CRL_NAME = "acl", "revoked.pem"
+CLAIM_KEPT_MS = 86_400_000
+"""A claim's rules outlive its certificate by this: a connection that it has opened may."""
 
 
 def write_members(registry: Registry, path: Path) -> None:
@@ -30,10 +41,70 @@ def write_members(registry: Registry, path: Path) -> None:
         _write_if_new(path, msgspec.json.encode({"devices": devices}) + b"\n")
 
 
-def _write_if_new(path: Path, content: bytes) -> bool:
-    """Whether it had to be written."""
+def write_access(registry: Registry, authority: Authority, folder: Path, now_ms: int) -> list[str]:
+    """Replace the broker's access list and list of revoked certificates where they say anything
+    else than the registry. The names of claims that were confined and are not any more: their
+    connections must end.
+
+    Raises:
+        StateError: the disk is full, read-only or failing.
+    """
+    with registry.still():
+        certificates = registry.certificates()
+        taken = {device.name for device in registry.devices() if device.standing != "revoked"}
+        claims = {
+            c.name
+            for c in certificates
+            if _is_claim(c.name) and c.not_after_ms + CLAIM_KEPT_MS > now_ms
+        }
+        revoked = [
+            c for c in certificates if c.revoked_at_ms is not None and c.not_after_ms > now_ms
+        ]
+        denied = {c.name for c in revoked if is_device_name(c.name)} - taken
+        before = _text(folder / ACL_NAME)
+        # The certificates first: who is on that list cannot come again under milder rules.
+        _write_revoked(folder / CRL_NAME, authority, revoked, now_ms)
+        _write_if_new(folder / ACL_NAME, access_list(claims, denied).encode())
+    confined = {line.removeprefix("user ") for line in before.splitlines() if line[:5] == "user "}
+    return sorted(name for name in confined - claims if _is_claim(name))
+
+
+def names_of(registry: Registry, device: str) -> list[str]:
+    """Every name under which the broker may know a device, a claim on it, or what it was called."""
+    return sorted({device, *(c.name for c in registry.certificates(device))})
+
+
+def _is_claim(name: str) -> bool:
+    return name.startswith(CLAIM_PREFIX)
+
+
+def _write_revoked(
+    path: Path, authority: Authority, revoked: Iterable[Certificate], now_ms: int
+) -> None:
+    """A list says when it was made, so an equal one is told by what it lists."""
+    entries = [Revoked(c.serial, c.revoked_at_ms or now_ms) for c in revoked]
+    if _listed(path, authority) != {entry.serial for entry in entries}:
+        now = datetime.fromtimestamp(now_ms / 1000, UTC)
+        write_public(path, authority.revocation_list(entries, now))
+
+
+def _listed(path: Path, authority: Authority) -> set[int] | None:
+    """The serial numbers on the list; None: it is none of this authority's."""
+    try:
+        crl = x509.load_pem_x509_crl(_text(path).encode())
+        ours = crl.is_signature_valid(authority.key.public_key())
+    except (ValueError, TypeError):
+        return None
+    return {entry.serial_number for entry in crl} if ours else None
+
+
+def _text(path: Path) -> str:
+    with disk_errors_of(path.parent):
+        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+
+
+def _write_if_new(path: Path, content: bytes) -> None:
     with disk_errors_of(path.parent):
         if path.exists() and path.read_bytes() == content:
-            return False
+            return
     write_public(path, content)
-    return True

@@ -39,12 +39,13 @@ class Claim(Struct, frozen=True):
 
 
 class Certificate(Struct, frozen=True):
-    """A certificate that was signed for a device or for a claim on it."""
+    """A certificate of a device, of a claim on it, or of a part of the server."""
 
     serial: int
     name: str
     """Its common name: who its holder is at the broker."""
-    device: str
+    device: str | None
+    """None: it is of one of the server's own parts."""
     pem: bytes
     issued_at_ms: int
     not_after_ms: int

@@ -38,7 +38,7 @@ CREATE TABLE devices (
     changed_at_ms INTEGER NOT NULL) STRICT;
 CREATE TABLE certificates (
     serial TEXT PRIMARY KEY, name TEXT NOT NULL,
-    device TEXT NOT NULL REFERENCES devices (name) ON UPDATE CASCADE,
+    device TEXT REFERENCES devices (name) ON UPDATE CASCADE,
     pem BLOB NOT NULL, issued_at_ms INTEGER NOT NULL, not_after_ms INTEGER NOT NULL,
     revoked_at_ms INTEGER) STRICT;
 CREATE INDEX certificates_by_device ON certificates (device);
@@ -249,7 +249,7 @@ class Registry:
             RefusedError: there is no such device.
         """
         with self._change():
-            before = self._known(name)
+            before = self.known(name)
             if before.standing != "revoked":
                 self._db.execute(
                     "UPDATE devices SET standing = 'revoked', key = NULL, new_name = NULL,"
@@ -268,7 +268,7 @@ class Registry:
                 cannot be one.
         """
         with self._change():
-            before = self._known(name)
+            before = self.known(name)
             if before.standing == "revoked":
                 raise RefusedError(
                     f"the device {name!r} is revoked", hint=f"fedtide device add {new_name}"
@@ -287,9 +287,22 @@ class Registry:
             )
             return before
 
+    def certify_role(self, certificate: bytes, now_ms: int) -> None:
+        """Note the certificate, PEM, of one of the server's own parts; earlier ones of its name are
+        revoked."""
+        name = common_name(x509.load_pem_x509_certificate(certificate))
+        with self._change():
+            self._revoke_certificates("device IS NULL AND name = ?", now_ms, name)
+            self._add_certificate(None, certificate, now_ms)
+
     # --- How --------------------------------------------------------------------------------------
 
-    def _known(self, name: str) -> Device:
+    def known(self, name: str) -> Device:
+        """The device of this name.
+
+        Raises:
+            RefusedError: there is none.
+        """
         device = self.device(name)
         if device is None:
             known = [other.name for other in self.devices()]
@@ -300,10 +313,10 @@ class Registry:
             )
         return device
 
-    def _add_certificate(self, device: str, pem: bytes, now_ms: int) -> Certificate:
+    def _add_certificate(self, device: str | None, pem: bytes, now_ms: int) -> Certificate:
         certificate = x509.load_pem_x509_certificate(pem)
         name = common_name(certificate)
-        if name != device and not name.startswith(CLAIM_PREFIX):
+        if device not in (None, name) and not name.startswith(CLAIM_PREFIX):
             raise RefusedError(f"{device!r} cannot have a certificate of {name!r}")
         not_after_ms = round(certificate.not_valid_after_utc.timestamp() * 1000)
         self._db.execute(

@@ -1,0 +1,76 @@
+"""What the running broker has to do about a change: read its lists anew, and let go of somebody.
+
+Mosquitto 2.0.11 and later read access list and revoked certificates at SIGHUP: from then on a
+revoked certificate is refused, and the rules hold on open connections, too. These stay open,
+however; one ends when somebody else connects under its client id, and the registrar may have any.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+
+from fedtide.config import BrokerConfig
+from fedtide.errors import BrokerError
+from fedtide.inquiry import Inquiry
+from fedtide.ownership import as_owner_of
+from fedtide.topics import Topics
+from fedtide.transport import Delivered
+from registrar.broker_files import pid_file
+
+CONFIGURATION_NAME = "mosquitto.conf"
+ANSWER_S = 5.0
+"""Longest time to be let in, or to be confirmed a message."""
+
+
+def broker_process(folder: Path) -> int | None:
+    """Process id of the broker that runs with the configuration in `folder`; None: none does.
+
+    Raises:
+        OSError: the configuration may not be read.
+    """
+    configuration = folder / CONFIGURATION_NAME
+    path = pid_file(configuration.read_text(encoding="utf-8"))
+    try:
+        process = int(path.read_text()) if path is not None else 0
+        command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+    except (OSError, ValueError):
+        return None
+    # After a crash its number may be another program's.
+    return process if os.fsencode(configuration) in command else None
+
+
+def reload_lists(folder: Path) -> str:
+    """Let the broker read its lists anew; why it does not, empty: it does."""
+    try:
+        with as_owner_of(folder):
+            process = broker_process(folder)
+            if process is None:
+                return "the broker does not run here"
+            os.kill(process, signal.SIGHUP)
+    except OSError as exc:
+        return f"the broker cannot be told: {exc}"
+    return ""
+
+
+def end_connections(config: BrokerConfig, topics: Topics, names: Iterable[str]) -> None:
+    """End every connection that goes by one of `names`, and clear the presence that it has left.
+
+    `config`: how the registrar reaches the listener for services, with its certificate.
+
+    Raises:
+        BrokerError: the broker is not reached, refuses us, or does not answer.
+    """
+    for name in names:
+        with Inquiry(config, "revocation", client_id=name) as inquiry:
+            inquiry.connect(ANSWER_S)  # in its place: the one before has to go
+            token = inquiry.link.publish(topics.presence(name), b"", retain=True)
+            if not any(
+                isinstance(event, Delivered) and event.token == token
+                for event in inquiry.events(ANSWER_S)
+            ):
+                raise BrokerError(
+                    f"the broker did not confirm within {ANSWER_S:g} s that {name!r} is gone"
+                )
