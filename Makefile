@@ -119,7 +119,7 @@ $(EXPORT)/.ready: pyproject.toml Makefile
 $(DEVICE)/.ready: pyproject.toml Makefile
 	@deploy/system_packages venv $(PYTHON)
 	$(PYTHON) -m venv $(DEVICE)
-	$(DEVICE)/bin/python $(PIP) --editable '.[client,test]'
+	$(DEVICE)/bin/python $(PIP) --editable '.[client,images,test]'
 	@touch $@
 
 $(RAY)/.ready: pyproject.toml Makefile

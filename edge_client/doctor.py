@@ -13,7 +13,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from edge_client.config import ClientConfig
-from edge_client.data import open_source
+from edge_client.data import Problems, open_source
 from edge_client.durable import Durable
 from edge_client.holdings import stored_bundle
 from edge_client.saved_session import STATE_NAME, SavedSession
@@ -127,7 +127,7 @@ def _data(config: ClientConfig) -> Iterator[Finding]:
         source.describe()
         yield ok("the data can be read; whether they fit is known when a bundle is here")
         return
-    data = source.load(bundle.manifest).dataset
+    data = source.load(bundle.manifest, Problems()).dataset
     held_out = 0 if data.held_out is None else len(data.held_out.x)
     yield ok(
         f"{len(data.training.x):,} examples to train on and {held_out:,} held out, "

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from edge_client.config import ClientConfig
 from edge_client.data import NotNowError
 from edge_client.data.local_data import LocalData
+from edge_client.data.usage import DataUse, now
 from edge_client.local_state import LocalState, LocalStates
 from edge_client.progress import SavedProgress
 from edge_client.session_events import (
@@ -93,6 +94,7 @@ class Worker:
         self._dropped = threading.Event()
         self._opened: tuple[str, Trainer] | None = None
         self._data = LocalData(config.data)
+        self._use = DataUse(config.data, config.state_dir)
         self._thread = threading.Thread(target=self._run, name="training", daemon=True)
         self._thread.start()
 
@@ -209,6 +211,8 @@ class Worker:
 
         task, manifest = job.task, job.bundle.manifest
         dataset = self._data.current(job.bundle, job.dropped.wait)
+        if task.kind == "train":
+            self._use.admit(task, now())
         if task.plan.optimizer not in manifest.optimizers:
             raise BundleError(f"the bundle does not offer the optimizer {task.plan.optimizer}")
         trainer = self._trainer(job.bundle)

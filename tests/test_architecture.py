@@ -234,7 +234,7 @@ def test_the_installer_needs_nothing_but_python() -> None:
 def test_the_device_needs_nothing_but_its_five_packages() -> None:
     """What `edge_client` and `fedtide` import: the standard library and the declared five."""
     allowed = {"numpy", "paho", "msgspec", "onnxruntime", "cryptography", "edge_client", "fedtide"}
-    lazily = {"rich"}
+    lazily = {"rich", "PIL"}
     foreign = {
         name.split(".")[0]
         for path, tree, _ in modules()

@@ -14,9 +14,32 @@ from edge_client.data.rows import LocalDataset
 from fedtide.errors import DataError
 from fedtide.manifest import Manifest
 
+WRITING = "the local data are just being written; not yet"
+
 
 class NotNowError(DataError):
     """The data are not used now; the reason holds nothing of them and may leave the device."""
+
+
+class Problems:
+    """What is wrong with single examples: the first one ends it, or `shown_max` are kept."""
+
+    def __init__(self, shown_max: int = 0) -> None:
+        self.shown: list[DataError] = []
+        self.count = 0
+        self._shown_max = shown_max
+
+    def add(self, error: DataError) -> None:
+        """One more; its example is left out.
+
+        Raises:
+            DataError: this one, where none is to be kept.
+        """
+        if not self._shown_max:
+            raise error
+        self.count += 1
+        if len(self.shown) < self._shown_max:
+            self.shown.append(error)
 
 
 class Loaded(NamedTuple):
@@ -44,12 +67,12 @@ class Source(Protocol):
             DataError: the data cannot be read.
         """
 
-    def load(self, manifest: Manifest) -> Loaded:
+    def load(self, manifest: Manifest, problems: Problems) -> Loaded:
         """The examples that are used, in the shapes and dtypes of the manifest.
 
         Raises:
             DataError: they cannot be read or do not fit: the first thing that is wrong, with its
-                place and what to do about it.
+                place and what to do about it. Of single examples `problems` may keep it.
             NotNowError: another program is just writing them.
         """
 
@@ -58,13 +81,33 @@ def open_source(config: DataConfig) -> Source:
     """The data that are configured; nothing is read yet.
 
     Raises:
-        DataError: there are none, or a package that reads them is missing.
+        DataError: a package that reads them is missing.
     """
     match config.kind:
         case "npz":
             from edge_client.data.npz import NpzFile
 
             return NpzFile(config)
+        case "npy":
+            from edge_client.data.npy import NpyFiles
+
+            return NpyFiles(config)
+        case "csv":
+            from edge_client.data.csv_file import CsvFile
+
+            return CsvFile(config)
+        case "images":
+            from edge_client.data.images import ImageFolders
+
+            return ImageFolders(config)
+        case "sqlite":
+            from edge_client.data.sqlite import SqliteQuery
+
+            return SqliteQuery(config)
+        case "function":
+            from edge_client.data.function import UserFunction
+
+            return UserFunction(config)
 
 
 def file_stamp(path: Path) -> Hashable:

@@ -1,4 +1,4 @@
-"""Examples that come as whole arrays in memory."""
+"""Examples that come as whole arrays."""
 
 from __future__ import annotations
 
@@ -27,9 +27,8 @@ def from_arrays(data: Dataset, config: DataConfig) -> Loaded:
 
 def left_out(seen: int, config: DataConfig) -> str:
     """The note about `examples_max`."""
-    most = config.examples_max
-    which = "the newest" if config.choice == "newest" else "a sample"
-    return f"{which} {most:,} of {seen:,} examples are used (data.examples_max)"
+    which = "the newest" if config.choice == "newest" else "a sample:"
+    return f"{which} {config.examples_max:,} of {seen:,} examples are used (data.examples_max)"
 
 
 def array_facts(array: NDArray[np.generic]) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Hashable
 from typing import NamedTuple
 
-from edge_client.data import Loaded, NotNowError, Source, open_source
+from edge_client.data import WRITING, Loaded, NotNowError, Problems, Source, open_source
 from edge_client.data.config import DataConfig
 from edge_client.data.rows import LocalDataset
 from fedtide.bundle import Bundle
@@ -19,7 +19,6 @@ SETTLE_S = 60.0
 """Data that could be read before and no longer can are taken for half written for so long."""
 PAUSE_S, TRIES = 1.0, 5
 """Data that change while they are read are read again, so often and after such pauses."""
-WRITING = "the local data are just being written; not yet"
 
 
 class _Held(NamedTuple):
@@ -64,7 +63,7 @@ class LocalData:
         for _ in range(TRIES):
             stamp = self._source.stamp()
             if self._held is not None and self._held[:2] == (bundle.digest, stamp):
-                return self._held.dataset
+                return self._enough(self._held.dataset)
             error: DataError
             try:
                 loaded = self._load(self._source, bundle)
@@ -74,7 +73,7 @@ class LocalData:
                 error = exc
                 if self._source.stamp() == stamp:
                     break
-            else:
+            else:  # too few are no reason to read again
                 return self._take(_Held(bundle.digest, stamp, loaded.dataset), loaded.notes)
             pause(PAUSE_S)
         return self._meanwhile(bundle, stamp, error)
@@ -83,12 +82,12 @@ class LocalData:
         """Without what was held before, if both do not fit."""
         try:
             try:
-                return source.load(bundle.manifest)
+                return source.load(bundle.manifest, Problems())
             except MemoryError:
                 if self._held is None:
                     raise
                 self._held = None
-            return source.load(bundle.manifest)
+            return source.load(bundle.manifest, Problems())
         except MemoryError as exc:
             raise DataError(
                 f"the examples of {self._config.where} do not fit into memory",
@@ -106,7 +105,13 @@ class LocalData:
             _log.log(level, "the local data %s from %d to %d examples", change, before, count)
         self._held, self._good, self._failing = held, True, None
         self.examples_count = count
-        return held.dataset
+        return self._enough(held.dataset)
+
+    def _enough(self, dataset: LocalDataset) -> LocalDataset:
+        count, least = len(dataset.training.x), self._config.examples_min
+        if count < least:
+            raise NotNowError(f"{count:,} examples to train on, at least {least:,} are needed here")
+        return dataset
 
     def _meanwhile(self, bundle: Bundle, stamp: Hashable, error: DataError) -> LocalDataset:
         """They cannot be read now: what was read last, if that may be because they are written."""
@@ -121,4 +126,4 @@ class LocalData:
             _log.warning("the local data cannot be read yet: %s", error.args[0])
             raise error if passing else NotNowError(WRITING)
         _log.warning("the local data are used as they were, for now: %s", error.args[0])
-        return self._held.dataset
+        return self._enough(self._held.dataset)

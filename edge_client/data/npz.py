@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable
 from typing import Any
 
-from edge_client.data import Loaded, file_stamp
+from edge_client.data import Loaded, Problems, file_stamp
 from edge_client.data.arrays import array_facts, from_arrays
 from edge_client.data.config import DataConfig
 from fedtide.dataset import load_dataset, read_arrays
@@ -17,6 +17,7 @@ class NpzFile:
     """See the module."""
 
     def __init__(self, config: DataConfig) -> None:
+        assert config.path is not None
         self._config, self._path = config, config.path
 
     def stamp(self) -> Hashable:
@@ -32,8 +33,9 @@ class NpzFile:
                 f"{str(self._path)!r} has no array {missing[0]!r}, "
                 f"only: {', '.join(sorted(arrays)) or 'none'}"
             )
-        return {"arrays": {name: array_facts(arrays[name]) for name in sorted(arrays)}}
+        return {"arrays": {name: array_facts(array) for name, array in sorted(arrays.items())}}
 
-    def load(self, manifest: Manifest) -> Loaded:
+    def load(self, manifest: Manifest, problems: Problems) -> Loaded:
         """All of it, in memory."""
+        del problems  # arrays are taken whole or not at all
         return from_arrays(load_dataset(self._path, manifest, self._config.divisor), self._config)

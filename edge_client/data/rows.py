@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,7 +39,7 @@ class FileRows:
         Raises:
             OSError: it cannot be opened.
         """
-        self._file = path.open("rb", buffering=0)
+        self._file = _OpenFile(path)
         self._path, self._offset, self._stored = path, offset, dtype
         self._expected, self._divisor = expected, divisor
         self._stamp = self._stamp_now()
@@ -103,14 +104,22 @@ class FileRows:
 
     def _read(self, part: memoryview, offset: int) -> None:
         while part:
-            count = os.preadv(self._file.fileno(), [part], offset)
+            count = os.preadv(self._file.descriptor, [part], offset)
             if not count:
                 raise OSError("it ends too early")
             part, offset = part[count:], offset + count
 
     def _stamp_now(self) -> tuple[int, int]:
-        status = os.fstat(self._file.fileno())
+        status = os.fstat(self._file.descriptor)
         return status.st_mtime_ns, status.st_size
+
+
+class _OpenFile:
+    """Closed with the last rows that are in use."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 Column = AnyArray | FileRows

@@ -169,3 +169,14 @@ def test_data_that_shrink_or_vanish_are_told(
     with pytest.raises(DataError, match="there is no data file"):
         here.now()
     assert here.data.examples_count == 0
+
+
+def test_too_few_examples_are_a_reason_that_may_be_told(tmp_path: Path) -> None:
+    here = Here(tmp_path, examples_min=10)
+    for _ in range(2):
+        here.write(9)
+        with pytest.raises(NotNowError, match="9 examples to train on, at least 10 are needed"):
+            here.now()
+        assert here.data.examples_count == 9
+    here.write(10)
+    assert len(here.now().training.x) == 10

@@ -40,7 +40,8 @@ class Bench:
     def __init__(self, folder: Path) -> None:
         self.data = folder / "patients.npz"
         np.savez(self.data, x=np.zeros((3, 2), np.float32), y=np.array([0, 1, SECRET]))
-        config = ClientConfig("f", folder, DataConfig(self.data), "d")
+        data = DataConfig(self.data, rounds_per_day_max=1)
+        config = ClientConfig("f", folder, data, "d")
         self.reports: queue.SimpleQueue[Event | StateError] = queue.SimpleQueue()
         self.worker = Worker(config, BlobStore(folder), self.reports.put)
 
@@ -110,6 +111,21 @@ def test_a_path_inside_a_bundles_error_stays_here() -> None:
     error = BundleError(f"'train' cannot be read: /home/{SECRET}")
     error.__cause__ = FileNotFoundError(f"/home/{SECRET}")
     assert str(SECRET) not in public_reason(error)
+
+
+def test_data_are_used_no_more_often_than_they_may(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first task fails, for the bundle has no graph: by then it has seen the data."""
+    np.savez(bench.data, x=np.zeros((3, 2), np.float32), y=np.array([0, 1, 1]))
+    bench.start(1)
+    first = bench.report()
+    assert isinstance(first, TaskFailed)
+    assert "as often as" not in first.reason
+    bench.start(2)
+    refused = bench.report()
+    assert isinstance(refused, TaskFailed)
+    assert refused.reason.endswith("as often as this device lets them; again in 1 day")
 
 
 @pytest.mark.parametrize("ends", ["done", "fails"])

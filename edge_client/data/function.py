@@ -1,0 +1,200 @@
+"""A Python function of the owner's own, run in a process of its own: it may fail, hang or crash,
+and its memory is given back when it ends."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import selectors
+import signal
+import subprocess
+import threading
+import time
+from collections import deque
+from collections.abc import Hashable
+from itertools import count
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edge_client.data import Loaded, Problems, file_stamp
+from edge_client.data.arrays import array_facts, from_arrays
+from edge_client.data.collector import check_room
+from edge_client.data.config import DataConfig
+from edge_client.data.function_child import FAILED_EXIT_CODE
+from fedtide.dataset import Dataset, fit_examples
+from fedtide.errors import DataError
+from fedtide.launch import module_command, module_environment
+from fedtide.manifest import Manifest
+
+AnyArray = NDArray[np.generic]
+_log = logging.getLogger(__name__)
+_LINES_MAX, _LINE_CHARS_MAX = 40, 500
+"""Of what the function prints: its last lines go to the log."""
+_END_S = 2.0
+"""For a process to end that has nothing more to say."""
+_NAMES = ("x", "y", "x_held_out", "y_held_out")
+_HINT = "it returns x and y, two arrays of numbers"
+
+
+class UserFunction:
+    """See the module."""
+
+    def __init__(self, config: DataConfig) -> None:
+        assert config.function is not None
+        self._config, self._function = config, config.function
+        self._file, _, _ = str(self._function).rpartition(":")
+        self._calls = count()
+
+    def stamp(self) -> Hashable:
+        """Of the function's file and what it reads; where that is not known, always another."""
+        stamps: list[Hashable] = []
+        if self._file.endswith(".py"):
+            stamps.append(file_stamp(Path(self._file)))
+        path = self._config.path
+        stamps.append(next(self._calls) if path is None else file_stamp(path))
+        return tuple(stamps)
+
+    def describe(self) -> dict[str, Any]:
+        """What it returns."""
+        return {"arrays": {name: array_facts(a) for name, a in self._called().items()}}
+
+    def load(self, manifest: Manifest, problems: Problems) -> Loaded:
+        """Call it, and check what it returns."""
+        del problems  # arrays are taken whole or not at all
+        arrays, config = self._called(), self._config
+        pairs = []
+        for names in (_NAMES[:2], _NAMES[2:])[: len(arrays) // 2]:
+            x, y = (arrays[name] for name in names)
+            pairs.append(
+                fit_examples(
+                    x, y, manifest, config.where, names=(names[0], names[1]), divisor=config.divisor
+                )
+            )
+        return from_arrays(Dataset(pairs[0], pairs[1] if len(pairs) > 1 else None), config)
+
+    def _called(self) -> dict[str, AnyArray]:
+        """What the function returned: two arrays, or four.
+
+        Raises:
+            DataError: it failed, took too long, or returned something else.
+        """
+        words = [str(self._function)] + ([str(self._config.path)] if self._config.path else [])
+        until_s = time.monotonic() + self._config.time_ms_max / 1000
+        child = subprocess.Popen(
+            module_command("edge_client.data.function_child", *words),
+            env=module_environment(),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert child.stdout is not None
+        assert child.stderr is not None
+        printed: deque[str] = deque(maxlen=_LINES_MAX)
+        listener = threading.Thread(target=_listen, args=(child.stderr, printed), daemon=True)
+        listener.start()
+        try:
+            arrays = _read_arrays(_Pipe(child.stdout, until_s), self._config.where)
+            code = child.wait(max(0.0, until_s - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            raise self._failed(
+                f"does not end within {self._config.time_ms_max:,} ms", printed, "data.time_ms_max"
+            ) from None
+        except EOFError:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_END_S)
+            _end(child)
+            listener.join(_END_S)
+            raise self._failed(_ending(child.returncode), printed, _HINT) from None
+        except ValueError as exc:
+            raise self._failed(f"returns what cannot be used: {exc}", printed, _HINT) from exc
+        finally:
+            _end(child)
+            listener.join(_END_S)
+            child.stdout.close()
+        if code:
+            raise self._failed(_ending(code), printed, _HINT)
+        for line in printed:
+            _log.info("%s: %s", self._config.where, line)
+        return arrays
+
+    def _failed(self, what: str, printed: deque[str], hint: str) -> DataError:
+        """What it printed, its traceback among it, goes to this device's log."""
+        for line in printed:
+            _log.error("%s: %s", self._config.where, line)
+        last = f": {printed[-1]}" if printed and "failed" in what else ""
+        return DataError(f"{self._config.where} {what}{last}", hint=hint)
+
+
+class _Pipe:
+    """What a process writes, as a file that is read until a deadline."""
+
+    def __init__(self, stream: IO[bytes], until_s: float) -> None:
+        self._fd, self._until_s = stream.fileno(), until_s
+        self._selector = selectors.DefaultSelector()
+        self._selector.register(self._fd, selectors.EVENT_READ)
+
+    def readinto(self, view: memoryview) -> None:
+        """Fill it.
+
+        Raises:
+            EOFError: the process has ended before.
+            TimeoutError: it did not in time.
+        """
+        while view:
+            if not self._selector.select(max(0.0, self._until_s - time.monotonic())):
+                raise TimeoutError
+            got = os.readv(self._fd, [view])
+            if not got:
+                raise EOFError
+            view = view[got:]
+
+    def read(self, size: int) -> bytes:
+        """So many bytes."""
+        buffer = bytearray(size)
+        self.readinto(memoryview(buffer))
+        return bytes(buffer)
+
+    def close(self) -> None:
+        """The process may go on."""
+        self._selector.close()
+
+
+def _read_arrays(pipe: _Pipe, source: str) -> dict[str, AnyArray]:
+    try:
+        arrays: dict[str, AnyArray] = {}
+        for name in _NAMES[: pipe.read(1)[0]]:
+            np.lib.format.read_magic(pipe)  # type: ignore[arg-type]
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(pipe)  # type: ignore[arg-type]
+            if fortran or dtype.hasobject:
+                raise ValueError(f"{name} holds {dtype}")
+            check_room(math.prod(shape) * dtype.itemsize, source)
+            arrays[name] = np.zeros(shape, dtype)
+            pipe.readinto(arrays[name].reshape(-1).view(np.uint8).data)
+        return arrays
+    finally:
+        pipe.close()
+
+
+def _listen(stream: IO[bytes], printed: deque[str]) -> None:
+    with stream:
+        while line := stream.readline(_LINE_CHARS_MAX):
+            printed.append(line.decode(errors="replace").rstrip())
+
+
+def _end(child: subprocess.Popen[bytes]) -> None:
+    """If it has not ended: with whatever it started."""
+    if child.poll() is None:
+        os.killpg(child.pid, signal.SIGKILL)
+        child.wait()
+
+
+def _ending(code: int | None) -> str:
+    if code == FAILED_EXIT_CODE:
+        return "failed"
+    return f"ended its process ({'signal' if (code or 0) < 0 else 'exit code'} {abs(code or 0)})"
