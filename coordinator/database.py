@@ -121,6 +121,44 @@ class Database:
                     self._db.execute("ROLLBACK")
                 raise
 
+    @contextmanager
+    def snapshot(self) -> Iterator[None]:
+        """What is read in here is of one moment, whoever writes meanwhile."""
+        with _database_errors(self.folder):
+            self._db.execute("BEGIN")
+        try:
+            self.fact("run_id")  # from here on: BEGIN alone reads nothing
+            yield
+        finally:
+            self._db.execute("ROLLBACK")
+
+    def copy_to(self, target: sqlite3.Connection, copied: Callable[[int], None]) -> None:
+        """Copy the database; in a `snapshot`, that of its moment. `copied` is told of bytes.
+
+        Raises:
+            sqlite3.Error: it cannot be read, or the copy cannot be written.
+        """
+        page_bytes = int(self._db.execute("PRAGMA page_size").fetchone()[0])
+        left = int(self._db.execute("PRAGMA page_count").fetchone()[0])
+
+        def told(_status: int, remaining: int, _total: int) -> None:
+            nonlocal left
+            copied((left - remaining) * page_bytes)
+            left = remaining
+
+        self._db.backup(target, pages=1_000, progress=told)
+
+    def check(self) -> None:
+        """Look at every page.
+
+        Raises:
+            StateError: it is damaged.
+        """
+        with _database_errors(self.folder):
+            (said,) = self._db.execute("PRAGMA integrity_check(1)").fetchone()
+        if said != "ok":
+            raise StateError(f"the database in {str(self.folder)!r} is damaged: {said}")
+
     def close(self) -> None:
         """Close the database."""
         if self._counts or self.marks.unwritten():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple, get_args
@@ -18,7 +19,7 @@ from prometheus_client.core import (
 from prometheus_client.registry import Collector
 
 from coordinator.config import CoordinatorConfig
-from coordinator.figures import DURATIONS_S, Figures, Rounds
+from coordinator.figures import BACKUP_NAME, DURATIONS_S, Figures, Rounds
 from coordinator.round_state import Answer, Phase
 from coordinator.store import Model
 from coordinator.traffic import Traffic
@@ -120,6 +121,10 @@ class Exposition(Collector):
         yield _gauge("database_bytes", "The database with its log.", database)
         yield _gauge("blobs_bytes", "Models, updates, what is arriving.", blobs)
         yield _gauge("disk_free_bytes", "On the disk of state_dir.", free)
+        with suppress(OSError):
+            taken_s = (self._config.state_dir / BACKUP_NAME).stat().st_mtime
+            told = "When the last backup was taken, since 1970; absent if none was."
+            yield _gauge("backup_timestamp_seconds", told, taken_s)
 
 
 def _rounds(rounds: Rounds) -> Iterator[Metric]:

@@ -15,6 +15,8 @@ from coordinator.store import Model, Store
 
 DURATIONS_S = (1.0, 3.0, 10.0, 30.0, 60.0, 180.0, 600.0, 1_800.0, 3_600.0, 14_400.0, 86_400.0)
 """Bounds of the histogram of rounds."""
+BACKUP_NAME = "last_backup"
+"""In the state folder: modified when the last backup was taken."""
 
 
 class Rounds(NamedTuple):

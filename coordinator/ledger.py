@@ -55,6 +55,16 @@ def begin_run(store: Store, bundle: Bundle, federation: str, initial: BlobRef, a
         store.add_model(0, initial, 0, at_ms)
 
 
+def begin_anew(store: Store) -> None:
+    """Make a restored store another run.
+
+    Devices know what came after the backup: they have answered rounds that will be opened once
+    more. Tasks of another run are new to them, and updates of the lost one count nowhere.
+    """
+    with store.transaction():
+        store.set_fact("run_id", uuid.uuid4().hex[:16])
+
+
 class Ledger:
     """See the module. The store must have been through `begin_run`."""
 

@@ -255,6 +255,15 @@ class Store(Database):
         return {digest for (digest,) in rows}
 
     @reading
+    def digests_waiting(self) -> list[str]:
+        """Digests of accepted updates that no model holds yet."""
+        rows = self._db.execute(
+            "SELECT digest FROM updates WHERE verdict = 'accepted' AND digest IS NOT NULL"
+            " AND joined IS NULL"
+        )
+        return [digest for (digest,) in rows]
+
+    @reading
     def standing(self, device_id: str) -> Standing:
         """How this device has been doing."""
         row = self._db.execute(

@@ -58,6 +58,7 @@ _OURS = (
     "device_installer",
     "coordinator",
     "registrar",
+    "backup",
     "export",
     "simulator",
     "repro",

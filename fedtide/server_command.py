@@ -10,6 +10,8 @@ _ACTIONS = {
         "registrar.init_command",
         "make this machine a server: authority, broker, coordinator, registrar",
     ),
+    "backup": ("backup.backup_command", "take a backup of the state while everything runs"),
+    "restore": ("backup.restore_command", "put a backup back into an empty folder"),
     "package": (
         "coordinator.packaging.command",
         "make one file that installs the client on a device without internet",

@@ -16,6 +16,7 @@ PACKAGES = (
     "device_installer",
     "coordinator",
     "registrar",
+    "backup",
     "export",
     "simulator",
     "repro",
@@ -28,6 +29,7 @@ MAY_IMPORT = {
     "device_installer": {"device_installer"},
     "coordinator": {"coordinator", "fedtide"},
     "registrar": {"registrar", "fedtide"},
+    "backup": {"backup", "coordinator", "registrar", "fedtide"},
     "export": {"export", "fedtide", "edge_client"},
 }
 """Packages that are not listed may import any other. Export verifies with the device's trainers."""

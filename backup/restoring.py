@@ -1,0 +1,173 @@
+"""Putting a backup back, into empty folders only: everything is verified before anything counts.
+
+What is unpacked lies in a folder `.restoring` until all of it is there and fits together; it is
+then moved, the database last. A coordinator does not start on blobs without a database.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from backup.archive import Contents, read_contents, read_entries, total_bytes
+from backup.progress import Progress
+from backup.taking import BLOBS_ENTRY, DATABASE_ENTRY, private_file
+from coordinator.ledger import begin_anew
+from coordinator.store import Store
+from fedtide.errors import ConfigError, DamagedError, FedtideError, StateError
+from fedtide.files import disk_errors_of, make_folder, sync_folder
+from fedtide.ownership import as_owner_of
+
+STAGING_NAME = ".restoring"
+STATE, FILES = "state/", "files/"
+SPARE_BYTES = 10_000_000
+"""For what a file system and a database take beside their contents."""
+
+
+def check_backup(path: Path, progress: Progress) -> Contents:
+    """Read all of a backup.
+
+    Raises:
+        ConfigError: there is no such file.
+        DamagedError: it is not what was written.
+    """
+    with _opened(path) as (file, contents):
+        progress.begin("verifying", total_bytes(contents.entries))
+        for _, copy in read_entries(file, contents):
+            copy(None, progress.moved)
+    return contents
+
+
+def restore_backup(path: Path, folders: dict[str, Path], progress: Progress) -> Contents:
+    """Put the files of a backup whose names begin with a key of `folders` into that folder.
+
+    Raises:
+        ConfigError: there is no such backup, or a folder is not empty.
+        DamagedError: the backup is not what was written.
+        StateError: it is of a newer fedtide, or the disk is full or failing; nothing was restored.
+    """
+    targets = {begin: folder.absolute() for begin, folder in folders.items()}
+    for folder in targets.values():
+        _require_empty(folder)
+    with _opened(path) as (file, contents):
+        begins = tuple(targets)
+        wanted = [entry for entry in contents.entries if entry.name.startswith(begins)]
+        for folder in targets.values():
+            _require_room(folder, total_bytes(wanted) + SPARE_BYTES)
+        try:
+            for folder in targets.values():
+                _make_staging(folder)
+            progress.begin("restoring", total_bytes(contents.entries))
+            for entry, copy in read_entries(file, contents):
+                found = next((b for b in begins if entry.name.startswith(b)), None)
+                if found is None:
+                    copy(None, progress.moved)
+                    continue
+                folder = targets[found]
+                staged = folder / STAGING_NAME / entry.name.removeprefix(found)
+                with as_owner_of(folder), disk_errors_of(folder):
+                    make_folder(staged.parent)
+                    with private_file(staged) as target:
+                        copy(target, progress.moved)
+                        target.flush()
+                        os.fsync(target.fileno())
+            if STATE in targets:
+                _prepare_state(targets[STATE], contents)
+            for folder in targets.values():
+                _move(folder)
+        except BaseException:
+            for folder in targets.values():
+                if folder.exists():
+                    with as_owner_of(folder):
+                        shutil.rmtree(folder / STAGING_NAME, ignore_errors=True)
+            raise
+    return contents
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, Contents]]:
+    if not path.is_file():
+        raise ConfigError(f"there is no backup {str(path)!r}", hint="give a file that was written")
+    try:
+        with path.open("rb") as file:
+            yield file, read_contents(file, path.stat().st_size)
+    except DamagedError as exc:
+        raise DamagedError(
+            f"the backup {str(path)!r} is damaged: {exc.args[0]}", hint=exc.hint
+        ) from exc
+    except OSError as exc:
+        raise StateError(f"the backup {str(path)!r} cannot be read: {exc.strerror}") from exc
+
+
+def _require_empty(folder: Path) -> None:
+    """What an unfinished restoration has left is not in the way."""
+    if not folder.exists():
+        return
+    with disk_errors_of(folder):
+        there = sorted(p.name for p in folder.iterdir() if p.name != STAGING_NAME)
+    if there:
+        raise ConfigError(
+            f"{str(folder)!r} is not empty: {there[0]!r} is in it",
+            hint="move away what is there, or name another folder; nothing is overwritten",
+        )
+
+
+def _require_room(folder: Path, needed: int) -> None:
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        raise StateError(
+            f"{needed / 1e6:,.0f} MB are needed in {str(there)!r}, {free / 1e6:,.0f} MB are free",
+            hint="free space on this disk, or name a folder on another",
+            no_room=True,
+        )
+
+
+def _make_staging(folder: Path) -> None:
+    """As whoever owns the folder, or the one in which it is made."""
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    with as_owner_of(there), disk_errors_of(folder):
+        make_folder(folder)
+        shutil.rmtree(folder / STAGING_NAME, ignore_errors=True)
+        make_folder(folder / STAGING_NAME)
+
+
+def _prepare_state(folder: Path, contents: Contents) -> None:
+    """Whether a coordinator can go on with it; bring it up to date, as another run."""
+    names = {entry.name for entry in contents.entries}
+    if DATABASE_ENTRY not in names:
+        raise DamagedError("there is no database in it")
+    with as_owner_of(folder):
+        try:
+            store = Store(folder / STAGING_NAME)
+            try:
+                store.check()
+                needed = [model.ref.digest for model in store.models()] + store.digests_waiting()
+                gone = [digest for digest in needed if f"{BLOBS_ENTRY}/{digest}" not in names]
+                if gone or store.model(store.load_state().model_version) is None:
+                    raise DamagedError(
+                        f"{gone[0][:12] if gone else 'the newest model'} is not in it"
+                    )
+                begin_anew(store)
+            finally:
+                store.close()
+        except FedtideError as exc:
+            told = str(exc.args[0]).replace(str(folder / STAGING_NAME), "the backup")
+            raise type(exc)(told, hint=exc.hint) from exc
+
+
+def _move(folder: Path) -> None:
+    staging = folder / STAGING_NAME
+    with as_owner_of(folder), disk_errors_of(folder):
+        for path in sorted(staging.iterdir(), key=lambda path: path.name == "coordinator.db"):
+            if path.is_dir():
+                for inner in (path, *path.rglob("*")):
+                    if inner.is_dir():
+                        sync_folder(inner)
+            path.rename(folder / path.name)
+        staging.rmdir()
+        sync_folder(folder)
