@@ -24,9 +24,9 @@ class MemberTrust:
         self._marks = marks
         self._key_set = key_set
 
-    def linked(self, link: Transport) -> None:
+    def linked(self, link: Transport) -> int | None:
         """Say which keys are in use, before anything that is sealed with them."""
-        link.publish(self._topics.keys, self._key_set, retain=True)
+        return link.publish(self._topics.keys, self._key_set, retain=True)
 
     def objection(self, topic: str, sealed: Sealed) -> str | None:
         """Why it is not the device's, or nothing new."""

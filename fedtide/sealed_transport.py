@@ -22,6 +22,7 @@ from fedtide.topics import Topics
 from fedtide.transport import (
     Connected,
     Deliver,
+    Delivered,
     LinkEvent,
     Received,
     Transport,
@@ -55,6 +56,8 @@ class SealedTransport(Generic[L]):
         self._take_number = take_number
         self._trust = trust
         self._lock = threading.Lock()
+        self._own_token: int | None = None
+        """Of what nobody above has said."""
         if will is not None:
             # A will may come at any time, and lies on a topic where no order is asked for.
             will = Will(will.topic, seal(will.topic, will.payload, key, UNORDERED))
@@ -91,12 +94,14 @@ class SealedTransport(Generic[L]):
     def _heard(self, event: LinkEvent) -> None:
         match event:
             case Connected(protocol, packet_bytes_max):
-                self._trust.linked(self.inner)
+                self._own_token = self._trust.linked(self.inner)
                 self._deliver(Connected(protocol, packet_bytes_max - OVERHEAD_BYTES))
             case Received(topic, payload) if payload or self._topics.is_ordered(topic):
                 opened = self._opened(event)
                 if opened is not None:
                     self._deliver(opened)
+            case Delivered(token, None) if token == self._own_token:
+                pass
             case _:
                 self._deliver(event)
 

@@ -25,8 +25,8 @@ _log = logging.getLogger(__name__)
 class Trust(Protocol):
     """What a receiver makes of a sealed message, in the thread that brings it."""
 
-    def linked(self, link: Transport) -> None:
-        """The link is up: say, or ask for, the key set."""
+    def linked(self, link: Transport) -> int | None:
+        """The link is up: ask for the key set, or say it; the token of its delivery then."""
 
     def objection(self, topic: str, sealed: Sealed) -> str | None:
         """Why it is not to be heard; else it counts as heard from now on."""

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import json
 import queue
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
+from coordinator.marks import Marks
+from coordinator.trust import MemberTrust
 from demo.brokers import Broker, Kind, find_broker
+from edge_client.trust import DeviceTrust
+from fedtide.keys import public_bytes
 from fedtide.limits import MESSAGE_BYTES_MAX
+from fedtide.members import Members
 from fedtide.memory import MemoryBroker, MemoryTransport
 from fedtide.mqtt import MqttTransport
+from fedtide.sealed_transport import SealedTransport
+from fedtide.sequence import Sequence
 from fedtide.topics import Topics
 from fedtide.transport import (
     Connected,
+    Deliver,
     Delivered,
     Disconnected,
     LinkEvent,
@@ -24,6 +34,8 @@ from fedtide.transport import (
     Transport,
     Will,
 )
+from fedtide.trust import Trust
+from tests.identities import Authority
 
 E = TypeVar("E", bound=LinkEvent)
 
@@ -68,7 +80,7 @@ class World:
     def connect(self, user: str, will: Will | None = None) -> Link:
         """A link that is up."""
         events: queue.Queue[LinkEvent] = queue.Queue()
-        link = Link(self._transport(user, events, will), events)
+        link = Link(self.transport(user, events.put, will), events)
         self._links.append(link)
         link.transport.start()
         link.wait(Connected)
@@ -81,9 +93,13 @@ class World:
 
     def cut(self, link: Link) -> None:
         """The link breaks: no farewell."""
+        self.cut_transport(link.transport)
+
+    def cut_transport(self, transport: Transport) -> None:
         raise NotImplementedError
 
-    def _transport(self, user: str, events: queue.Queue[LinkEvent], will: Will | None) -> Transport:
+    def transport(self, user: str, deliver: Deliver, will: Will | None) -> Transport:
+        """A link that is not started."""
         raise NotImplementedError
 
 
@@ -92,12 +108,12 @@ class MemoryWorld(World):
         super().__init__()
         self._broker = MemoryBroker()
 
-    def cut(self, link: Link) -> None:
-        assert isinstance(link.transport, MemoryTransport)
-        link.transport.cut()
+    def cut_transport(self, transport: Transport) -> None:
+        assert isinstance(transport, MemoryTransport)
+        transport.cut()
 
-    def _transport(self, user: str, events: queue.Queue[LinkEvent], will: Will | None) -> Transport:
-        return MemoryTransport(self._broker, events.put, will)
+    def transport(self, user: str, deliver: Deliver, will: Will | None) -> Transport:
+        return MemoryTransport(self._broker, deliver, will)
 
 
 class MqttWorld(World):
@@ -110,23 +126,62 @@ class MqttWorld(World):
         super().close()
         self.broker.stop()
 
-    def cut(self, link: Link) -> None:
-        client = link.transport._client  # type: ignore[attr-defined]
+    def cut_transport(self, transport: Transport) -> None:
+        client = transport._client  # type: ignore[attr-defined]
         client.socket().shutdown(2)
 
-    def _transport(self, user: str, events: queue.Queue[LinkEvent], will: Will | None) -> Transport:
-        return MqttTransport(self.broker.access(user), user, events.put, will)
+    def transport(self, user: str, deliver: Deliver, will: Will | None) -> Transport:
+        return MqttTransport(self.broker.access(user), user, deliver, will)
 
 
-@pytest.fixture(params=["memory", "mosquitto", "amqtt"])
+class SealedWorld(World):
+    """The same with every message sealed. What the coordinator says on `up` to try whether it
+    hears is a device's of whom it has the key."""
+
+    def __init__(self, world: World, folder: Path) -> None:
+        super().__init__()
+        self._world = world
+        authority = Authority("tides")
+        self._identities = {user: authority.identity(folder / user, user) for user in USERS}
+        keys = {user: public_bytes(self._identities[user].key) for user in USERS}
+        names = {"x": "coordinator", "alpha": "alpha", "beta": "beta"}
+        devices = {name: {"key": keys[user].hex()} for name, user in names.items()}
+        self._members = folder / "members.json"
+        self._members.write_text(json.dumps({"devices": devices}))
+
+    def close(self) -> None:
+        super().close()
+        self._world.close()
+
+    def cut_transport(self, transport: Transport) -> None:
+        assert isinstance(transport, SealedTransport)
+        self._world.cut_transport(transport.inner)
+
+    def transport(self, user: str, deliver: Deliver, will: Will | None) -> Transport:
+        identity = self._identities[user]
+        trust: Trust = DeviceTrust(TOPICS, identity)
+        if user == "coordinator":
+            members, key_set = Members(self._members), identity.key_set()
+            trust = MemberTrust(TOPICS, members, Marks({}), key_set)
+        return SealedTransport(
+            partial(self._world.transport, user),
+            deliver,
+            will,
+            TOPICS,
+            identity.key,
+            Sequence(identity.folder).take,
+            trust,
+        )
+
+
+@pytest.fixture(params=["memory", "mosquitto", "amqtt", "sealed memory", "sealed mosquitto"])
 def world(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[World]:
-    if request.param == "amqtt":
+    kind = request.param.removeprefix("sealed ")
+    if kind == "amqtt":
         pytest.importorskip("amqtt", reason="a device has no amqtt; the export environment does")
-    made = (
-        MemoryWorld()
-        if request.param == "memory"
-        else MqttWorld(find_broker(request.param), tmp_path)
-    )
+    made: World = MemoryWorld() if kind == "memory" else MqttWorld(find_broker(kind), tmp_path)
+    if kind != request.param:
+        made = SealedWorld(made, tmp_path)
     try:
         yield made
     finally:
