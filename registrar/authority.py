@@ -122,13 +122,13 @@ class Authority:
         return self._sign_client(claim_id, key, now - CLOCK_SLACK, expires)
 
     def revocation_list(self, revoked: Iterable[Revoked], now: datetime) -> bytes:
-        """The revocation list as PEM, valid until the authority ends: a list that expires would
-        lock everybody out."""
+        """The revocation list as PEM, valid from long ago until the authority ends: a list that has
+        expired, or is of the future by a clock that was set back, would lock everybody out."""
         identifier = x509.AuthorityKeyIdentifier.from_issuer_public_key(self.key.public_key())
         builder = (
             x509.CertificateRevocationListBuilder()
             .issuer_name(self.certificate.subject)
-            .last_update(now - CLOCK_SLACK)
+            .last_update(VALID_FROM)
             .next_update(self._end)
             .add_extension(x509.CRLNumber(int(now.timestamp() * 1000)), critical=False)
             .add_extension(identifier, critical=False)

@@ -70,8 +70,10 @@ def write_access(registry: Registry, authority: Authority, folder: Path, now_ms:
 
 
 def names_of(registry: Registry, device: str) -> list[str]:
-    """Every name under which the broker may know a device, a claim on it, or what it was called."""
-    return sorted({device, *(c.name for c in registry.certificates(device))})
+    """Every name under which the broker may know a device: its own first, those that it had, and of
+    claims on it."""
+    certificates = reversed(registry.certificates(device))
+    return list(dict.fromkeys((device, *(c.name for c in certificates))))
 
 
 def _is_claim(name: str) -> bool:

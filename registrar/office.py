@@ -34,9 +34,9 @@ class Office(NamedTuple):
         """Of the federation."""
         return Topics(self.config.federation)
 
-    def enforce(self, gone: Iterable[str] = ()) -> list[str]:
-        """Let what the registry says now take effect, and end the connections of `gone`; what
-        could not be done, and when it will be.
+    def enforce(self, gone: Iterable[str] = (), at_ms: int | None = None) -> list[str]:
+        """Let what the registry says take effect, now or as of `at_ms`, and end the connections of
+        `gone`; what could not be done, and when it will be.
 
         The coordinator sees the list of members before its next message; the broker reads its
         lists before the next one after the signal.
@@ -47,11 +47,11 @@ class Office(NamedTuple):
         write_members(self.registry, self.config.members)
         folder = self.config.broker_dir
         with disk_errors_of(folder), as_owner_of(folder):
-            released = write_access(self.registry, self.authority, folder, now_ms())
+            released = write_access(self.registry, self.authority, folder, at_ms or now_ms())
         why = reload_lists(folder)
         if why:
             return [f"{why}: its lists are written, and hold from its next start"]
-        leaving = sorted({*gone, *released})
+        leaving = list(dict.fromkeys((*gone, *released)))
         try:
             if leaving:
                 end_connections(self._link(), self.topics, leaving)

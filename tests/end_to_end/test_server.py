@@ -1,0 +1,441 @@
+"""A server as it is set up, with real clients and certificates: who gets in, who may do what, and
+what a revocation does to somebody who is connected."""
+
+from __future__ import annotations
+
+import queue
+import re
+import socket
+import ssl
+import stat
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal, TypeVar
+
+import msgspec
+import pytest
+
+from demo.brokers import HOST
+from fedtide.config import BrokerConfig
+from fedtide.identity import write_identity
+from fedtide.keys import new_key, save_key
+from fedtide.mqtt import MqttTransport
+from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Received, Will
+from registrar.authority import Authority
+from registrar.office import now_ms, opened
+from tests.servers import Server, listening
+
+DEADLINE_S = 20.0
+E = TypeVar("E", bound=LinkEvent)
+Protocol = Literal["5", "3.1.1"]
+
+
+class Client:
+    """A link that remembers what came."""
+
+    def __init__(self, access: BrokerConfig, client_id: str, will: Will | None = None) -> None:
+        self._queue: queue.Queue[LinkEvent] = queue.Queue()
+        self._arrived: list[tuple[str, bytes]] = []
+        self.lost: list[Disconnected] = []
+        self.link = MqttTransport(access, client_id, self._queue.put, will)
+
+    def next_event(self) -> LinkEvent:
+        event = self._queue.get(timeout=DEADLINE_S)
+        if isinstance(event, Received):
+            self._arrived.append((event.topic, event.payload))
+        elif isinstance(event, Disconnected):
+            self.lost.append(event)
+        return event
+
+    def await_event(self, kind: type[E]) -> E:
+        """The next event of this kind."""
+        while not isinstance(event := self.next_event(), kind):
+            pass
+        return event
+
+    def publish(self, topic: str, payload: bytes, *, retain: bool = False) -> str | None:
+        """Publish and wait for the broker's answer: its refusal, if it says one."""
+        token = self.link.publish(topic, payload, retain=retain)
+        assert token is not None
+        while (event := self.await_event(Delivered)).token != token:
+            pass
+        return event.refused
+
+    def heard(self, end: tuple[str, bytes]) -> list[tuple[str, bytes]]:
+        """What arrives up to `end`, which surely does."""
+        while end not in self._arrived:
+            self.next_event()
+        place = self._arrived.index(end)
+        arrived, self._arrived = self._arrived[:place], self._arrived[place + 1 :]
+        return arrived
+
+    def subscribe(self, filters: list[str], sure: str, speaker: Client) -> None:
+        """Subscribe, and wait until what is said on `sure`, one of them, arrives."""
+        self.link.subscribe(filters)
+        deadline_s = time.monotonic() + DEADLINE_S
+        while (sure, b"ready") not in self._arrived:
+            assert time.monotonic() < deadline_s
+            speaker.publish(sure, b"ready")
+            with suppress(queue.Empty):
+                event = self._queue.get(timeout=0.1)
+                if isinstance(event, Received):
+                    self._arrived.append((event.topic, event.payload))
+        speaker.publish(sure, b"now")
+        self.heard((sure, b"now"))
+
+
+@contextmanager
+def connected(access: BrokerConfig, client_id: str, will: Will | None = None) -> Iterator[Client]:
+    client = Client(access, client_id, will)
+    client.link.start()
+    try:
+        client.await_event(Connected)
+        yield client
+    finally:
+        client.link.stop()
+
+
+def is_let_in(access: BrokerConfig) -> bool:
+    """Whether the broker takes this client."""
+    client = Client(access, "somebody")
+    client.link.start()
+    try:
+        return isinstance(client.next_event(), Connected)
+    finally:
+        client.link.stop()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def alpha(server: Server) -> BrokerConfig:
+    return server.join("alpha")
+
+
+@pytest.fixture(scope="module")
+def beta(server: Server) -> BrokerConfig:
+    return server.join("beta")
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+def test_a_device_writes_on_its_own_topics_only(
+    server: Server, alpha: BrokerConfig, protocol: Protocol
+) -> None:
+    topics = server.topics
+    forbidden = [
+        topics.up("beta"),
+        topics.presence("beta"),
+        topics.enrol("beta"),
+        topics.enrolled("alpha"),
+        topics.down("alpha"),
+        topics.down("beta"),
+        topics.chunk("ab" * 32, 0),
+        topics.beacon,
+        topics.status,
+        topics.keys,
+        f"{topics.up('alpha')}/more",
+        "fedtide/1/other/down/alpha",
+        "fedtide/2/tides/up/alpha",
+    ]
+    own = [topics.up("alpha"), topics.presence("alpha"), topics.enrol("alpha")]
+    access = msgspec.structs.replace(alpha, protocol=protocol)
+    with (
+        connected(server.coordinator, "watch") as watch,
+        connected(access, "alpha") as speaks,
+    ):
+        watch.subscribe(["fedtide/#"], "fedtide/ready", watch)
+        refusals = [speaks.publish(topic, b"breach", retain=True) for topic in forbidden]
+        for topic in own:
+            assert speaks.publish(topic, b"own") is None
+        watch.publish("fedtide/end", b"")
+        assert watch.heard(("fedtide/end", b"")) == [(topic, b"own") for topic in own]
+        if protocol == "5":  # 3.1.1 has no word for it
+            assert set(refusals) == {"Not authorized"}
+            for topic in ("elsewhere", "$SYS/broker/uptime"):
+                assert speaks.publish(topic, b"breach") == "Not authorized"
+
+
+@pytest.mark.parametrize("wanted", [["#"], ["fedtide/#", "$SYS/#"], ["+/+/+/+/+", "+/+/+/+"]])
+def test_a_device_hears_what_is_meant_for_it_only(
+    server: Server, alpha: BrokerConfig, wanted: list[str]
+) -> None:
+    topics = server.topics
+    meant = [
+        topics.down("alpha"),
+        topics.enrolled("alpha"),
+        topics.beacon,
+        topics.keys,
+    ]
+    chunk = topics.chunk("ab" * 32, 0)
+    others = [
+        topics.down("beta"),
+        topics.up("beta"),
+        topics.up("alpha"),
+        topics.presence("beta"),
+        topics.enrol("beta"),
+        topics.enrolled("beta"),
+        topics.status,
+        "fedtide/1/other/down/beta",
+    ]
+    with (
+        connected(server.coordinator, "speaks") as speaks,
+        connected(alpha, "alpha") as listens,
+    ):
+        speaks.publish(topics.status, b"kept", retain=True)
+        listens.subscribe([*wanted, chunk], chunk, speaks)
+        for topic in (*others, *meant):
+            assert speaks.publish(topic, b"x") is None
+        speaks.publish(chunk, b"end")
+        heard = [said for said in listens.heard((chunk, b"end")) if said[0] != chunk]
+        assert heard == [(topic, b"x") for topic in meant]
+
+
+def test_a_claim_can_join_and_nothing_else(server: Server) -> None:
+    code = server.add("gamma")
+    access = claim_access(server, code.claim, code.certificate, code.key)
+    topics = server.topics
+    with (
+        connected(server.coordinator, "watch") as watch,
+        connected(access, code.claim) as claim,
+    ):
+        watch.subscribe(["fedtide/#"], "fedtide/ready", watch)
+        for topic in (
+            topics.up(code.claim),
+            topics.presence(code.claim),
+            topics.up("gamma"),
+            topics.enrol("gamma"),
+        ):
+            assert claim.publish(topic, b"x") == "Not authorized"
+        assert claim.publish(topics.enrol(code.claim), b"may") is None
+        watch.publish("fedtide/end", b"")
+        assert watch.heard(("fedtide/end", b"")) == [(topics.enrol(code.claim), b"may")]
+        enrolled = topics.enrolled(code.claim)
+        claim.subscribe(["#"], enrolled, watch)
+        for topic in (
+            topics.chunk("ab" * 32, 0), topics.beacon, topics.keys, topics.down(code.claim),
+        ):  # fmt: skip
+            watch.publish(topic, b"x")
+        watch.publish(enrolled, b"end")
+        assert claim.heard((enrolled, b"end")) == []
+
+
+def claim_access(server: Server, name: str, certificate: bytes, key: bytes) -> BrokerConfig:
+    from cryptography import x509
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+    from cryptography.hazmat.primitives.serialization import Encoding
+
+    pem = x509.load_der_x509_certificate(certificate).public_bytes(Encoding.PEM)
+    ca = (server.layout.broker_dir / "ca.pem").read_bytes()
+    folder = server.identities / name
+    write_identity(folder, Ed25519PrivateKey.from_private_bytes(key), pem, ca, b"")
+    return server.access(folder)
+
+
+def test_the_registrar_hears_requests_and_the_observer_says_nothing(server: Server) -> None:
+    topics = server.topics
+    registrar = server.access(server.layout.identity("registrar"), local=True)
+    observer = server.access(server.layout.identity("observer"), local=True)
+    with connected(registrar, "registrar") as speaks, connected(observer, "o") as watches:
+        end = (topics.enrolled("x"), b"end")
+        watches.subscribe(["#"], end[0], speaks)
+        for topic in (topics.up("beta"), topics.down("beta"), topics.keys, topics.beacon,
+                      topics.up("registrar"), topics.chunk("ab" * 32, 0)):  # fmt: skip
+            assert speaks.publish(topic, b"x") == "Not authorized"
+            assert watches.publish(topic, b"x") == "Not authorized"
+        for topic in (topics.up("observer"), topics.presence("observer"), topics.enrol("observer")):
+            assert watches.publish(topic, b"x") == "Not authorized"
+        speaks.publish(*end)
+        assert watches.heard(end) == []
+
+
+@pytest.mark.parametrize("local", [False, True])
+@pytest.mark.parametrize("who", ["no certificate", "another authority", "expired", "self-signed"])
+def test_who_is_not_let_in(server: Server, tmp_path: Path, who: str, local: bool) -> None:
+    key, now = new_key(), datetime.now(UTC)
+    ours = Authority.open(server.layout.home("registrar") / "authority")
+    ca, pem = ours.certificate_pem, None
+    (tmp_path / "ca.pem").write_bytes(ca)
+    if who == "another authority":
+        other = Authority.make(tmp_path / "other", "tides", now)
+        pem = other.sign_device("alpha", key.public_key(), now)
+    elif who == "expired":
+        past = now - timedelta(days=2)
+        pem = ours.sign_claim("alpha", key.public_key(), past, past + timedelta(days=1))
+    elif who == "self-signed":
+        other = Authority.make(tmp_path / "other", "tides", now)
+        key, pem = other.key, other.certificate_pem
+    access = BrokerConfig(
+        host=HOST, port=server.local_port if local else server.port, ca_file=tmp_path / "ca.pem"
+    )
+    if pem is not None:
+        (tmp_path / "certificate.pem").write_bytes(pem)
+        save_key(tmp_path / "key.pem", key)
+        access = msgspec.structs.replace(
+            access,
+            certificate_file=tmp_path / "certificate.pem",
+            key_file=tmp_path / "key.pem",
+        )
+    assert not is_let_in(access)
+    named = msgspec.structs.replace(access, username="coordinator")
+    assert not is_let_in(named)
+
+
+def test_a_client_without_tls_or_with_old_tls_gets_nowhere(server: Server) -> None:
+    connect = b"\x10\x10\x00\x04MQTT\x04\x02\x00\x0a\x00\x04alph"
+    for port in (server.port, server.local_port):
+        with socket.create_connection((HOST, port), timeout=DEADLINE_S) as link:
+            link.sendall(connect)
+            with suppress(ConnectionResetError):
+                assert not link.recv(64).startswith(b"\x20")  # CONNACK
+        context = ssl.create_default_context()
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.set_ciphers("ALL:@SECLEVEL=0")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # to use such is a warning
+            context.minimum_version = ssl.TLSVersion.TLSv1
+            context.maximum_version = ssl.TLSVersion.TLSv1_1
+        with (
+            socket.create_connection((HOST, port), timeout=DEADLINE_S) as link,
+            pytest.raises((ssl.SSLError, ConnectionError)),
+        ):
+            context.wrap_socket(link)
+
+
+def test_nobody_takes_the_place_of_another(
+    server: Server, alpha: BrokerConfig, beta: BrokerConfig
+) -> None:
+    """A client id is the certificate's name, whatever the client says."""
+    with connected(alpha, "alpha") as victim:
+        for stolen in ("alpha", "tides/alpha", "tides//coordinator"):
+            with connected(beta, stolen) as thief:
+                assert thief.publish(server.topics.up("beta"), b"x") is None
+        assert victim.publish(server.topics.up("alpha"), b"still here") is None
+        assert victim.lost == []
+
+
+def test_it_listens_where_it_says_and_nowhere_else(server: Server) -> None:
+    assert listening(server.process_id) == {
+        ("0100007F", server.port),
+        ("0100007F", server.local_port),
+    }
+
+
+def test_secrets_are_readable_by_their_owner_only(server: Server, tmp_path: Path) -> None:
+    server.add("paper")
+    file = tmp_path / "paper.join"
+    server.device_command("add", "paper", "--out", str(file))
+    secret = [file]
+    for path in server.layout.root.rglob("*"):
+        if path.name in ("key.pem", "registry.db", "registry.db-wal", "registry.db-shm"):
+            secret.append(path)
+        assert not path.stat().st_mode & 0o022, path  # nobody else writes anything
+    assert {path.parent.name for path in secret} >= {"authority", "identity", "broker"}
+    for path in secret:
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600, path
+    private = re.compile(rb"PRIVATE KEY")
+    for path in server.layout.root.rglob("*"):
+        if path.is_file() and private.search(path.read_bytes()):
+            assert path in secret
+
+
+@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+@pytest.mark.parametrize("client_id", ["tides/leaver", "something else"])
+def test_a_revocation_holds_at_once_on_an_open_connection(
+    server: Server, alpha: BrokerConfig, protocol: Protocol, client_id: str
+) -> None:
+    topics = server.topics
+    leaver = msgspec.structs.replace(server.join("leaver"), protocol=protocol)
+    will = Will(topics.presence("leaver"), b"gone")
+    with (
+        connected(server.coordinator, "watch") as watch,
+        connected(alpha, "alpha") as stays,
+        connected(leaver, client_id, will) as leaves,
+    ):
+        watch.subscribe([topics.up("+"), topics.presence("+")], topics.up("leaver"), leaves)
+        leaves.publish(topics.presence("leaver"), b"online", retain=True)
+        watch.heard((topics.presence("leaver"), b"online"))
+
+        assert server.device_command("revoke", "leaver") == "leaver is revoked\n"
+
+        leaves.link.publish(topics.up("leaver"), b"after")
+        leaves.await_event(Disconnected)
+        leaves.await_event(Disconnected)  # it tries again, in vain
+        assert stays.publish(topics.up("alpha"), b"end") is None
+        heard = watch.heard((topics.up("alpha"), b"end"))
+        assert heard == [(topics.presence("leaver"), b"")]  # no will, no message: it is cleared
+        assert stays.lost == []
+        assert not is_let_in(leaver)
+    with connected(server.coordinator, "late") as late:
+        late.link.subscribe([topics.presence("+")])
+        late.publish(topics.presence("x"), b"end")
+        assert late.heard((topics.presence("x"), b"end")) == []
+
+
+def test_a_member_of_the_same_name_gets_in_and_the_earlier_one_does_not(server: Server) -> None:
+    first = server.join("again")
+    server.device_command("revoke", "again")
+    kept = server.identities / "again"
+    kept.rename(server.identities / "earlier")
+    first = server.access(server.identities / "earlier")
+    second = server.join("again")
+    with connected(second, "again") as client:
+        assert client.publish(server.topics.up("again"), b"x") is None
+        assert not is_let_in(first)
+
+
+def test_a_session_of_tls_that_was_kept_does_not_outlive_a_revocation(server: Server) -> None:
+    """A resumed session shows no certificate."""
+    access = server.join("resumer")
+    context = access.tls()
+    assert context is not None
+    context.maximum_version = ssl.TLSVersion.TLSv1_2  # its sessions are there at once
+    address = (HOST, server.port)
+    session: ssl.SSLSession | None = None
+    reused, deadline_s = False, time.monotonic() + DEADLINE_S
+    while not reused:  # the broker may still have to read its lists after the joining
+        assert time.monotonic() < deadline_s
+        plain = socket.create_connection(address, timeout=DEADLINE_S)
+        with context.wrap_socket(plain, server_hostname=HOST, session=session) as link:
+            session, reused = link.session, bool(link.session_reused)
+    server.device_command("revoke", "resumer")
+    with (
+        socket.create_connection(address, timeout=DEADLINE_S) as plain,
+        pytest.raises((ssl.SSLError, ConnectionError)),
+    ):
+        context.wrap_socket(plain, server_hostname=HOST, session=session).recv(1)
+
+
+def test_a_revocation_while_the_broker_is_down_holds_from_its_start(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    with server:
+        leaver = server.join("leaver")
+        assert is_let_in(leaver)
+    said = server.device_command("revoke", "leaver")
+    assert "leaver is revoked\nBUT the broker does not run here" in said
+    assert "hold from its next start" in said
+    with server:
+        assert not is_let_in(leaver)
+        assert (
+            server.device_command("revoke", "leaver") == "leaver was revoked already; done again\n"
+        )
+
+
+def test_a_claim_that_is_over_is_cut_off(server: Server) -> None:
+    """Its certificate lets nobody in again, but a connection may have been left open."""
+    code = server.add("slow")
+    access = claim_access(server, code.claim, code.certificate, code.key)
+    with connected(access, code.claim) as claim:
+        two_days_later = now_ms() + 2 * 86_400_000
+        with opened(server.layout.registrar_toml) as office:
+            assert office.enforce(at_ms=two_days_later) == []
+        claim.await_event(Disconnected)
+        with opened(server.layout.registrar_toml) as office:
+            office.enforce()
