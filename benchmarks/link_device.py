@@ -42,6 +42,9 @@ class Runner:
     def check(self, bundle: Bundle) -> None:
         """No data to check."""
 
+    def pause(self, paused: bool) -> None:
+        """It has no conditions."""
+
     def drop(self) -> None:
         """Nothing runs."""
         self.done = None

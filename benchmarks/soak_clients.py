@@ -58,6 +58,9 @@ class Pause:
         """Begin."""
         self.due = (monotonic_ms() + random.randint(*self._train_ms), task, model)
 
+    def pause(self, paused: bool) -> None:
+        """These devices have no conditions."""
+
     def drop(self) -> None:
         """Stop."""
         self.due = None

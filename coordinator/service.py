@@ -255,7 +255,12 @@ class Service:
             _log.info("%s is online: fedtide %s, %s", device_id, hello.version, runtimes)
         if self._state.phase == "collecting" and self._state.task_of(device_id) is not None:
             self._invite((device_id,), at_ms)
-        if not notice and not self._state.is_online(device_id):
+        online = self._state.is_online(device_id)
+        if hello.unready and (online or arrival == "new"):
+            _log.info("%s takes no tasks now: %s", device_id, hello.unready)
+        if online and hello.unready:
+            self._apply(DeviceLeft(device_id), at_ms)
+        elif not (online or notice or hello.unready):
             self._apply(DeviceArrived(device_id), at_ms)
 
     def _decline(self, device_id: str, decline: Decline, at_ms: int) -> None:

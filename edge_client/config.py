@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, Struct
 
+from edge_client.conditions import ConditionsConfig
 from edge_client.data.config import DataConfig
 from fedtide.config import BrokerConfig, Positive
 from fedtide.messages import Identifier
@@ -37,6 +38,7 @@ class ClientConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Folder with key and certificate: TLS both ways, and every message is sealed."""
     broker: BrokerConfig = BrokerConfig(give_up_ms=0)
     training: TrainingConfig = TrainingConfig()
+    conditions: ConditionsConfig = ConditionsConfig()
     outbox_bytes_max: Positive = 1_000_000_000
     """Of updates that wait for a receipt; beyond it the oldest is given up, never the newest."""
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
 
+from edge_client.condition_check import check_conditions
 from edge_client.config import ClientConfig
 from edge_client.data import Problems, open_source
 from edge_client.durable import Durable
@@ -47,6 +48,7 @@ def check(path: Path, seconds: float) -> Iterator[Finding]:
     until_s = time.monotonic() + 0.9 * seconds
     groups = [
         ("this device", lambda: _device(config)),
+        ("its conditions", lambda: check_conditions(config.conditions, config.state_dir)),
         ("the data", lambda: _data(config)),
         ("the broker", lambda: _broker(config, until_s)),
     ]

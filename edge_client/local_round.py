@@ -57,6 +57,8 @@ def do_task(
 ) -> Outcome:
     """Evaluate the model `start`, float32[elements_count], and train it if the task says so.
 
+    `on_step` follows each batch that is evaluated, too.
+
     Raises:
         TrainingInterruptedError: `on_step` returned False.
         DataError, GraphFailedError: as the trainer's.
@@ -75,7 +77,8 @@ def do_task(
         trainer.set_parameters(start)
         held_out = None
         if dataset.held_out is not None:
-            held_out = _reportable(evaluate(trainer, *dataset.held_out))
+            judged = evaluate(trainer, *dataset.held_out, on_batch=lambda: on_step(0, 0.0))
+            held_out = _reportable(judged)
         saved = Checkpoint(0, start, before.optimizer, (), 0, held_out)
     else:
         _log.info("round %d: goes on after epoch %d", task.round_id, saved.epochs)

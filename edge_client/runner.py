@@ -8,10 +8,12 @@ import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
+from edge_client.condition_watch import ConditionWatch
 from edge_client.config import ClientConfig
 from edge_client.data import open_source
 from edge_client.linking import identified
 from edge_client.room import Room
+from edge_client.sensors import Sensors
 from edge_client.session import Session
 from edge_client.session_events import Event, Stopped
 from edge_client.speaking import will_of
@@ -63,6 +65,8 @@ def run_client(given: ClientConfig) -> None:
         topics = Topics(config.federation)
         link = connect(inbox.put, will_of(topics, config.device))
         worker = Worker(config, BlobStore(config.state_dir), inbox.put)
+        sensors = Sensors(config.conditions, config.state_dir)
+        watch = ConditionWatch(config.conditions, sensors, inbox.put)
         session = Session(
             config.device,
             topics,
@@ -70,11 +74,13 @@ def run_client(given: ClientConfig) -> None:
             link,
             worker,
             outbox_bytes_max=config.outbox_bytes_max,
+            conditions=watch.first,
         )
         reason = "ended by an error; the device's own log says why"
         notify = Notify()
         try:
             if _start(session, inbox, notify):
+                watch.start()
                 link.start()
                 notify.ready(monotonic_ms())
                 _serve(config, session, inbox, notify)
@@ -84,6 +90,7 @@ def run_client(given: ClientConfig) -> None:
             notify.stopping()
             # Whatever ended us: a clean disconnect keeps our will unsaid, so it is said here.
             await_delivery(inbox, session.goodbye(reason), _GOODBYE_S)
+            watch.stop()
             worker.stop()
             link.stop()
 

@@ -22,13 +22,13 @@ from edge_client.progress import SavedProgress
 from edge_client.room import Room
 from edge_client.saved_session import SavedSession, new_installation
 from edge_client.session_events import Command, Event, Heard
-from edge_client.session_machine import (
+from edge_client.session_machine import resume, step
+from edge_client.session_state import (
+    ALL_HOLD,
     TEXT_CHARS_MAX,
     State,
     next_deadline_at_ms,
     presence,
-    resume,
-    step,
 )
 from edge_client.speaking import Speaking, hello_of
 from edge_client.supplies import Supplies
@@ -49,6 +49,7 @@ from fedtide.messages import (
     ToDevice,
     Update,
     Want,
+    Welcome,
     decode,
 )
 from fedtide.sending import ChunkSender, chunk_blocks_for
@@ -79,6 +80,7 @@ class Session:
         runner: TaskRunner,
         *,
         outbox_bytes_max: int = OUTBOX_BYTES_MAX,
+        conditions: events.ConditionsJudged = ALL_HOLD,
         new_installation: Callable[[], str] = new_installation,
     ) -> None:
         self._device_id = device_id
@@ -86,6 +88,7 @@ class Session:
         self._link = link
         self._runner = runner
         self._outbox_bytes_max = outbox_bytes_max
+        self._conditions = conditions
         self._saved = SavedSession(folder, topics.federation, device_id, new_installation)
         self._progress = SavedProgress(folder)
         self.blobs = BlobStore(folder)
@@ -107,7 +110,7 @@ class Session:
             StateError: the disk is full or failing; the saved state is of another version or
                 another device's.
         """
-        commands, self._state = resume(self._saved.load(), self._outbox_bytes_max)
+        commands, self._state = resume(self._saved.load(), self._outbox_bytes_max, self._conditions)
         self._saved.save(self._state.durable)
         reach("client: resumed")
         if self._state.durable.task is None:
@@ -205,7 +208,8 @@ class Session:
                 pass
 
     def task_event(self, event: Event, at_ms: int) -> None:
-        """The runner says something of its task, or the client is asked to stop."""
+        """The runner says something of its task, this device's conditions have changed, or the
+        client is asked to stop."""
         self._apply(event, at_ms)
 
     def _received(self, topic: str, payload: bytes, at_ms: int) -> None:
@@ -292,21 +296,18 @@ class Session:
                 case events.SayHello():
                     reach("client: hello")
                     holds = self._supplies.held()
-                    self._speaking.publish(hello_of(self._runner, self._state.durable, holds))
+                    self._speaking.publish(hello_of(self._runner, self._state, holds))
                 case events.Say(Offer(Update(blob=BlobRef(digest)))) if self._sender.busy(digest):
                     self._apply(Heard(Want(digest, ())), at_ms)  # as if said, and answered
                 case events.Say(message):
                     reach("client: offer" if isinstance(message, Offer) else "client: decline")
                     self._speaking.publish(message)
-                case events.Prefetch(welcome):
-                    self._supplies.want(welcome)
-                    self._pursue(at_ms)
-                case events.PrepareTask(task):
-                    reach("client: task accepted")
-                    self._supplies.want(task)
-                    self._pursue(at_ms)
+                case events.Prefetch(named) | events.PrepareTask(named):
+                    self._want(named, at_ms)
                 case events.StartTask(task):
                     self._start_task(task, at_ms)
+                case events.Adapt():
+                    self._adapt(at_ms)
                 case events.DropTask(round_id):
                     _log.info("round %d is overtaken by a newer one", round_id)
                     self._runner.drop()
@@ -316,6 +317,19 @@ class Session:
                     self._forget(update.blob, update.round_id, receipt)
                 case events.Note(text):
                     _log.info("%s", text)
+
+    def _want(self, named: Welcome | Task, at_ms: int) -> None:
+        if isinstance(named, Task):
+            reach("client: task accepted")
+        self._supplies.want(named)
+        self._pursue(at_ms)
+
+    def _adapt(self, at_ms: int) -> None:
+        """Conditions of this device begin or cease to hold."""
+        self._runner.pause(bool(self._state.training_held))
+        if self._state.transfers_held:
+            self._sender.pause()
+        self._pursue(at_ms)
 
     def _send(self, update: Update, missing: tuple[Range, ...], at_ms: int) -> None:
         if update.blob is not None:

@@ -74,6 +74,15 @@ class TaskFailed(Struct, frozen=True):
     """This device's log has said more already."""
 
 
+class ConditionsJudged(Struct, frozen=True):
+    """This device's own conditions (`edge_client.conditions`): what waits for them, and why."""
+
+    training: str
+    """Why nothing is trained; empty: it may be."""
+    transfers: str
+    """Why nothing large is fetched or sent; empty: it may be."""
+
+
 class Stopped(Struct, frozen=True):
     """The client ends because it was asked to: this life was no crash."""
 
@@ -93,6 +102,7 @@ Event = (
     | TaskDone
     | TaskFailed
     | UpdateLost
+    | ConditionsJudged
     | Stopped
     | TimeReached
 )
@@ -124,6 +134,10 @@ class StartTask(Struct, frozen=True):
     """Train or evaluate, then `TaskDone` or `TaskFailed`."""
 
     task: Task
+
+
+class Adapt(Struct, frozen=True):
+    """Train, fetch and send, or do so no further, as the state says what is held."""
 
 
 class DropTask(Struct, frozen=True):
@@ -158,6 +172,7 @@ Command = (
     | Prefetch
     | PrepareTask
     | StartTask
+    | Adapt
     | DropTask
     | SendBlocks
     | ForgetUpdate

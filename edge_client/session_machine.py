@@ -11,24 +11,23 @@ receipt and on nothing else.
 from __future__ import annotations
 
 import hashlib
-from typing import Literal, NamedTuple
 
 import msgspec
-from msgspec import Struct
 
 from edge_client.durable import Durable
 from edge_client.outbox import (
     OFFER_RETRY_MS,
     OUTBOX_BYTES_MAX,
     Wait,
-    deadlines_at_ms,
     due,
     given_up,
     turn,
 )
 from edge_client.session_events import (
+    Adapt,
     BlocksArrived,
     Command,
+    ConditionsJudged,
     DropTask,
     EpochsSaved,
     Event,
@@ -51,11 +50,11 @@ from edge_client.session_events import (
     Unlinked,
     UpdateLost,
 )
+from edge_client.session_state import ALL_HOLD, TEXT_CHARS_MAX, State, Step
 from fedtide.messages import (
     Beacon,
     Decline,
     Offer,
-    Presence,
     Problem,
     Range,
     Receipt,
@@ -68,67 +67,7 @@ from fedtide.messages import (
 
 RESTARTS_MAX = 3
 """A task that brings the client down more often is declined: the loop must end."""
-TEXT_CHARS_MAX = 1_000
-"""Of a text on the wire; a longer one would be malformed."""
 HELLO_RETRY_MS = 3_000
-HELLO_MS = 30_000
-"""Until the coordinator says otherwise."""
-
-
-class State(Struct, frozen=True):
-    """Everything the machine knows."""
-
-    durable: Durable = Durable()
-    phase: Literal["idle", "fetching", "training"] = "idle"
-    reason: str = ""
-    connected: bool = False
-    welcomed: bool = False
-    coordinator_session: str = ""
-    hello: Wait | None = None
-    hello_ms: int = HELLO_MS
-    offers: dict[str, Wait] = {}
-    """Updates of the outbox by id, and when to offer them again."""
-    uploading: str = ""
-    """Id of the update whose content the coordinator asked for last, until its receipt."""
-    outbox_bytes_max: int = OUTBOX_BYTES_MAX
-    link_reason: str = "not connected yet"
-    retry_ms: int = 0
-    """Why there is no link, if there is none, and the pause before the next attempt."""
-    spread_ms: int = 0
-    notice: str = ""
-    """As the last Welcome said: how a fleet spreads its hellos; why this device is not invited."""
-
-
-class Step(NamedTuple):
-    """What `step` returns."""
-
-    commands: tuple[Command, ...]
-    state: State
-
-
-def next_deadline_at_ms(state: State) -> int | None:
-    """When to send `TimeReached`, whatever else happens."""
-    if not state.connected:
-        return None
-    deadlines = [] if state.hello is None else [state.hello.at_ms]
-    if state.welcomed:  # nobody listens before
-        deadlines += deadlines_at_ms(state.durable.outbox, state.uploading, state.offers)
-    return min(deadlines, default=None)
-
-
-def presence(state: State, *, sending: bool) -> Presence:
-    """What the world may know about this device."""
-    round_id = state.durable.task.round_id if state.durable.task else state.durable.answered_round
-    phase = state.phase
-    if phase == "idle" and (sending or state.durable.outbox):
-        return Presence(True, "uploading", round_id, f"{len(state.durable.outbox)} in the outbox")
-    reason = state.reason
-    if phase == "idle" and not reason:
-        expected = "a task" if state.welcomed else "the coordinator"
-        reason = state.notice or f"waiting for {expected}"
-    if phase == "training" and not reason and state.durable.task is not None:
-        reason = f"{state.durable.epochs_saved} of {state.durable.task.plan.epochs} epochs are done"
-    return Presence(True, phase, round_id, reason)
 
 
 def step(state: State, event: Event, at_ms: int) -> Step:
@@ -145,10 +84,10 @@ def step(state: State, event: Event, at_ms: int) -> Step:
             return Step((note,) * news, _with(state, link_reason=reason, retry_ms=retry_ms))
         case Heard(message):
             return _heard(state, message, at_ms)
-        case BlocksArrived():
-            return Step((), _keep(state, restarts=0) if state.phase == "fetching" else state)
-        case Stopped():
-            return Step((), _keep(state, restarts=max(0, state.durable.restarts - 1)))
+        case BlocksArrived() | Stopped():
+            return Step((), _no_crash(state, event))
+        case ConditionsJudged(training, transfers):
+            return _judged(state, training, transfers, at_ms)
         case TaskPrepared(run_id, round_id):
             return _start(state, run_id, round_id)
         case EpochsSaved(run_id, round_id, epochs):
@@ -166,9 +105,19 @@ def step(state: State, event: Event, at_ms: int) -> Step:
             return _time(state, at_ms)
 
 
-def resume(durable: Durable, outbox_bytes_max: int = OUTBOX_BYTES_MAX) -> Step:
+def resume(
+    durable: Durable,
+    outbox_bytes_max: int = OUTBOX_BYTES_MAX,
+    conditions: ConditionsJudged = ALL_HOLD,
+) -> Step:
     """The first step after a start: go on with the task that was accepted."""
-    state = State(durable=durable, uploading=durable.uploading, outbox_bytes_max=outbox_bytes_max)
+    state = State(
+        durable=durable,
+        uploading=durable.uploading,
+        outbox_bytes_max=outbox_bytes_max,
+        training_held=conditions.training,
+        transfers_held=conditions.transfers,
+    )
     if durable.task is None:
         return Step((), state)
     task = durable.task
@@ -228,6 +177,9 @@ def _task(state: State, task: Task, at_ms: int) -> Step:
     if current is not None and same_run and task.round_id <= current.round_id:
         return Step((), state)
     dropped = () if current is None else (DropTask(current.round_id),)
+    if state.held:
+        commands, state = _decline(state, task, f"not now: {state.held}")
+        return Step((*dropped, *commands), _with(state, reason=""))
     durable = msgspec.structs.replace(
         durable,
         task=task,
@@ -243,9 +195,16 @@ def _task(state: State, task: Task, at_ms: int) -> Step:
 
 def _start(state: State, run_id: str, round_id: int) -> Step:
     task = _task_at_hand(state, run_id, round_id)
-    if task is None or state.phase != "fetching":
+    if task is None or state.phase != "fetching" or state.training_held:
         return Step((), state)
     return Step((StartTask(task),), _with(state, phase="training", reason=""))
+
+
+def _no_crash(state: State, event: BlocksArrived | Stopped) -> State:
+    """This life is none of a loop of crashes, or ends in good order."""
+    if isinstance(event, Stopped):
+        return _keep(state, restarts=max(0, state.durable.restarts - 1))
+    return _keep(state, restarts=0) if state.phase == "fetching" else state
 
 
 def _progressed(state: State, run_id: str, round_id: int, epochs: int) -> Step:
@@ -267,20 +226,42 @@ def _done(state: State, update: Update, at_ms: int) -> Step:
 
 
 def _failed(state: State, run_id: str, round_id: int, reason: str, *, logged: bool = False) -> Step:
-    if _task_at_hand(state, run_id, round_id) is None:
-        return Step((), state)
+    task = _task_at_hand(state, run_id, round_id)
+    return Step((), state) if task is None else _decline(state, task, reason, logged=logged)
+
+
+def _decline(state: State, task: Task, reason: str, *, logged: bool = False) -> Step:
     reason = reason[:TEXT_CHARS_MAX]
     durable = msgspec.structs.replace(
         state.durable,
         task=None,
         restarts=0,
         epochs_saved=0,
-        answered_round=round_id,
+        run_id=task.run_id,
+        answered_round=task.round_id,
         declined_because=reason,
     )
-    note = f"round {round_id} is declined" + ("" if logged else f": {reason}")
-    commands = (Note(note), Say(Decline(run_id, round_id, reason)))
+    note = f"round {task.round_id} is declined" + ("" if logged else f": {reason}")
+    commands = (Note(note), Say(Decline(task.run_id, task.round_id, reason)))
     return Step(commands, _with(state, durable=durable, phase="idle", reason=reason))
+
+
+def _judged(state: State, training: str, transfers: str, at_ms: int) -> Step:
+    """Conditions begin or cease to hold: pause or go on, and let the coordinator know."""
+    before = state
+    state = _with(state, training_held=training, transfers_held=transfers)
+    commands: list[Command] = []
+    if bool(state.held) != bool(before.held):
+        commands.append(Note(f"waits: {state.held}" if state.held else "its conditions hold"))
+        if state.connected and state.welcomed:
+            state = _with(state, hello=Wait(at_ms + _share(state)))
+    was = bool(before.training_held), bool(before.transfers_held)
+    if was != (bool(training), bool(transfers)):
+        commands.append(Adapt())
+    if before.transfers_held and not transfers:  # whoever waited for it may have given up
+        offers, state = _offer_due(_with(state, offers={}), at_ms)
+        commands += offers
+    return Step(tuple(commands), state)
 
 
 def _want(state: State, digest: str, missing: tuple[Range, ...], at_ms: int) -> Step:
@@ -289,6 +270,8 @@ def _want(state: State, digest: str, missing: tuple[Range, ...], at_ms: int) -> 
     ranked = () if current is None else (current, *state.durable.outbox)
     update = next((u for u in ranked if u.blob is not None and u.blob.digest == digest), None)
     if update is None:
+        return Step((), state)
+    if state.transfers_held:
         return Step((), state)
     # The answer came: the next offer is due only if the chunks lead to nothing.
     offers = {**state.offers, update.update_id: Wait(at_ms + OFFER_RETRY_MS)}
@@ -352,7 +335,7 @@ def _say_hello(state: State, at_ms: int) -> Step:
 
 def _offer_due(state: State, at_ms: int) -> Step:
     """Offer what is due of the outbox, if anybody listens."""
-    if not state.connected or not state.welcomed:
+    if not state.connected or not state.welcomed or state.transfers_held:
         return Step((), state)
     updates, offers = due(state.durable.outbox, state.uploading, state.offers, at_ms)
     return Step(tuple(Say(Offer(update)) for update in updates), _with(state, offers=offers))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from itertools import count
 
-from edge_client.durable import Durable
+from edge_client.session_state import TEXT_CHARS_MAX, State
 from edge_client.task_runner import TaskRunner
 from fedtide import __version__
 from fedtide.failpoints import reach
@@ -23,8 +23,9 @@ def will_of(topics: Topics, device_id: str) -> Will:
     return Will(topics.presence(device_id), encode(Presence(False, "offline"), "will"))
 
 
-def hello_of(runner: TaskRunner, durable: Durable, holds: Iterable[str]) -> Hello:
+def hello_of(runner: TaskRunner, state: State, holds: Iterable[str]) -> Hello:
     """What this device can, has done, and has of the blobs that it was told of (digests)."""
+    durable = state.durable
     return Hello(
         version=__version__,
         runtimes=runner.runtimes,
@@ -33,6 +34,7 @@ def hello_of(runner: TaskRunner, durable: Durable, holds: Iterable[str]) -> Hell
         holds=tuple(holds),
         owes=tuple(update.update_id for update in durable.outbox),
         installation=durable.installation,
+        unready=state.held[:TEXT_CHARS_MAX],
     )
 
 

@@ -10,7 +10,7 @@ import logging
 from edge_client.fetching import Fetching
 from edge_client.holdings import discard_unneeded, held_bundle, is_intact, needed_blobs
 from edge_client.session_events import TaskFailed, TaskPrepared
-from edge_client.session_machine import State
+from edge_client.session_state import State
 from edge_client.task_runner import TaskRunner
 from fedtide.blobs import BlobStore
 from fedtide.errors import BundleError
@@ -58,7 +58,8 @@ class Supplies:
                 return None
             if task is not None and not missing:
                 return TaskPrepared(task.run_id, task.round_id)
-            self._fetching.want(missing, self._named.chunk_blocks)
+            wanted = () if state.transfers_held else missing
+            self._fetching.want(wanted, self._named.chunk_blocks)
             if not (state.connected and self._fetching.start(at_ms)):
                 return None
         return None

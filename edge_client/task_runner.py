@@ -19,13 +19,16 @@ class TaskRunner(Protocol):
         """Examples to train on, as they were last read."""
 
     steps_count: int
-    """Training steps made so far: while it grows, training does not hang."""
+    """Steps made and batches judged so far: while it grows, training does not hang."""
 
     def check(self, bundle: Bundle) -> None:
         """Tasks of this bundle may come: tell this device's log if the local data do not fit."""
 
     def start(self, task: Task, bundle: Bundle, model: bytes) -> None:
         """Begin; a task that is being done is dropped."""
+
+    def pause(self, paused: bool) -> None:
+        """Do no more after the step or batch that is being computed, or go on with the next."""
 
     def drop(self) -> None:
         """Stop what is being done."""

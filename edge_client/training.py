@@ -209,15 +209,29 @@ class _Stepper:
         return x, y
 
 
-def evaluate(trainer: Trainer, x: Column, y: Column, *, batch_size: int = 32) -> Metrics:
+def evaluate(
+    trainer: Trainer,
+    x: Column,
+    y: Column,
+    *,
+    batch_size: int = 32,
+    on_batch: Callable[[], bool | None] | None = None,
+) -> Metrics:
     """Evaluate the trainer's current model on x[n, ...] and y[n, ...], in batches.
 
+    `on_batch()` follows every batch: it may sleep, and returns False to stop.
+
     Raises:
+        TrainingInterruptedError: `on_batch` returned False.
         DataError: the data do not fit the model, or there are none.
     """
     if not len(x) or len(x) != len(y):
         raise DataError(f"there are {len(x):,} inputs and {len(y):,} labels to evaluate on")
-    return add_up(
-        trainer.evaluate(x[start : start + batch_size], y[start : start + batch_size])
-        for start in range(0, len(x), batch_size)
-    )
+
+    def batches() -> Iterator[Metrics]:
+        for start in range(0, len(x), batch_size):
+            yield trainer.evaluate(x[start : start + batch_size], y[start : start + batch_size])
+            if on_batch is not None and on_batch() is False:
+                raise TrainingInterruptedError("stopped while the model was judged")
+
+    return add_up(batches())

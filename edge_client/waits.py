@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import NamedTuple
 
-from edge_client.session_machine import State
+from edge_client.session_state import State
 from fedtide.messages import Presence
 
 FIRST_MS, REPEAT_MS_MAX = 120_000, 6 * 3_600_000
@@ -128,7 +128,7 @@ def waits_of(
             notice=f"no coordinator of federation {state.durable.federation!r} has answered yet; "
             "it may be off, or the name may be wrong; `fedtide doctor` tells more",
         )
-    elif state.durable.outbox:
+    elif state.durable.outbox and not state.transfers_held:
         count = len(state.durable.outbox)
         waits["outbox"] = Wait(
             f"no receipt from the coordinator for {count} in the outbox",
@@ -138,17 +138,24 @@ def waits_of(
         waits["fetching"] = fetching
     if unsaved:
         waits["disk"] = Wait("the disk is full: what was done waits for room", at_once=True)
+    elif state.phase == "training" and state.training_held:
+        pass  # told below
     elif state.phase == "training" and state.reason:
         waits["held"] = Wait(state.reason, at_once=True)
     elif state.phase == "training":
         waits["training"] = Wait("training has made no step", steps)
+    if state.held:  # as its owner wants it: nobody is to be alarmed
+        text = f"waits: {state.held}"
+        waits["conditions"] = Wait(text, text, at_once=True, first_ms=REPEAT_MS_MAX)
     return waits
 
 
 def doing(now: Presence, waits: Mapping[str, Wait]) -> str:
     """For whoever looks at this machine: what the client does, or what keeps it from that."""
     label = f"{now.phase} round {now.round_id}" if now.phase != "idle" else now.phase
-    missing = [waits[name].text for name in ("link", "coordinator", "disk") if name in waits]
+    missing = [
+        waits[name].text for name in ("link", "coordinator", "conditions", "disk") if name in waits
+    ]
     return f"{label}: {'; '.join(missing) or now.reason}"
 
 

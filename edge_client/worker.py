@@ -92,6 +92,8 @@ class Worker:
         self._progress = SavedProgress(config.state_dir)
         self._jobs: SimpleQueue[_Job | Bundle | None] = SimpleQueue()
         self._dropped = threading.Event()
+        self._gate = threading.Condition()
+        self._paused = False
         self._opened: tuple[str, Trainer] | None = None
         self._data = LocalData(config.data)
         self._use = DataUse(config.data, config.state_dir)
@@ -111,11 +113,20 @@ class Worker:
         """Begin; a task that is being done is dropped."""
         self.drop()
         self._dropped = threading.Event()
+        self.pause(False)
         self._jobs.put(_Job(task, bundle, model, self._dropped))
+
+    def pause(self, paused: bool) -> None:
+        """Do no more after the step or batch that is being computed, or go on with the next."""
+        with self._gate:
+            self._paused = paused
+            self._gate.notify_all()
 
     def drop(self) -> None:
         """Stop what is being done."""
-        self._dropped.set()
+        with self._gate:
+            self._dropped.set()
+            self._gate.notify_all()
 
     def stop(self) -> None:
         """Stop for good."""
@@ -272,6 +283,8 @@ class Worker:
             self.steps_count += 1
             if rest_ratio > 0:
                 dropped.wait((time.monotonic() - ended_s) * rest_ratio)
+            with self._gate:
+                self._gate.wait_for(lambda: dropped.is_set() or not self._paused)
             ended_s = time.monotonic()
             return not dropped.is_set()
 

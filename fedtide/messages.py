@@ -64,6 +64,8 @@ class Hello(Message, frozen=True):
     """Updates in the outbox, without a receipt."""
     installation: Text = ""
     """Random, made once for each state folder: tells two devices under one name apart."""
+    unready: Text = ""
+    """Why the device takes no tasks now, for a person to read; empty: it does."""
 
 
 class Update(Struct, frozen=True):

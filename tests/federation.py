@@ -69,6 +69,7 @@ class FakeRunner:
     def __init__(self, device: Device) -> None:
         self._device = device
         self.held = False
+        self.paused = False
         self.pending: tuple[Task, bytes] | None = None
         self.checked: list[str] = []
 
@@ -79,7 +80,14 @@ class FakeRunner:
     def start(self, task: Task, bundle: Bundle, model: bytes) -> None:
         """Begin."""
         self.pending = (task, model)
+        self.paused = False
         if not self.held:
+            self._device.federation.later(self.finish)
+
+    def pause(self, paused: bool) -> None:
+        """Finish what was paused when it goes on, unless the test holds it."""
+        self.paused = paused
+        if not self.held and not paused:
             self._device.federation.later(self.finish)
 
     def drop(self) -> None:
@@ -88,7 +96,7 @@ class FakeRunner:
 
     def finish(self) -> None:
         """The task is done."""
-        if self.pending is None or not self._device.alive:
+        if self.pending is None or self.paused or not self._device.alive:
             return
         (task, raw), self.pending = self.pending, None
         device = self._device

@@ -68,6 +68,9 @@ class ModelledTraining:
             saved = EpochsSaved(task.run_id, task.round_id, 1)
             device.session.task_event(saved, device.now_ms())
 
+    def pause(self, paused: bool) -> None:
+        """Simulated devices have no conditions."""
+
     def drop(self) -> None:
         """Stop what is being done."""
         self._busy = False

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from edge_client import session_events as orders
 from edge_client.durable import Durable
-from edge_client.session_machine import State, resume, step
+from edge_client.session_machine import resume, step
+from edge_client.session_state import State
 from fedtide.limits import BLOCK_BYTES
 from fedtide.messages import BlobRef, Decline, Offer, Task, ToDevice, Update
 from simulator.agenda import START_MS

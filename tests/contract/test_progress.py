@@ -8,6 +8,7 @@ import errno
 import logging
 import os
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -170,8 +171,8 @@ def test_a_budget_of_time_counts_every_life(
     """4 steps an epoch, 10 ms a step by this clock: with 95 ms, training ends after the tenth."""
     now_s = [100.0]
 
-    def step(_steps: int, _loss: float) -> bool:
-        now_s[0] += 0.010
+    def step(steps: int, _loss: float) -> bool:
+        now_s[0] += 0.010 if steps else 0.0
         return True
 
     monkeypatch.setattr(local_round, "monotonic", lambda: now_s[0])
@@ -296,3 +297,47 @@ def test_an_update_waits_for_room_on_the_disk(
     assert "disk is full" in reports[0].reason
     assert isinstance(reports[-1], TaskDone)
     assert reports[-1].update.blob == whole[0].blob
+
+
+def test_a_pause_stops_at_the_next_step_and_changes_nothing(
+    bench: Bench, whole: tuple[Update, set[bytes]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In each of its steps and batches: it stands still, and comes to the same bits."""
+    workers: list[Worker] = []
+    steps: queue.SimpleQueue[int] = queue.SimpleQueue()
+    pace = Worker._pace
+
+    def watched(worker: Worker, dropped: threading.Event) -> Callable[[int, float], bool]:
+        on_step = pace(worker, dropped)
+
+        def paused_first(count: int, loss: float) -> bool:
+            worker.pause(True)
+            steps.put(count)
+            return on_step(count, loss)
+
+        workers.append(worker)
+        return paused_first
+
+    def let_go() -> None:
+        """Each step is one that was allowed."""
+        while True:
+            steps.get(timeout=60)
+            workers[-1].pause(False)
+
+    monkeypatch.setattr(Worker, "_pace", watched)
+    threading.Thread(target=let_go, daemon=True).start()
+    assert (bench.done(bench.task()), bench.kept()) == whole
+
+
+def test_a_paused_training_can_be_dropped(bench: Bench) -> None:
+    reports: queue.SimpleQueue[Event | StateError] = queue.SimpleQueue()
+    config = ClientConfig("f", bench.folder, DataConfig(bench.data), "d")
+    worker = Worker(config, BlobStore(bench.folder), reports.put)
+    begun = threading.Event()
+    failpoints.listen(lambda step: begun.set() if step == "client: training started" else None)
+    worker.start(bench.task(), bench.bundle, bench.model)
+    worker.pause(True)
+    assert begun.wait(60)
+    worker.stop()
+    assert not worker._thread.is_alive()
+    assert reports.empty()

@@ -78,7 +78,9 @@ TASK = Task(
     deadline_ms=60_000,
 )
 MESSAGES: dict[str, AnyMessage] = {
-    "hello": Hello("0.1.0", ("portable",), 600, ("f32",), (MANIFEST.digest,), ("u1",), "9c0f7e"),
+    "hello": Hello(
+        "0.1.0", ("portable",), 600, ("f32",), (MANIFEST.digest,), ("u1",), "9c0f7e", "on battery"
+    ),
     "offer": Offer(UPDATE),
     "decline": Decline("5f0c2a9be4d17386", 7, "there is no data file"),
     "want": Want(MODEL.digest, ((0, 7), (400, 7))),

@@ -20,8 +20,10 @@ from edge_client import session_machine
 from edge_client.durable import Durable
 from edge_client.outbox import OFFERS_VAIN_MAX, OUTBOX_MAX, Due, Offers, Wait
 from edge_client.session_events import (
+    Adapt,
     BlocksArrived,
     Command,
+    ConditionsJudged,
     EpochsSaved,
     Event,
     ForgetUpdate,
@@ -29,6 +31,7 @@ from edge_client.session_events import (
     Linked,
     PrepareTask,
     Say,
+    SayHello,
     SendBlocks,
     StartTask,
     TaskDone,
@@ -40,12 +43,10 @@ from edge_client.session_events import (
 )
 from edge_client.session_machine import (
     RESTARTS_MAX,
-    State,
-    next_deadline_at_ms,
-    presence,
     resume,
     step,
 )
+from edge_client.session_state import ALL_HOLD, State, Step, next_deadline_at_ms, presence
 from fedtide.messages import (
     Beacon,
     BlobRef,
@@ -101,6 +102,7 @@ class Session(RuleBasedStateMachine):
         """Whose content the coordinator wanted: it is not given up, and nothing goes before it."""
         self.offers = Counter[str]()
         """Said in vain so far."""
+        self.held = ALL_HOLD
 
     def feed(self, event: Event) -> tuple[Command, ...]:
         before = self.state
@@ -129,14 +131,19 @@ class Session(RuleBasedStateMachine):
                         self.settled(update)
                 case StartTask(task):
                     assert task.round_id not in self.done, "an answered round is not done again"
+                    assert not self.held.training
                     self.working = task
                 case Say(Offer(update)):
                     assert update.update_id in self.owed
                     assert self.state.connected
+                    assert not self.held.transfers
                     assert update.update_id in self.turns(), "one at a time"
                     self.offers[update.update_id] += 1
+                case PrepareTask():
+                    assert event is None or self.held == ALL_HOLD, "no task is taken in vain"
                 case SendBlocks(update):
                     assert update.update_id in self.owed
+                    assert not self.held.transfers
                     assert update.update_id in self.turns(), "nothing takes its place"
                     self.asked_for = update.update_id
 
@@ -192,6 +199,8 @@ class Session(RuleBasedStateMachine):
         if round_id in self.done or (before.task and round_id <= before.task.round_id):
             assert self.state.durable == before
             assert not any(isinstance(command, PrepareTask) for command in commands)
+        if before.declined_because != self.state.durable.declined_because and self.held != ALL_HOLD:
+            self.done.add(round_id)
         # Once more: nothing new may follow.
         after = self.state.durable
         again = self.feed(Heard(task_of(round_id)))
@@ -263,6 +272,8 @@ class Session(RuleBasedStateMachine):
         commands = self.feed(Heard(Want(digest, ((0, 1),))))
         assert {type(command) for command in commands} <= {SendBlocks}
         assert len(commands) <= len(wanted)
+        if self.held.transfers:
+            return
         if self.turns() == set(wanted):
             assert len(commands) == len(wanted)
         for update_id in wanted:
@@ -271,7 +282,7 @@ class Session(RuleBasedStateMachine):
     @rule()
     def is_asked_for_what_it_offers(self) -> None:
         turns = self.turns()
-        if len(turns) == 1:
+        if len(turns) == 1 and not self.held.transfers:
             current = turns.pop()
             blob = self.owed[current].blob
             assert blob is not None
@@ -304,6 +315,7 @@ class Session(RuleBasedStateMachine):
         task = self.disk.task
         self.vain_lives += 1
         commands, self.state = resume(self.disk)
+        self.held = ALL_HOLD
         self.working = None
         self.asked_for = self.disk.uploading  # written once there is another beside it
         self.offers.clear()
@@ -324,9 +336,50 @@ class Session(RuleBasedStateMachine):
         assert (next_deadline_at_ms(self.state) is not None) == self.state.connected
 
 
-def run(examples: int, *, shrink: bool) -> None:
+class Conditional(Session):
+    """A session on a device with conditions of its own."""
+
+    @rule(
+        training=st.sampled_from(["", "71 °C", "72 °C"]),
+        transfers=st.sampled_from(["", "", "metered"]),
+    )
+    def its_conditions_change(self, training: str, transfers: str) -> None:
+        before, self.held = self.held, ConditionsJudged(training, transfers)
+        if before.transfers and not transfers:
+            self.offers.clear()
+        disk = self.disk
+        commands = self.feed(self.held)
+        assert self.disk == disk, "nothing is lost, nor begun"
+        changes = (bool(before.training), bool(before.transfers)) != (
+            bool(training),
+            bool(transfers),
+        )
+        assert (Adapt() in commands) == changes
+        ready = self.held == ALL_HOLD
+        if (before == ALL_HOLD) != ready and self.state.connected and self.state.welcomed:
+            assert any(isinstance(c, SayHello) for c in self.feed(TimeReached()))
+
+    @rule(round_id=rounds, training=st.sampled_from(["", "71 °C"]), early=st.booleans())
+    def it_changes_during_a_task(self, round_id: int, training: str, early: bool) -> None:
+        self.its_conditions_change("", "")
+        self.hears_a_task(round_id)
+        if not early:
+            self.prepares()
+        self.its_conditions_change(training, "" if training else "metered")
+        self.prepares()
+        self.finishes(False)
+
+    @rule()
+    def is_asked_over_a_metered_link(self) -> None:
+        self.its_conditions_change("", "metered")
+        for update in self.disk.outbox:
+            assert update.blob is not None
+            assert self.feed(Heard(Want(update.blob.digest, ((0, 1),)))) == ()
+
+
+def run(examples: int, *, shrink: bool, machine: type[Session] = Session) -> None:
     run_state_machine_as_test(
-        Session,
+        machine,
         settings=settings(
             max_examples=examples,
             stateful_step_count=50,
@@ -341,6 +394,10 @@ def run(examples: int, *, shrink: bool) -> None:
 
 def test_the_session_machine_keeps_its_promises() -> None:
     run(60, shrink=True)
+
+
+def test_it_keeps_them_whatever_its_conditions_are() -> None:
+    run(40, shrink=True, machine=Conditional)
 
 
 def _forget_on_want(original: object) -> object:
@@ -378,7 +435,7 @@ def _no_epoch_is_progress(_original: object) -> object:
     """A power cut a day would end a task of many days."""
 
     def progressed(state: State, *_: object) -> object:
-        return session_machine.Step((), state)
+        return Step((), state)
 
     return progressed
 
@@ -387,7 +444,7 @@ def _wake_for_ever(_original: object) -> object:
     """As it was: offers had a deadline although nobody had said welcome."""
 
     def offer_due(state: State, _at_ms: int) -> object:
-        return session_machine.Step((), state)
+        return Step((), state)
 
     return offer_due
 
@@ -410,6 +467,16 @@ def _newest_first_always(original: object) -> object:
     return owe
 
 
+def _in_spite_of_conditions(original: object) -> object:
+    def heedless(state: State, *arguments: object) -> object:
+        held = {"training_held": state.training_held, "transfers_held": state.transfers_held}
+        free = msgspec.structs.replace(state, training_held="", transfers_held="")
+        commands, after = original(free, *arguments)  # type: ignore[operator]
+        return Step(commands, msgspec.structs.replace(after, **held))
+
+    return heedless
+
+
 @pytest.mark.parametrize(
     ("name", "plant"),
     [
@@ -427,3 +494,13 @@ def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, name: str, plan
     monkeypatch.setattr(session_machine, name, planted)
     with pytest.raises((AssertionError, KeyError)):
         run(500, shrink=False)
+
+
+@pytest.mark.parametrize("name", ["_start", "_task", "_offer_due", "_want"])
+def test_a_machine_that_does_not_heed_its_conditions_is_found(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    planted = _in_spite_of_conditions(getattr(session_machine, name))
+    monkeypatch.setattr(session_machine, name, planted)
+    with pytest.raises(AssertionError):
+        run(200, shrink=False, machine=Conditional)

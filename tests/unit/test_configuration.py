@@ -80,12 +80,13 @@ def test_a_missing_or_invented_key_would_be_noticed() -> None:
 
 def test_the_examples_of_the_document_are_valid(tmp_path: Path) -> None:
     examples = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)
-    coordinator, buffered, less_work, client = examples
+    coordinator, buffered, less_work, client, conditions = examples
     assert load(tmp_path, coordinator, CoordinatorConfig).rounds.quorum == 10
     begin = COORDINATOR.split("[rounds]", maxsplit=1)[0]
     assert load(tmp_path, begin + buffered, CoordinatorConfig).rounds.mode == "buffered"
     assert load(tmp_path, begin + less_work, CoordinatorConfig).rounds.weights == "fednova"
     assert load(tmp_path, client, ClientConfig).device == "kitchen-pi"
+    assert load(tmp_path, CLIENT + conditions, ClientConfig).conditions.mains
 
 
 @pytest.mark.parametrize("other", ["", "cohort_size = 3\n"])

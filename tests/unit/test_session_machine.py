@@ -32,12 +32,10 @@ from edge_client.session_events import (
 from edge_client.session_machine import (
     HELLO_RETRY_MS,
     RESTARTS_MAX,
-    State,
-    next_deadline_at_ms,
-    presence,
     resume,
     step,
 )
+from edge_client.session_state import State, next_deadline_at_ms, presence
 from fedtide.messages import (
     Beacon,
     Decline,

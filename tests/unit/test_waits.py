@@ -7,7 +7,7 @@ import itertools
 import pytest
 
 from edge_client.durable import Durable
-from edge_client.session_machine import State
+from edge_client.session_state import State
 from edge_client.waits import (
     FIRST_MS,
     HUNG_TIMES,
