@@ -5,6 +5,7 @@ WAL with synchronous=FULL: what was committed survives a power cut.
 
 from __future__ import annotations
 
+import logging
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,8 +16,9 @@ from typing import Concatenate, ParamSpec, TypeVar, cast
 
 import msgspec
 
+from coordinator.earlier import keep_earlier
 from coordinator.marks import Marks
-from coordinator.schema import SCHEMA_VERSION, prepare
+from coordinator.schema import EARLIER, SCHEMA_VERSION, prepare
 from fedtide.errors import StateError
 from fedtide.failpoints import reach
 from fedtide.files import make_folder
@@ -24,6 +26,7 @@ from fedtide.files import make_folder
 P = ParamSpec("P")
 R = TypeVar("R")
 D = TypeVar("D", bound="Database")
+_log = logging.getLogger(__name__)
 
 
 def reading(method: Callable[Concatenate[D, P], R]) -> Callable[Concatenate[D, P], R]:
@@ -88,15 +91,22 @@ class Database:
         if not read_only:
             self._db.execute("PRAGMA journal_mode = WAL")
             self._db.execute("PRAGMA synchronous = FULL")
-        if read_only:
-            version = self._db.execute("PRAGMA user_version").fetchone()[0]
-        else:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if not read_only:
+            if version in EARLIER:
+                kept = keep_earlier(self._db, folder, version)
+                told = "the state has schema %d, and becomes %d; as it was, it is kept in %s"
+                _log.info(told, version, SCHEMA_VERSION, kept)
             version = prepare(self._db)
         if version != SCHEMA_VERSION:
             older = "start the coordinator once, which brings it up to date"
+            newer = (
+                "use the fedtide version that wrote it; or go back to the state before that one: "
+                "docs/operations.md, upgrades"
+            )
             raise StateError(
                 f"the state in {str(folder)!r} has schema {version}, expected {SCHEMA_VERSION}",
-                hint=older if version in (2, 3, 4) else "use the fedtide version that wrote it",
+                hint=older if version in EARLIER else newer,
             )
 
     @contextmanager

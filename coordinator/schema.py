@@ -57,6 +57,8 @@ _CHANGES = {
     4: _SINCE_5,
 }
 """What makes the tables of a version into those of this one; 0: there are none."""
+EARLIER = frozenset(_CHANGES) - {0}
+"""Versions that can be brought up to date."""
 
 
 def prepare(database: sqlite3.Connection) -> int:
