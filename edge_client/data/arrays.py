@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numpy.typing import NDArray
 
 from edge_client.data import Loaded
 from edge_client.data.choice import chosen_rows, divided, used_part
@@ -31,6 +28,6 @@ def left_out(seen: int, config: DataConfig) -> str:
     return f"{which} {config.examples_max:,} of {seen:,} examples are used (data.examples_max)"
 
 
-def array_facts(array: NDArray[np.generic]) -> dict[str, Any]:
-    """Shape and dtype."""
-    return {"shape": list(array.shape), "dtype": str(array.dtype)}
+def array_text(shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> str:
+    """As in `float32[60, 4]`."""
+    return f"{dtype}{list(shape)}"

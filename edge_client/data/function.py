@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edge_client.data import Loaded, Problems, file_stamp
-from edge_client.data.arrays import array_facts, from_arrays
+from edge_client.data.arrays import array_text, from_arrays
 from edge_client.data.collector import check_room
 from edge_client.data.config import DataConfig
 from edge_client.data.function_child import FAILED_EXIT_CODE
@@ -61,7 +61,8 @@ class UserFunction:
 
     def describe(self) -> dict[str, Any]:
         """What it returns."""
-        return {"arrays": {name: array_facts(a) for name, a in self._called().items()}}
+        arrays = self._called().items()
+        return {"arrays": {name: array_text(a.shape, a.dtype) for name, a in arrays}}
 
     def load(self, manifest: Manifest, problems: Problems) -> Loaded:
         """Call it, and check what it returns."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from edge_client.data import Loaded, Problems, file_stamp
-from edge_client.data.arrays import left_out
+from edge_client.data.arrays import array_text, left_out
 from edge_client.data.choice import chosen_rows, divided
 from edge_client.data.config import DataConfig
 from edge_client.data.rows import FileRows, rows_of_part
@@ -41,11 +41,7 @@ class NpyFiles:
     def describe(self) -> dict[str, Any]:
         """Both arrays, as their headers say."""
         headers = {path.name: _header(path) for path in self._paths}
-        arrays = {
-            name: {"shape": list(header.shape), "dtype": str(header.dtype)}
-            for name, header in headers.items()
-        }
-        return {"arrays": arrays}
+        return {"arrays": {name: array_text(h.shape, h.dtype) for name, h in headers.items()}}
 
     def load(self, manifest: Manifest, problems: Problems) -> Loaded:
         """Checked in parts; nothing of them stays in memory."""

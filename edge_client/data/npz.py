@@ -6,7 +6,7 @@ from collections.abc import Hashable
 from typing import Any
 
 from edge_client.data import Loaded, Problems, file_stamp
-from edge_client.data.arrays import array_facts, from_arrays
+from edge_client.data.arrays import array_text, from_arrays
 from edge_client.data.config import DataConfig
 from fedtide.dataset import load_dataset, read_arrays
 from fedtide.errors import DataError
@@ -33,7 +33,9 @@ class NpzFile:
                 f"{str(self._path)!r} has no array {missing[0]!r}, "
                 f"only: {', '.join(sorted(arrays)) or 'none'}"
             )
-        return {"arrays": {name: array_facts(array) for name, array in sorted(arrays.items())}}
+        return {
+            "arrays": {name: array_text(a.shape, a.dtype) for name, a in sorted(arrays.items())}
+        }
 
     def load(self, manifest: Manifest, problems: Problems) -> Loaded:
         """All of it, in memory."""

@@ -1,0 +1,165 @@
+"""`fedtide client check-data`: what this device's data are, and why a model would refuse them.
+
+Nothing is sent and nothing is changed; it works without a broker, and beside a running client.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from edge_client.config import ClientConfig
+from edge_client.data import Loaded, NotNowError, Problems, open_source
+from edge_client.data.config import DataConfig
+from edge_client.data.summary import summary
+from edge_client.holdings import stored_bundle
+from edge_client.tables import table
+from fedtide.bundle import Bundle, open_bundle_dir
+from fedtide.config import convert_config, load_config
+from fedtide.errors import ConfigError, DataError
+from fedtide.logs import escaped, start_logging
+from fedtide.memory_limit import limit_memory
+
+Told = dict[str, Any]
+PROBLEMS_SHOWN = 5
+_FLAGS = ("labels", "query", "function", "classes")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare flags."""
+    parser.add_argument(
+        "--config", type=Path, metavar="FILE", default=argparse.SUPPRESS, help="client.toml"
+    )
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="default: the device's own")
+    without = parser.add_argument_group("instead of --config, with every other key at its default")
+    without.add_argument("--data", metavar="PATH", help="as data.path")
+    without.add_argument("--labels", metavar="PATH", help="as data.labels_path")
+    without.add_argument("--query", metavar="SELECT", help="as data.query")
+    without.add_argument("--function", metavar="FILE.py:NAME", help="as data.function")
+    without.add_argument("--classes", metavar="NAME[,NAME...]", help="as data.classes")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(parsed: argparse.Namespace) -> int:
+    """Print it; 0 if the data can be used, 4 if they are refused.
+
+    Raises:
+        ConfigError: neither a configuration nor data are given, or both; or they are wrong.
+        BundleError: the bundle that is given cannot be read.
+    """
+    start_logging(parsed)
+    limit_memory()
+    config, state_dir = _configured(parsed)
+    bundle: Bundle | None = None
+    if parsed.bundle is not None:
+        bundle = open_bundle_dir(parsed.bundle)
+    elif state_dir is not None:
+        bundle = stored_bundle(state_dir)
+    told = look(config, bundle)
+    print(json.dumps(told, indent=1) if parsed.json else as_text(told))
+    return DataError.exit_code if told["refused"] else 0
+
+
+def _configured(parsed: argparse.Namespace) -> tuple[DataConfig, Path | None]:
+    given = [name for name in ("data", *_FLAGS) if getattr(parsed, name) is not None]
+    if parsed.config is not None:
+        if given:
+            raise ConfigError(f"--{given[0]} and --config exclude each other")
+        config = load_config(parsed.config, ClientConfig)
+        return config.data, config.state_dir
+    names = {"data": "path", "labels": "labels_path"}
+    raw: Told = {names.get(name, name): getattr(parsed, name) for name in given}
+    if not raw:
+        raise ConfigError("which data? give --config FILE or --data PATH", hint="see docs/data.md")
+    if "classes" in raw:
+        raw["classes"] = raw["classes"].split(",")
+    return convert_config(raw, DataConfig, "the command line"), None
+
+
+def look(config: DataConfig, bundle: Bundle | None) -> Told:
+    """What there is, as JSON has it; without a bundle, as far as it can be seen."""
+    told: Told = {
+        "kind": config.kind,
+        "source": config.where,
+        "bundle": None,
+        "seen": None,
+        "examples": None,
+        "notes": [],
+        "problems": {"count": 0, "first": []},
+        "refused": None,
+    }
+    if bundle is not None:
+        told["bundle"] = {"name": bundle.manifest.name, "digest": bundle.digest}
+    problems = Problems(PROBLEMS_SHOWN)
+    try:
+        source = open_source(config)
+        source.stamp()
+        told["seen"] = source.describe()
+        if bundle is not None:
+            loaded = source.load(bundle.manifest, problems)
+            _examples(told, loaded, bundle, problems, config)
+    except NotNowError as exc:
+        told["refused"] = {"what": str(exc.args[0]), "todo": "ask again"}
+    except DataError as exc:
+        told["refused"] = _said(exc)
+    except MemoryError:
+        what = f"the examples of {config.where} do not fit into memory"
+        told["refused"] = {"what": what, "todo": "data.examples_max limits how many are used"}
+    return told
+
+
+def _examples(
+    told: Told, loaded: Loaded, bundle: Bundle, problems: Problems, config: DataConfig
+) -> None:
+    told["notes"] = list(loaded.notes)
+    told["problems"] = {"count": problems.count, "first": [_said(e) for e in problems.shown]}
+    told["examples"] = summary(loaded.dataset, bundle.manifest)
+    count = told["examples"]["training"]
+    if problems.count:
+        one = problems.count == 1
+        what = f"{problems.count:,} example{' is' if one else 's are'} wrong"
+        told["refused"] = {"what": f"{what}: the data are refused whole", "todo": "correct them"}
+    elif count < config.examples_min:
+        what = f"{count:,} examples to train on, at least {config.examples_min:,} are needed here"
+        told["refused"] = {"what": what, "todo": "wait for more, or lower data.examples_min"}
+
+
+def _said(error: DataError) -> Told:
+    return {"what": str(error.args[0]), "todo": error.hint or ""}
+
+
+def as_text(told: Told) -> str:
+    """The same for a person."""
+    rows = [("kind", told["kind"]), ("source", told["source"])]
+    for name, value in (told["seen"] or {}).items():
+        rows.append((name.replace("_", " "), _short(value)))
+    bundle = told["bundle"]
+    rows.append(("bundle", f"{bundle['name']} {bundle['digest'][:12]}" if bundle else "none here"))
+    for name, value in (told["examples"] or {}).items():
+        rows.append((name.replace("_", " "), _short(value)))
+    lines = [table([(name, escaped(text)) for name, text in rows], indent=0)]
+    lines += [f"note     {escaped(note)}" for note in told["notes"]]
+    for found in told["problems"]["first"]:
+        lines += _sign("PROBLEM", found)
+    if told["refused"]:
+        lines += _sign("REFUSED", told["refused"])
+    elif told["examples"] is None:
+        lines.append("ok       the data can be read; whether they fit a model tells --bundle DIR")
+    else:
+        lines.append("ok       the data fit the model")
+    return "\n".join(lines)
+
+
+def _sign(sign: str, found: Told) -> list[str]:
+    lines = [f"{sign}  {escaped(found['what'])}"]
+    return [*lines, f"      -> {escaped(found['todo'])}"] if found["todo"] else lines
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name}: {_short(entry)}" for name, entry in value.items()) or "none"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,150 @@
+"""`fedtide client check-data`, as a person meets it, on every kind of data."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedtide import cli
+from fedtide.bundle import sha256_hex
+from fedtide.manifest import MANIFEST_NAME, encode_manifest
+from tests.contract.local_data import KINDS, MANIFEST, examples
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    """As much of one as is looked at."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    (folder / MANIFEST_NAME).write_bytes(encode_manifest(MANIFEST))
+    return folder
+
+
+def ask(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
+    code = cli.main(["client", "check-data", *map(str, words)])
+    out, err = capsys.readouterr()
+    assert "Traceback" not in out + err
+    return code, out + err
+
+
+def flags(config: Any) -> list[object]:
+    given = {
+        "--data": config.path,
+        "--labels": config.labels_path,
+        "--query": config.query,
+        "--function": config.function,
+        "--classes": ",".join(config.classes or ()) or None,
+    }
+    return [word for name, value in given.items() if value is not None for word in (name, value)]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_from_flags_alone(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str], name: str
+) -> None:
+    kind = KINDS[name](tmp_path)
+    kind.write(*examples(9))
+    config = kind.config()
+    code, out = ask(capsys, *flags(config))
+    assert code == 0, out
+    assert f"kind    {name}"[:8] in out
+    assert "whether they fit a model tells --bundle DIR" in out
+    code, out = ask(capsys, *flags(config), "--bundle", bundle, "--json")
+    told = json.JSONDecoder().raw_decode(out)[0]
+    if config.divisor is None:
+        assert (code, told["refused"]) == (0, None)
+        assert told["examples"]["training"] == 9
+        assert told["examples"]["classes"] == {"0": 3, "1": 3, "2": 3}
+        assert told["kind"] == name
+    else:
+        assert code == 4
+        assert "data.divisor = 255" in told["refused"]["todo"]
+
+
+def config_file(tmp_path: Path, data: str) -> Path:
+    path = tmp_path / "client.toml"
+    path.write_text(f'federation = "f"\ndevice = "d"\nstate_dir = "state"\n[data]\n{data}\n')
+    return path
+
+
+def test_a_configuration_and_what_is_wrong_with_its_data(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = KINDS["csv"](tmp_path)
+    kind.write(*examples(50))
+    toml = config_file(tmp_path, 'path = "d.csv"\nclasses = ["ant", "bee", "cat"]\n'
+                       "held_out_fraction = 0.2\nexamples_max = 40")  # fmt: skip
+    code, out = ask(capsys, "--config", toml, "--bundle", bundle)
+    assert code == 0
+    assert "the newest 40 of 50 examples are used" in out
+    assert "ok       the data fit the model" in out
+    csv = tmp_path / "d.csv"
+    lines = csv.read_text().splitlines()
+    lines[3:5] = ["1,2", lines[4].replace("ant", "eel")]
+    csv.write_text("\n".join(lines) + "\n")
+    code, out = ask(capsys, "--config", toml, "--bundle", bundle)
+    assert code == 4
+    assert "PROBLEM  line 4 of " in out
+    assert "PROBLEM  line 5 of " in out
+    assert "'eel' is no class" in out
+    assert "REFUSED  2 examples are wrong" in out
+    few = config_file(tmp_path, 'path = "few.npz"\nexamples_min = 5')
+    np.savez(tmp_path / "few.npz", x=np.zeros((3, 1, 4, 4), np.float32), y=np.zeros(3, int))
+    code, out = ask(capsys, "--config", few, "--bundle", bundle)
+    assert code == 4
+    assert "REFUSED  3 examples to train on, at least 5 are needed here" in out
+
+
+def test_the_bundle_that_the_device_has_fetched(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    KINDS["npz"](tmp_path).write(*examples(5))
+    toml = config_file(tmp_path, 'path = "d.npz"')
+    blobs = tmp_path / "state" / "blobs"
+    blobs.mkdir(parents=True)
+    raw = encode_manifest(MANIFEST)
+    (blobs / sha256_hex(raw)).write_bytes(raw)
+    code, out = ask(capsys, "--config", toml)
+    assert code == 0, out
+    assert f"bundle        {MANIFEST.name} {sha256_hex(raw)[:12]}" in out
+    assert "training      5" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 2, "give --config FILE or --data PATH"),
+        (["--config", "x.toml", "--data", "d.npz"], 2, "--data and --config exclude"),
+        (["--config", "absent.toml"], 2, "cannot read 'absent.toml'"),
+        (["--data", "absent.npz"], 4, "REFUSED  there is no data file"),
+        (["--data", "d.db"], 2, "a database needs both `data.path` and `data.query`"),
+        (["--data", "x.npy"], 2, "give `data.labels_path`"),
+        (["--query", "SELECT 1"], 2, "path"),
+        (["--data", "d.npz", "--classes", "a,b"], 2, "`data.classes` has no effect"),
+        (["--data", "d.npz", "--bundle", "absent"], 3, "no bundle in 'absent'"),
+        (["--function", "absent.py:load"], 4, "REFUSED  there is no data file"),
+    ],
+)
+def test_what_cannot_be_asked(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    code: int,
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    got, out = ask(capsys, *words)
+    assert (got, message in out) == (code, True), out
+
+
+def test_names_in_the_data_do_not_reach_the_terminal_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "d.csv").write_text("a\x1b[31m,y\n1,\x1b]0;x\x07\n")
+    _, out = ask(capsys, "--data", tmp_path / "d.csv")
+    assert "\x1b" not in out
