@@ -34,9 +34,12 @@ _COMMANDS = {
     ),
     "coordinator": _Command("coordinator.command", "run a federation's coordinator", "coordinator"),
     "server": _Command("fedtide.server_command", "set up and look after a server", "coordinator"),
+    "registrar": _Command(
+        "registrar.command", "let devices join and renew their certificates", "coordinator"
+    ),
     "client": _Command("edge_client.command", "run the client on this device", "client"),
     "device": _Command(
-        "fedtide.device_command", "let devices join, list, revoke, rename them", "coordinator"
+        "fedtide.device_command", "server: add, list, revoke; device: join, leave", "client"
     ),
     "models": _Command("coordinator.models_command", "list, export, verify models", "coordinator"),
     "status": _Command("fedtide.status_command", "show fleet and round, live", "client"),

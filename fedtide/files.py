@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -113,6 +114,17 @@ def make_folder(folder: Path) -> None:
     for path in reversed(missing):
         path.mkdir(mode=0o700, exist_ok=True)
         sync_folder(path.parent)
+
+
+def remove_tree(folder: Path) -> None:
+    """Remove a folder of ours with everything in it, if it is there.
+
+    Raises:
+        StateError: the disk refuses.
+    """
+    with disk_errors_of(folder.parent):
+        if folder.is_dir():
+            shutil.rmtree(folder)
 
 
 @contextmanager

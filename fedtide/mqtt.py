@@ -43,7 +43,9 @@ from fedtide.transport import (
 _log = logging.getLogger(__name__)
 
 WILL_DELAY_S = 3
-"""A link that comes back within this time is not reported as lost (MQTT 5 only)."""
+"""A link that comes back within this time is not reported as lost (MQTT 5 only, and not where we
+show a certificate: Mosquitto 2.0.11 frees sessions without a link twice when it reads its lists of
+certificates anew, and dies of it)."""
 ANSWER_S = ANSWER_MS / 1000
 """A broker that takes the connection and stays silent for this long is given up. Some brokers of
 MQTT 3.1.1 (amqtt) do not refuse MQTT 5, they misread it and wait for more."""
@@ -80,6 +82,7 @@ class MqttTransport:
         self._client_id = client_id
         self._deliver = deliver
         self._will = will
+        self._linger_s = WILL_DELAY_S if config.certificate_file is None else 0
         self._protocol = 4 if config.protocol == "3.1.1" else 5
         # A silent broker that spoke 5 is frozen; over 3.1.1 it would not tell its packet limit.
         self._spoke_5 = self._guessed = False
@@ -126,12 +129,8 @@ class MqttTransport:
         if client is None or self._connected_at_s is None:
             return None
         if len(payload) + len(topic) + 32 > self._packet_bytes_max:
-            _log.warning(
-                "%d bytes for %s exceed the broker's packet limit of %d",
-                len(payload),
-                topic,
-                self._packet_bytes_max,
-            )
+            sizes = len(payload), topic, self._packet_bytes_max
+            _log.warning("%d bytes for %s exceed the broker's packet limit of %d", *sizes)
             return None
         at_ms = _now_ms()
         info = client.publish(topic, payload, qos=1, retain=retain)
@@ -208,7 +207,7 @@ class MqttTransport:
             arguments: dict[str, Any] = {}
             if self._protocol == 5:
                 properties = Properties(PacketTypes.CONNECT)  # type: ignore[no-untyped-call]
-                properties.SessionExpiryInterval = WILL_DELAY_S
+                properties.SessionExpiryInterval = self._linger_s
                 properties.MaximumPacketSize = _IN_BYTES_MAX
                 arguments = {"clean_start": True, "properties": properties}
             client.connect(
@@ -294,7 +293,7 @@ class MqttTransport:
             properties = None
             if self._protocol == 5:
                 properties = Properties(PacketTypes.WILLMESSAGE)  # type: ignore[no-untyped-call]
-                properties.WillDelayInterval = WILL_DELAY_S
+                properties.WillDelayInterval = self._linger_s
             client.will_set(
                 self._will.topic, self._will.payload, qos=1, retain=True, properties=properties
             )

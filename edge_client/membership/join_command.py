@@ -1,0 +1,136 @@
+"""`fedtide device join CODE`: from a join code to a client that runs.
+
+    key and certificate -> configuration -> self-test -> service
+
+Each step leaves something whole behind, or nothing that the next attempt would stumble over: cut
+short anywhere, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from contextlib import AbstractContextManager, nullcontext
+from datetime import UTC, datetime
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from edge_client.membership.configuration import require_ours, write_configuration
+from edge_client.membership.joining import enrol
+from edge_client.membership.layout import Layout, layout_of
+from edge_client.membership.self_test import self_test
+from edge_client.membership.service import make_service_user, start_service
+from fedtide.errors import ConfigError, DataError
+from fedtide.failpoints import reach
+from fedtide.files import locked, make_folder, remove_tree, write_atomically
+from fedtide.identity import CA_NAME, CERTIFICATE_NAME, Identity, load_identity, read_certificate
+from fedtide.join_code import JoinCode, clock_trouble, read_join_code
+from fedtide.logs import escaped
+from fedtide.ownership import as_owner_of
+
+_JOINED_BY = "joined_by"
+"""File in the identity's folder: the claim that was used."""
+
+
+def join(parsed: argparse.Namespace) -> int:
+    """Join, or go on with it; the exit code.
+
+    Raises:
+        ConfigError: the code is unusable or refused, or this machine is another device already.
+        BrokerError: nobody answered within the time.
+        DataError: there are no such data.
+        StateError: the disk is full or failing.
+        FedtideError: the service does not start.
+    """
+    code = read_join_code("".join(parsed.code))
+    data = None if parsed.data is None else parsed.data.expanduser().absolute()
+    if data is not None and not data.exists():
+        raise DataError(f"there are no data at {str(data)!r}", hint="correct --data")
+    layout = layout_of(parsed)
+    require_ours(layout)
+    if layout.user is not None:
+        make_service_user(layout)
+    else:
+        make_folder(layout.home)
+    with _as_owner(layout), locked(layout.home, "join"):
+        identity = _member(layout, code, parsed.wait)
+    _tell(f"this machine is device {identity.name!r} of federation {code.federation!r}")
+    has_data = write_configuration(layout, code, data)
+    reach("join: configuration written")
+    _tell(f"its configuration: {str(layout.config)!r}")
+    if not has_data:
+        _tell("it has no data yet, so the client does not start; name them, then once more:")
+        _tell(f"    fedtide device join {_again(parsed)} --data PATH")
+        return 0
+    with _as_owner(layout):
+        self_test(layout, _tell)
+    reach("join: tested")
+    if layout.user is None:
+        _tell("joined; nothing was started. To run the client:")
+        _tell(f"    fedtide client --config {layout.config}")
+        return 0
+    start_service(layout, data)
+    _tell("joined; the client runs, now and after each start of this machine")
+    _tell("    systemctl status fedtide-client; journalctl -fu fedtide-client")
+    return 0
+
+
+def _member(layout: Layout, code: JoinCode, wait_s: int) -> Identity:
+    identity = _existing(layout, code)
+    if identity is not None:
+        remove_tree(layout.joining)
+        return identity
+    trouble = clock_trouble(code)
+    if trouble is not None:
+        _tell(f"{trouble}; the server will judge the join code")
+    _tell(f"joining federation {code.federation!r} at {code.host}:{code.port}")
+    enrol(code, layout.joining, layout.identity, wait_s, _tell)
+    write_atomically(layout.identity / _JOINED_BY, code.claim.encode())
+    return load_identity(layout.identity)
+
+
+def _existing(layout: Layout, code: JoinCode) -> Identity | None:
+    """What an earlier attempt, or an earlier life, has left; None: nothing that can be used.
+
+    Raises:
+        ConfigError: it has nothing to do with this join code.
+    """
+    folder = layout.identity
+    if not (folder / CERTIFICATE_NAME).exists():
+        return None
+    # Whether it is over is looked at below: then it may be replaced.
+    identity = load_identity(folder, now=datetime.min.replace(tzinfo=UTC))
+    leave = "to become another device: fedtide device leave, then join again"
+    ca = read_certificate(folder / CA_NAME)
+    if ca.public_bytes(Encoding.DER) != code.ca:
+        raise ConfigError(
+            f"this machine is device {identity.name!r} of another server's federation already",
+            hint=leave,
+        )
+    over = identity.certificate.not_valid_after_utc <= datetime.now(UTC)
+    claim = folder / _JOINED_BY
+    if over:
+        _tell(f"the certificate of {identity.name!r} is over; joining anew")
+        remove_tree(folder)
+        return None
+    if claim.exists() and claim.read_text(encoding="utf-8", errors="replace") != code.claim:
+        raise ConfigError(
+            f"this machine is device {identity.name!r} already, by another join code; this one "
+            "was not used",
+            hint=leave,
+        )
+    return identity
+
+
+def _as_owner(layout: Layout) -> AbstractContextManager[None]:
+    return as_owner_of(layout.home) if layout.user is not None else nullcontext()
+
+
+def _again(parsed: argparse.Namespace) -> str:
+    """The same command's words, without the code itself, which is a secret."""
+    place = "" if parsed.folder is None else f" --folder {parsed.folder}"
+    return ("CODE" if len(parsed.code[0]) > 60 else parsed.code[0]) + place
+
+
+def _tell(text: str) -> None:
+    print(escaped(text), file=sys.stderr, flush=True)
