@@ -86,50 +86,54 @@ class UserFunction:
         """
         words = [str(self._function)] + ([str(self._config.path)] if self._config.path else [])
         until_s = time.monotonic() + self._config.time_ms_max / 1000
-        child = subprocess.Popen(
-            module_command("edge_client.data.function_child", *words),
-            env=module_environment(),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        try:
+            child = subprocess.Popen(
+                module_command("edge_client.data.function_child", *words),
+                env=module_environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                start_new_session=True,
+            )
+        except OSError as exc:
+            raise DataError(f"{self._config.where} cannot be started: {exc}") from exc
         assert child.stdout is not None
         assert child.stderr is not None
         printed: deque[str] = deque(maxlen=_LINES_MAX)
         listener = threading.Thread(target=_listen, args=(child.stderr, printed), daemon=True)
         listener.start()
         try:
-            arrays = _read_arrays(_Pipe(child.stdout, until_s), self._config.where)
-            code = child.wait(max(0.0, until_s - time.monotonic()))
-        except (TimeoutError, subprocess.TimeoutExpired):
-            raise self._failed(
-                f"does not end within {self._config.time_ms_max:,} ms", printed, "data.time_ms_max"
-            ) from None
-        except EOFError:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_END_S)
-            _end(child)
-            listener.join(_END_S)
-            raise self._failed(_ending(child.returncode), printed, _HINT) from None
-        except ValueError as exc:
-            raise self._failed(f"returns what cannot be used: {exc}", printed, _HINT) from exc
+            arrays, failure = self._answer(child, child.stdout, until_s)
         finally:
             _end(child)
             listener.join(_END_S)
             child.stdout.close()
-        if code:
-            raise self._failed(_ending(code), printed, _HINT)
-        for line in printed:
-            _log.info("%s: %s", self._config.where, line)
+        lines = list(printed.copy())  # what it has started may still print
+        for line in lines:
+            _log.log(logging.ERROR if failure else logging.INFO, "%s: %s", self._config.where, line)
+        if failure:
+            last = f": {lines[-1]}" if lines and failure == "failed" else ""
+            raise DataError(f"{self._config.where} {failure}{last}", hint=_HINT)
         return arrays
 
-    def _failed(self, what: str, printed: deque[str], hint: str) -> DataError:
-        """What it printed, its traceback among it, goes to this device's log."""
-        for line in printed:
-            _log.error("%s: %s", self._config.where, line)
-        last = f": {printed[-1]}" if printed and "failed" in what else ""
-        return DataError(f"{self._config.where} {what}{last}", hint=hint)
+    def _answer(
+        self, child: subprocess.Popen[bytes], stdout: IO[bytes], until_s: float
+    ) -> tuple[dict[str, AnyArray], str]:
+        """The arrays, and what went wrong.
+
+        Raises:
+            DataError: they are too many for the memory.
+        """
+        arrays: dict[str, AnyArray] = {}
+        try:
+            with contextlib.suppress(EOFError):
+                arrays = _read_arrays(_Pipe(stdout, until_s), self._config.where)
+            code = child.wait(max(_END_S, until_s - time.monotonic()))
+        except (TimeoutError, subprocess.TimeoutExpired):
+            return {}, f"does not end within {self._config.time_ms_max:,} ms (data.time_ms_max)"
+        except ValueError as exc:
+            return {}, f"returns what cannot be used: {exc}"
+        return arrays, "" if arrays and not code else _ending(code)
 
 
 class _Pipe:
@@ -195,7 +199,7 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _ending(code: int | None) -> str:
+def _ending(code: int) -> str:
     if code == FAILED_EXIT_CODE:
         return "failed"
-    return f"ended its process ({'signal' if (code or 0) < 0 else 'exit code'} {abs(code or 0)})"
+    return f"ended its process ({'signal' if code < 0 else 'exit code'} {abs(code)})"
