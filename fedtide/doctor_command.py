@@ -20,7 +20,11 @@ SECONDS = 14.0
 PROBLEMS_EXIT_CODE = 8
 """Of none of the errors."""
 _SIGNS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}
-_DOCTORS = {"coordinator": "coordinator.doctor", "client": "edge_client.doctor"}
+_DOCTORS = {
+    "coordinator": "coordinator.doctor",
+    "client": "edge_client.doctor",
+    "registrar": "registrar.doctor",
+}
 
 
 class _Doctor(Protocol):
@@ -33,7 +37,10 @@ class _Doctor(Protocol):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare flags."""
     parser.add_argument(
-        "config", type=Path, metavar="CONFIG", help="coordinator.toml or client.toml"
+        "config",
+        type=Path,
+        metavar="CONFIG",
+        help="coordinator.toml, client.toml or registrar.toml",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -42,7 +49,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Check everything; 0 if nothing is wrong, 8 if there is a problem.
 
     Raises:
-        ConfigError: the file is neither a coordinator's configuration nor a client's.
+        ConfigError: the file is no configuration of coordinator, client or registrar.
     """
     began_s = time.monotonic()
     doctor: _Doctor = importlib.import_module(_DOCTORS[_kind(parsed.config)])
@@ -70,10 +77,12 @@ def _kind(path: Path) -> str:
         return "client"
     if "bundle" in keys:
         return "coordinator"
+    if "broker_dir" in keys:
+        return "registrar"
     raise ConfigError(
         f"{str(path)!r} is neither a coordinator's configuration (it has a bundle) nor a client's "
-        "(it has a device)",
-        hint="docs/configuration.md shows both",
+        "(it has a device), nor a registrar's (it has a broker_dir)",
+        hint="docs/configuration.md shows them",
     )
 
 

@@ -10,6 +10,10 @@ _ACTIONS = {
         "registrar.init_command",
         "make this machine a server: authority, broker, coordinator, registrar",
     ),
+    "rotate-key": (
+        "registrar.rotate_command",
+        "give the coordinator a new key, and shut the old one out",
+    ),
     "backup": ("backup.backup_command", "take a backup of the state while everything runs"),
     "restore": ("backup.restore_command", "put a backup back into an empty folder"),
     "package": (

@@ -103,11 +103,15 @@ class Installation:
             return
         with disk_errors_of(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.mkdir(mode=0o700)
+            beside = path.with_name(f".{path.name}.new")  # it gets its name with its owner
+            if beside.exists():
+                beside.rmdir()
+            beside.mkdir(mode=0o700)
             if self._layout.system:
                 user = self._layout.user(owner) if owner else "root"
-                shutil.chown(path, user, self._layout.user(group) if group else "root")
-            path.chmod(mode)
+                shutil.chown(beside, user, self._layout.user(group) if group else "root")
+            beside.chmod(mode)
+            beside.rename(path)
             sync_folder(path.parent)
         self.made.append(path)
 

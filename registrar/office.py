@@ -54,7 +54,8 @@ class Office(NamedTuple):
         leaving = list(dict.fromkeys((*gone, *released)))
         try:
             if leaving:
-                end_connections(self._link(), self.topics, leaving)
+                with as_owner_of(folder):  # root reads the registrar's key, and writes nothing
+                    end_connections(self._link(), self.topics, leaving)
         except (BrokerError, ConfigError) as exc:
             return [
                 f"open connections of {', '.join(leaving)} are not ended: {exc.args[0]}; until "

@@ -129,12 +129,12 @@ class Server:
         self.stop()
 
 
-def told(*words: str) -> str:
-    """What a command says; it must succeed."""
+def told(*words: str, code: int = 0) -> str:
+    """What a command says; it must succeed, or end with `code`."""
     said, complained = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(complained):
-        code = main(words)
-    assert code == 0, complained.getvalue()
+        ended = main(words)
+    assert ended == code, complained.getvalue()
     return said.getvalue()
 
 

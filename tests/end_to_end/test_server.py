@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import queue
 import re
+import shutil
 import socket
 import ssl
 import stat
@@ -21,13 +22,14 @@ import pytest
 
 from demo.brokers import HOST
 from fedtide.config import BrokerConfig
-from fedtide.identity import write_identity
-from fedtide.keys import new_key, save_key
+from fedtide.identity import load_identity, write_identity
+from fedtide.keys import new_key, public_bytes, save_key
 from fedtide.mqtt import MqttTransport
+from fedtide.rollover import held_identity
 from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Received, Will
 from registrar.authority import Authority
 from registrar.office import now_ms, opened
-from tests.servers import Server, listening
+from tests.servers import Server, listening, told
 
 DEADLINE_S = 20.0
 E = TypeVar("E", bound=LinkEvent)
@@ -439,3 +441,38 @@ def test_a_claim_that_is_over_is_cut_off(server: Server) -> None:
         claim.await_event(Disconnected)
         with opened(server.layout.registrar_toml) as office:
             office.enforce()
+
+
+def test_a_rotated_key_shuts_the_old_one_out(server: Server, tmp_path: Path) -> None:
+    old = tmp_path / "old"
+    shutil.copytree(server.layout.identity("coordinator"), old)
+    stolen = server.access(old)
+    files = ["--config", str(server.layout.registrar_toml)]
+    files += ["--coordinator-config", str(server.layout.coordinator_toml)]
+    with connected(stolen, "thief") as thief:
+        said = told("server", "rotate-key", *files)
+        assert said.startswith("the coordinator has a new key")
+        assert "restart the coordinator now" in said
+        thief.await_event(Disconnected)
+    with held_identity(server.layout.identity("coordinator"), "coordinator") as identity:
+        assert public_bytes(identity.key) != public_bytes(load_identity(old).key)
+        key_set = identity.key_set()
+    assert (server.layout.identity("registrar") / "key_set").read_bytes() == key_set
+    assert is_let_in(server.coordinator)
+    assert not is_let_in(stolen)
+    assert not is_let_in(server.access(old, local=True))
+
+
+def test_the_doctor_knows_a_healthy_server_and_a_sick_one(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    config = str(server.layout.registrar_toml)
+    with server:
+        server.join("alpha")
+        said = told("doctor", config)
+        assert "0 problems, 0 warnings" in said
+        for expected in ("1 members, 0 invited", "the broker lets the registrar in", "TLS with"):
+            assert expected in said
+    server.layout.members.write_text("{}")
+    said = told("doctor", config, code=8)
+    assert "PROBLEM no broker runs" in said
+    assert "is not what the registry says: alpha" in said
