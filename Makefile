@@ -52,9 +52,9 @@ MINUTES ?= 60
 fuzz: $(EXPORT)/.ready $(DEVICE)/.ready
 	$(DEVICE)/bin/python -m tests.hostile.fuzz --minutes $(MINUTES) $(FUZZ_FLAGS)
 
-# 64-bit Arm, emulated. Needs debootstrap (as root, once), qemu-user-static and proot.
+# 64-bit Arm, emulated: trainers, and a device from installing to leaving. Needs debootstrap (as root, once), qemu-user-static and proot.
 test-arm64: $(EXPORT)/.ready $(DEVICE)/.ready
-	$(DEVICE)/bin/python -m tests.everywhere.arm64
+	$(DEVICE)/bin/python -m tests.everywhere.arm64 $(ARM64_FLAGS)
 
 # The federation under virtual time, with faults (docs/simulation.md): seeds FROM:TO, TO excluded.
 SEEDS ?= 0:10000

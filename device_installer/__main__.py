@@ -140,7 +140,8 @@ def uninstall(layout: Layout, *, purge: bool) -> None:
     end_trial(layout, 60)
     joined = layout.config.exists() or layout.unit.exists()
     if joined and purge:
-        leave = [str(layout.home / "fedtide"), "device", "leave", "--yes"]
+        leave = [str(layout.home / "fedtide"), "device", "leave"]
+        leave += [] if layout.has_systemd else ["--root", str(layout.root)]
         if subprocess.run(leave, check=False).returncode:
             raise Refused("`fedtide device leave` failed; nothing was removed", "see above", 1)
     elif layout.unit.exists() and layout.has_systemd:

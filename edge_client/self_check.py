@@ -23,7 +23,9 @@ _MODULES = (
     "edge_client.runner",
     "edge_client.trainers.portable",
     "fedtide.cli",
+    "fedtide.device_command",
     "fedtide.doctor_command",
+    "fedtide.identity",
     "fedtide.status_command",
 )
 

@@ -1,158 +1,85 @@
-"""The trainers' contract on 64-bit Arm: `make test-arm64`, on any Linux machine.
+"""64-bit Arm, emulated: `make test-arm64`, on any Linux machine.
 
-A Debian userland for arm64 is unpacked into `build/arm64/` (debootstrap; nothing of it runs while
-it is built), pip adds the wheels that a Raspberry Pi would get, and QEMU emulates a Cortex-A72, the
-core of the Raspberry Pi 4, one process at a time (proot: neither root's chroot nor binfmt is
-needed to run it). Emulation is some 150 times slower than the machine: small models only. It
-shows right numbers, not times.
+As the core of a Raspberry Pi 4 and of a Raspberry Pi 5: the trainers' contract, then the whole life
+of a device (`arm64_life.py`). `results/arm64.json` has durations, of an emulation, and sizes.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
+import argparse
+import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
-from tests.everywhere.requirements import ROOT, device_requirements
+from benchmarks.measurement import save
+from tests.everywhere import arm64_life
+from tests.everywhere.emulation import CORES, PACKAGES, Core, Userland, make_userland, missing_tools
+from tests.everywhere.requirements import ROOT
 
-SUITE, PYTHON = "bookworm", "3.11"
-"""A release of Debian and the Python in it: that of Raspberry Pi OS 12."""
-FOLDER = ROOT / "build" / "arm64"
 TESTS = ["tests/contract/test_trainers.py"]
-TOOLS = {"debootstrap": "debootstrap", "qemu-aarch64-static": "qemu-user-static", "proot": "proot"}
-CPUINFO = """\
-processor\t: 0
-BogoMIPS\t: 108.00
-Features\t: fp asimd evtstrm crc32 cpuid
-CPU implementer\t: 0x41
-CPU architecture: 8
-CPU variant\t: 0x0
-CPU part\t: 0xd08
-CPU revision\t: 3
-
-"""
-"""`/proc/cpuinfo` of a Raspberry Pi 4. onnxruntime reads it when it is imported, and fails on the
-host's, which is another processor's."""
+OPTIONS = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "--durations=5"]
 
 
 def main(arguments: list[str]) -> int:
-    """Run the tests natively, which exports their bundles, then emulated."""
-    missing = [package for tool, package in TOOLS.items() if shutil.which(tool) is None]
-    if missing:
+    """Run the tests natively, which exports their bundles, then emulated; then the lives."""
+    parser = argparse.ArgumentParser(prog="test-arm64")
+    parser.add_argument("--core", choices=[core.name for core in CORES], help="this one only")
+    parser.add_argument("--only", choices=("contract", "life"), help="this part only")
+    parser.add_argument("tests", nargs="*", default=TESTS, help="instead of the trainers' contract")
+    parsed = parser.parse_args(arguments)
+    if missing := missing_tools():
         print(f"test-arm64: install {' '.join(missing)} (Debian's names)", file=sys.stderr)
         return 1
-    userland = make_userland()
-    tests = arguments or TESTS
-    native = subprocess.run([sys.executable, "-m", "pytest", "-q", *tests], cwd=ROOT, check=False)
-    if native.returncode:
-        return native.returncode
-    return run_emulated(userland, tests)
+    make_userland()
+    cores = [core for core in CORES if parsed.core in (None, core.name)]
+    if parsed.only != "life":
+        command = [sys.executable, "-m", "pytest", "-q", *parsed.tests]
+        codes = [subprocess.run(command, cwd=ROOT, check=False).returncode]
+        codes += [run_emulated(core, parsed.tests) for core in cores if not any(codes)]
+        if any(codes):
+            return max(codes)
+    if parsed.only == "contract" or parsed.tests != TESTS:
+        return 0
+    if importlib.util.find_spec("edge_client.membership") is None:
+        print("test-arm64: no life: a device cannot join yet")
+        return 0
+    lives = {core.name: arm64_life.live(core) for core in cores}
+    if len(lives) == len(CORES):
+        save("arm64", lives, {})
+    return 0
 
 
-def run_emulated(userland: Path, tests: list[str]) -> int:
+def run_emulated(core: Core, tests: list[str]) -> int:
     """Exit status of the tests in the userland.
 
-    QEMU 7.2 now and then ends programs whose threads run on several processors (3 of 6 runs;
-    none of 8 on one), hence one. And proot reports success of whatever was ended by a signal, so
-    pytest's own word is needed.
+    proot reports success of whatever was ended by a signal, so pytest's own word is needed.
     """
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
-    status = userland / "tmp" / "status"
+    print(f"test-arm64: {core.name} ({core.board})", flush=True)
+    build = (ROOT / "build").resolve()  # it may be a link
+    binds = [f"{ROOT}:/fedtide", f"{build}:/fedtide/build", f"{PACKAGES}:/opt/packages"]
+    userland = Userland(make_userland(), core, binds)
+    status = userland.root / "tmp" / "status"
     status.unlink(missing_ok=True)
     code = (
         "import pathlib, pytest, sys; status = int(pytest.main(sys.argv[1:]));"
         "pathlib.Path('/tmp/status').write_text(str(status))"
     )
-    subprocess.run(emulated(userland, "-c", code, *OPTIONS, *tests), check=False)
-    if not status.is_file():
-        print("test-arm64: the emulated Python did not come to its end", file=sys.stderr)
-        return 1
-    return int(status.read_text())
-
-
-OPTIONS = ["-q", "-m", "not slow", "-p", "no:cacheprovider", "--durations=5"]
-
-
-def emulated(userland: Path, *arguments: str) -> list[str]:
-    """The command that runs the userland's Python; the repository is its working directory."""
-    cpuinfo = FOLDER / "cpuinfo"
-    cpuinfo.write_text(CPUINFO)
     environment = {
-        "HOME": "/root",
-        "PATH": "/usr/bin",
         "PYTHONDONTWRITEBYTECODE": "1",
         "PYTHONPATH": "/opt/packages",
-        "OMP_NUM_THREADS": "1",
-        "OPENBLAS_NUM_THREADS": "1",
-        "QEMU_CPU": "cortex-a72",
         # Exists and exports nothing: a bundle that is missing is an error, not a skipped test.
         "FEDTIDE_EXPORT_PYTHON": "/usr/bin/false",
     }
-    binds = ["/dev", "/proc", "/sys", f"{cpuinfo}:/proc/cpuinfo", f"{ROOT}:/fedtide"]
-    return [
-        *("proot", "-q", "qemu-aarch64-static", "-r", str(userland), "-w", "/fedtide"),
-        *(word for bind in binds for word in ("-b", bind)),
-        *("/usr/bin/env", "-i", *(f"{name}={value}" for name, value in environment.items())),
-        *("/usr/bin/python3", *arguments),
-    ]
-
-
-def make_userland() -> Path:
-    """The userland's folder, made if it is not there or was made for other requirements."""
-    userland, stamp = FOLDER / "root", FOLDER / "ready"
-    wanted = "\n".join([SUITE, *device_requirements()])
-    if stamp.is_file() and stamp.read_text() == wanted:
-        return userland
-    shutil.rmtree(FOLDER, ignore_errors=True)
-    FOLDER.mkdir(parents=True)
-    print(f"test-arm64: making {userland}", flush=True)
-    _run(
-        "debootstrap",
-        "--foreign",
-        "--arch=arm64",
-        "--variant=minbase",
-        "--include=python3",
-        SUITE,
-        str(userland),
+    words = ["/usr/bin/python3", "-c", code, *OPTIONS, *tests]
+    subprocess.run(
+        userland.command(*words, folder="/fedtide", environment=environment), check=False
     )
-    # The second half of debootstrap would run the packages' scripts under emulation, for minutes;
-    # Python needs no more than the files.
-    for package in sorted((userland / "var/cache/apt/archives").glob("*.deb")):
-        content = FOLDER / "package.tar"
-        with content.open("wb") as file:
-            subprocess.run(["dpkg-deb", "--fsys-tarfile", package], stdout=file, check=True)
-        _run("tar", "-xf", str(content), "-C", str(userland), "--keep-directory-symlink")
-    proc = userland / "proc"
-    if proc.is_symlink():  # debootstrap in a container makes it a link to the host's
-        proc.unlink()
-        proc.mkdir()
-    platforms = [f"--platform=manylinux{version}_aarch64" for version in ("_2_28", "2014")]
-    _run(
-        sys.executable,
-        "-m",
-        "pip",
-        "install",
-        "--quiet",
-        "--only-binary=:all:",
-        *platforms,
-        f"--python-version={PYTHON}",
-        "--implementation=cp",
-        f"--target={userland / 'opt/packages'}",
-        *device_requirements(),
-    )
-    stamp.write_text(wanted)
-    return userland
-
-
-def _run(*command: str) -> None:
-    environment = {**os.environ, "LC_ALL": "C"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        sys.exit(
-            f"test-arm64: {' '.join(command)} failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
-        )
+    if not status.is_file():
+        print("test-arm64: the emulated Python did not come to its end", file=sys.stderr)
+        return 1
+    code_of_tests = int(status.read_text())
+    status.unlink()
+    return code_of_tests
 
 
 if __name__ == "__main__":
