@@ -35,6 +35,8 @@ _HINT = "take another backup; this file is of no use"
 
 Moved = Callable[[int], None]
 """Called with the number of bytes that were copied."""
+Copy = Callable[[BinaryIO | None, Moved], None]
+"""Copies the content of an entry; None: only checks it."""
 
 
 class Entry(Struct, frozen=True, forbid_unknown_fields=True):
@@ -139,10 +141,8 @@ def read_contents(file: BinaryIO, file_bytes: int) -> Contents:
     return contents
 
 
-def read_entries(
-    file: BinaryIO, contents: Contents
-) -> Iterator[tuple[Entry, Callable[[BinaryIO | None, Moved], None]]]:
-    """Each entry, and what copies it (None: only checks it); call that before the next."""
+def read_entries(file: BinaryIO, contents: Contents) -> Iterator[tuple[Entry, Copy]]:
+    """Each entry, and what copies it; call that before the next."""
     for entry in contents.entries:
 
         def copy(target: BinaryIO | None, moved: Moved, entry: Entry = entry) -> None:

@@ -9,6 +9,16 @@ from pathlib import Path
 from fedtide.errors import ConfigError
 from fedtide.logs import escaped
 
+_AFTER = """
+What happened after {made_at} is not known here:
+  1. devices that were REVOKED since then are members again: revoke them again, before you go on
+  2. devices that joined since then have to join again
+  3. make what is missing, and start everything (with every HOST that devices use):
+     {then}
+  4. if the coordinator's key was changed since then (fedtide server rotate-key), change it again,
+     once more than it was changed: devices believe a higher version only
+"""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare flags."""
@@ -26,6 +36,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="for everything else in it, the bundle and the configuration: missing or empty",
     )
     parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="restore a whole server under DIR (/ on a server) instead",
+    )
+    parser.add_argument(
         "--check", action="store_true", help="read and verify it, and restore nothing"
     )
 
@@ -38,9 +54,14 @@ def run(parsed: argparse.Namespace) -> int:
 
     given = {STATE: parsed.state_dir, FILES: parsed.files_dir}
     folders = {begin: folder for begin, folder in given.items() if folder is not None}
-    if bool(folders) == parsed.check:
-        raise ConfigError("give --state-dir, --files-dir or both; or --check alone")
-    if parsed.check:
+    if bool(folders) + (parsed.root is not None) + parsed.check != 1:
+        raise ConfigError("give --state-dir, --files-dir or both; or --root; or --check alone")
+    then = ""
+    if parsed.root is not None:
+        from backup.whole_server import restore_server
+
+        contents, then = restore_server(parsed.backup, parsed.root, Progress())
+    elif parsed.check:
         contents = check_backup(parsed.backup, Progress())
     else:
         contents = restore_backup(parsed.backup, folders, Progress())
@@ -51,4 +72,6 @@ def run(parsed: argparse.Namespace) -> int:
         f"{len(contents.entries)} files, {total_bytes(contents.entries) / 1e6:,.1f} MB"
     )
     print(escaped(told))
+    if then:
+        print(_AFTER.format(made_at=f"{made_at:%Y-%m-%d %H:%M} UTC", then=escaped(then)))
     return 0

@@ -6,6 +6,7 @@ then moved, the database last. A coordinator does not start on blobs without a d
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -13,17 +14,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from backup.archive import Contents, read_contents, read_entries, total_bytes
+from backup.archive import Contents, Copy, read_contents, read_entries, total_bytes
 from backup.progress import Progress
-from backup.taking import BLOBS_ENTRY, DATABASE_ENTRY, private_file
+from backup.sources import private_file
+from backup.taking import BLOBS_ENTRY, DATABASE_ENTRY
 from coordinator.ledger import begin_anew
 from coordinator.store import Store
 from fedtide.errors import ConfigError, DamagedError, FedtideError, StateError
-from fedtide.files import disk_errors_of, make_folder, sync_folder
+from fedtide.files import disk_errors_of, make_folder, sync_folder, write_public
 from fedtide.ownership import as_owner_of
 
 STAGING_NAME = ".restoring"
 STATE, FILES = "state/", "files/"
+TEXT_BYTES_MAX = 1_000_000
 SPARE_BYTES = 10_000_000
 """For what a file system and a database take beside their contents."""
 
@@ -42,8 +45,11 @@ def check_backup(path: Path, progress: Progress) -> Contents:
     return contents
 
 
-def restore_backup(path: Path, folders: dict[str, Path], progress: Progress) -> Contents:
-    """Put the files of a backup whose names begin with a key of `folders` into that folder.
+def restore_backup(
+    path: Path, folders: dict[str, Path], progress: Progress, texts: dict[str, Path] | None = None
+) -> Contents:
+    """Put the files of a backup whose names begin with a key of `folders` into that folder, and
+    those that `texts` names where it says, for every user to read.
 
     Raises:
         ConfigError: there is no such backup, or a folder is not empty.
@@ -52,33 +58,22 @@ def restore_backup(path: Path, folders: dict[str, Path], progress: Progress) -> 
     """
     targets = {begin: folder.absolute() for begin, folder in folders.items()}
     for folder in targets.values():
-        _require_empty(folder)
+        require_empty(folder)
     with _opened(path) as (file, contents):
-        begins = tuple(targets)
-        wanted = [entry for entry in contents.entries if entry.name.startswith(begins)]
+        wanted = [entry for entry in contents.entries if entry.name.startswith(tuple(targets))]
         for folder in targets.values():
             _require_room(folder, total_bytes(wanted) + SPARE_BYTES)
         try:
             for folder in targets.values():
                 _make_staging(folder)
             progress.begin("restoring", total_bytes(contents.entries))
-            for entry, copy in read_entries(file, contents):
-                found = next((b for b in begins if entry.name.startswith(b)), None)
-                if found is None:
-                    copy(None, progress.moved)
-                    continue
-                folder = targets[found]
-                staged = folder / STAGING_NAME / entry.name.removeprefix(found)
-                with as_owner_of(folder), disk_errors_of(folder):
-                    make_folder(staged.parent)
-                    with private_file(staged) as target:
-                        copy(target, progress.moved)
-                        target.flush()
-                        os.fsync(target.fileno())
+            read = _unpack(file, contents, targets, texts or {}, progress)
             if STATE in targets:
                 _prepare_state(targets[STATE], contents)
             for folder in targets.values():
                 _move(folder)
+            for name, content in read.items():
+                write_public((texts or {})[name], content)
         except BaseException:
             for folder in targets.values():
                 if folder.exists():
@@ -86,6 +81,38 @@ def restore_backup(path: Path, folders: dict[str, Path], progress: Progress) -> 
                         shutil.rmtree(folder / STAGING_NAME, ignore_errors=True)
             raise
     return contents
+
+
+def _unpack(
+    file: BinaryIO,
+    contents: Contents,
+    targets: dict[str, Path],
+    texts: dict[str, Path],
+    progress: Progress,
+) -> dict[str, bytes]:
+    """Into the folders for what is not verified yet; the content of `texts`, by name."""
+    read: dict[str, bytes] = {}
+    for entry, copy in read_entries(file, contents):
+        begin = next((b for b in targets if entry.name.startswith(b)), None)
+        if begin is not None:
+            _stage(targets[begin], entry.name.removeprefix(begin), copy, progress)
+        elif entry.name in texts and entry.size_bytes <= TEXT_BYTES_MAX:
+            text = io.BytesIO()
+            copy(text, progress.moved)
+            read[entry.name] = text.getvalue()
+        else:
+            copy(None, progress.moved)
+    return read
+
+
+def _stage(folder: Path, name: str, copy: Copy, progress: Progress) -> None:
+    staged = folder / STAGING_NAME / name
+    with as_owner_of(folder), disk_errors_of(folder):
+        make_folder(staged.parent)
+        with private_file(staged) as target:
+            copy(target, progress.moved)
+            target.flush()
+            os.fsync(target.fileno())
 
 
 @contextmanager
@@ -103,8 +130,13 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, Contents]]:
         raise StateError(f"the backup {str(path)!r} cannot be read: {exc.strerror}") from exc
 
 
-def _require_empty(folder: Path) -> None:
-    """What an unfinished restoration has left is not in the way."""
+def require_empty(folder: Path) -> None:
+    """What an unfinished restoration has left is not in the way.
+
+    Raises:
+        ConfigError: something is in the folder.
+        StateError: it cannot be read.
+    """
     if not folder.exists():
         return
     with disk_errors_of(folder):

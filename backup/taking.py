@@ -7,70 +7,55 @@ all the time: SQLite's readers and writer do not wait for each other.
 
 from __future__ import annotations
 
-import errno
-import io
 import os
 import shutil
-import sqlite3
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 from backup.archive import (
     Contents,
     Entry,
-    is_entry_name,
     read_contents,
     read_entries,
-    sha256_of,
     total_bytes,
     write_archive,
 )
 from backup.progress import Progress
+from backup.sources import (
+    DOCTOR,
+    Source,
+    bundle_sources,
+    copied_database,
+    opener,
+    private_file,
+    registrar_sources,
+)
 from coordinator.config import CoordinatorConfig
 from coordinator.figures import BACKUP_NAME
 from coordinator.store import Store
 from fedtide import __version__
-from fedtide.bundle import open_bundle_dir, sha256_hex
-from fedtide.errors import BundleError, DamagedError, StateError
+from fedtide.errors import DamagedError, StateError
 from fedtide.files import disk_errors_of, locked, make_folder, sync_folder
-from fedtide.manifest import MANIFEST_NAME
 from fedtide.ownership import as_owner_of
+from registrar.config import RegistrarConfig
 
 HOLD_NAME = "backup"
 """In the state folder, while a backup is taken: links to the blobs that it holds."""
 DATABASE_ENTRY, BLOBS_ENTRY = "state/coordinator.db", "state/blobs"
-_DOCTOR = "run `fedtide doctor` with the same configuration"
-
-
-class Source(NamedTuple):
-    """A file of the backup, and where its content comes from."""
-
-    entry: Entry
-    open: Callable[[], BinaryIO]
-
-
-def of_bytes(name: str, content: bytes) -> Source:
-    """A source in memory."""
-    return Source(Entry(name, len(content), sha256_hex(content)), lambda: io.BytesIO(content))
-
-
-def of_file(name: str, path: Path) -> Source:
-    """A file, read whole now, so that it is of one moment.
-
-    Raises:
-        StateError: it cannot be read.
-    """
-    with disk_errors_of(path.parent):
-        return of_bytes(name, path.read_bytes())
 
 
 def take_backup(
-    config: CoordinatorConfig, others: list[Source], out: Path, progress: Progress
+    config: CoordinatorConfig,
+    others: list[Source],
+    out: Path,
+    progress: Progress,
+    registrar: RegistrarConfig | None = None,
 ) -> Contents:
-    """Write `out`, verified, or nothing; a file that is there stays until then.
+    """Write `out`, verified, or nothing; a file that is there stays until then. With `registrar`,
+    registry and authority are in it, too.
 
     Raises:
         StateError: there is no state, it is damaged, or a disk is full or failing.
@@ -80,11 +65,20 @@ def take_backup(
     with disk_errors_of(out.parent):
         make_folder(out.parent)
         beside = out.with_name(f".{out.name}.new")
-        copy = out.with_name(f".{out.name}.db")
+        copies = out.with_name(f".{out.name}.copies")
+        shutil.rmtree(copies, ignore_errors=True)
+        make_folder(copies)
         try:
+            sources = [] if registrar is None else registrar_sources(registrar, copies)
             with _held(config) as held:
-                database = _copied(held.store, copy, progress)
-                contents = _write(config, held, [database, *others], beside, progress)
+                progress.begin("the database", 0)
+                database = copied_database(
+                    DATABASE_ENTRY,
+                    lambda target: held.store.copy_to(target, progress.moved),
+                    copies / "coordinator.db",
+                    str(config.state_dir),
+                )
+                contents = _write(config, held, [database, *others, *sources], beside, progress)
             _verify(beside, progress)
             beside.replace(out)
             sync_folder(out.parent)
@@ -92,8 +86,7 @@ def take_backup(
                 (config.state_dir / BACKUP_NAME).touch(mode=0o600)
         finally:
             beside.unlink(missing_ok=True)
-            for path in out.parent.glob(f"{copy.name}*"):
-                path.unlink()
+            shutil.rmtree(copies, ignore_errors=True)
     return contents
 
 
@@ -145,7 +138,7 @@ def _hold(store: Store, folder: Path, rounds_kept: int, stack: ExitStack) -> _He
             before = missing
     if missing & models:
         raise DamagedError(
-            f"model {min(missing & models)[:12]} of {str(store.folder)!r} is gone", hint=_DOCTOR
+            f"model {min(missing & models)[:12]} of {str(store.folder)!r} is gone", hint=DOCTOR
         )
     return _Held(store, folder, sorted(models), sorted(named - models - missing), sorted(missing))
 
@@ -166,30 +159,6 @@ def _let_go(state_dir: Path, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _copied(store: Store, path: Path, progress: Progress) -> Source:
-    """A copy of the database at `path`, looked through."""
-    private_file(path).close()
-    progress.begin("the database", 0)
-    try:
-        with closing(sqlite3.connect(path, isolation_level=None)) as target:
-            target.execute("PRAGMA journal_mode = OFF")
-            target.execute("PRAGMA synchronous = OFF")
-            store.copy_to(target, progress.moved)
-            target.execute("PRAGMA journal_mode = DELETE")  # one file, without a log
-            (said,) = target.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.Error as exc:
-        if exc.sqlite_errorcode == sqlite3.SQLITE_FULL:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from exc
-        said = str(exc)
-    if said != "ok":
-        raise DamagedError(
-            f"the database in {str(store.folder)!r} is damaged: {said}", hint=_DOCTOR
-        )
-    with path.open("rb") as file:
-        size, digest = sha256_of(file)
-    return Source(Entry(DATABASE_ENTRY, size, digest), _opener(path))
-
-
 def _write(
     config: CoordinatorConfig, held: _Held, sources: list[Source], beside: Path, progress: Progress
 ) -> Contents:
@@ -205,7 +174,7 @@ def _write(
             name = str(exc.args[0])
             digest = name.removeprefix(f"{BLOBS_ENTRY}/")
             if digest not in updates:
-                raise DamagedError(f"{name!r} is damaged on disk", hint=_DOCTOR) from exc
+                raise DamagedError(f"{name!r} is damaged on disk", hint=DOCTOR) from exc
             left_out.add(digest)
 
 
@@ -232,40 +201,9 @@ def _write_once(
     return contents
 
 
-def bundle_sources(folder: Path, digest: str) -> list[Source]:
-    """The files of a bundle's folder, which must be that of the state.
-
-    Raises:
-        BundleError: it is another one, or has names that no backup can hold.
-    """
-    bundle = open_bundle_dir(folder)
-    if bundle.digest != digest:
-        raise BundleError(
-            f"the bundle in {str(folder)!r} is {bundle.digest[:12]}, the state's is {digest[:12]}",
-            hint="give the configuration that the coordinator runs with",
-        )
-    sources = [of_bytes(f"files/bundle/{MANIFEST_NAME}", bundle.fetch(MANIFEST_NAME))]
-    for name, info in bundle.manifest.files.items():
-        entry = Entry(f"files/bundle/{name}", info.size_bytes, info.sha256)
-        if not is_entry_name(entry.name):
-            raise BundleError(f"the bundle's file {name!r} has a name that no backup can hold")
-        sources.append(Source(entry, _opener(folder / name)))
-    return sources
-
-
-def _opener(path: Path) -> Callable[[], BinaryIO]:
-    return lambda: path.open("rb")
-
-
 def _blob(folder: Path, digest: str) -> Source:
     path = folder / digest
-    return Source(Entry(f"{BLOBS_ENTRY}/{digest}", path.stat().st_size, digest), _opener(path))
-
-
-def private_file(path: Path) -> BinaryIO:
-    """A new file that nobody but its owner can ever read, instead of what is there."""
-    path.unlink(missing_ok=True)
-    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    return Source(Entry(f"{BLOBS_ENTRY}/{digest}", path.stat().st_size, digest), opener(path))
 
 
 def _verify(path: Path, progress: Progress) -> None:

@@ -66,7 +66,7 @@ class Installation:
             StateError: the disk refuses.
         """
         layout = self._layout
-        self._make_folders()
+        self.make_folders()
         with as_owner_of(layout.home("registrar")):
             authority = self._authority()
             registry = Registry(layout.home("registrar"))
@@ -86,7 +86,12 @@ class Installation:
         if self._wanted.bundle is not None:
             self._bundle(self._wanted.bundle)
 
-    def _make_folders(self) -> None:
+    def make_folders(self) -> None:
+        """Each with its owner, and empty.
+
+        Raises:
+            StateError: the disk refuses.
+        """
         layout = self._layout
         self._folder(layout.etc, 0o755)
         self._folder(layout.var, 0o755)

@@ -9,11 +9,12 @@ import subprocess
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 
-from backup import restoring, taking
+from backup import restoring, sources, taking
 from backup.archive import (
     Contents,
     Entry,
@@ -26,7 +27,8 @@ from backup.archive import (
 )
 from backup.progress import Progress
 from backup.restoring import FILES, STAGING_NAME, STATE, check_backup, restore_backup
-from backup.taking import HOLD_NAME, of_bytes, take_backup
+from backup.sources import of_bytes
+from backup.taking import HOLD_NAME, take_backup
 from coordinator.config import CoordinatorConfig, HistoryConfig
 from coordinator.figures import BACKUP_NAME
 from coordinator.recompute import recompute
@@ -216,15 +218,15 @@ def test_what_goes_away_after_that_is_held(tmp_path: Path, monkeypatch: pytest.M
     kept = Kept(tmp_path)
     kept.federation.add("alpha", "beta", "gamma")
     kept.federation.run(kept.federation.finished)
-    real = taking._copied
+    real = sources.copied_database
 
-    def copied(*arguments: object) -> object:
+    def copied(*arguments: Any) -> object:
         for path in (kept.config.state_dir / "blobs").iterdir():
             path.unlink()
         kept.federation.store._db.execute("DELETE FROM models")
-        return real(*arguments)  # type: ignore[arg-type]
+        return real(*arguments)
 
-    monkeypatch.setattr(taking, "_copied", copied)
+    monkeypatch.setattr(taking, "copied_database", copied)
     contents = kept.take()
     assert contents.left_out == ()
     restore_backup(kept.out, {STATE: tmp_path / "state"}, QUIET)
