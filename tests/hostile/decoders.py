@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import io
+import os
 import shutil
 import sqlite3
 import zipfile
@@ -23,6 +24,7 @@ import numpy as np
 from coordinator.config import CoordinatorConfig
 from coordinator.store import Store
 from edge_client.config import ClientConfig
+from edge_client.data import Problems, open_source
 from edge_client.local_state import FOLDER_NAME, LocalStates
 from edge_client.optimizers import OptimizerState
 from edge_client.progress import FILE_NAME as PROGRESS_NAME
@@ -54,6 +56,8 @@ from fedtide.topics import Topics
 from fedtide.vectors import decode_vector
 from simulator.faults.fake_learning import fake_bundle
 from tests.bundles import CACHE
+from tests.contract.local_data import KINDS, examples
+from tests.contract.local_data import MANIFEST as LOCAL_MANIFEST
 from tests.federation import Federation, Peer
 from tests.golden.test_golden import MESSAGES
 from tests.hostile.mutation import Grammar
@@ -452,6 +456,46 @@ def array(folder: Path) -> Decoder:
     return Decoder((*seeds, huge), read)
 
 
+def _local_data(folder: Path, name: str, file: str) -> Decoder:
+    """One file of local data of this kind; the others are in order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    kind = KINDS[name](folder)
+    kind.write(*examples(6))
+    path, source = folder / file, open_source(kind.config())
+
+    def read(raw: bytes) -> str:
+        path.write_bytes(raw)
+        os.utime(path, (10**9, 10**9))  # of what is young, less is expected
+        try:
+            source.describe()
+            source.load(LOCAL_MANIFEST, Problems())
+        except DataError as exc:
+            return str(exc)
+        return "read"
+
+    return Decoder((path.read_bytes(),), read)
+
+
+def csv_file(folder: Path) -> Decoder:
+    """A device's local data as CSV."""
+    return _local_data(folder, "csv", "d.csv")
+
+
+def npy_file(folder: Path) -> Decoder:
+    """A device's inputs as .npy."""
+    return _local_data(folder, "npy", "x.npy")
+
+
+def sqlite_file(folder: Path) -> Decoder:
+    """A device's local data as an SQLite database."""
+    return _local_data(folder, "sqlite", "d.db")
+
+
+def image_file(folder: Path) -> Decoder:
+    """One of a device's images."""
+    return _local_data(folder, "images", "images/ant/0000.png")
+
+
 def configuration(folder: Path) -> Decoder:
     """Both sides' TOML."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -575,7 +619,7 @@ DECODERS: dict[str, Callable[[Path], Decoder]] = {
     for kind in (
         message, topic, coordinator, device, manifest, bundle, arriving_blob, chunks, update,
         initial_model, generations, session, local_state, progress, graph, scanned_graph, data,
-        array, configuration, store_rows, store_file,
+        array, csv_file, npy_file, sqlite_file, image_file, configuration, store_rows, store_file,
     )
 }  # fmt: skip
 """Each gets a folder of its own to work in."""

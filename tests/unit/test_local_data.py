@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -180,3 +182,12 @@ def test_too_few_examples_are_a_reason_that_may_be_told(tmp_path: Path) -> None:
         assert here.data.examples_count == 9
     here.write(10)
     assert len(here.now().training.x) == 10
+
+
+def test_a_client_with_an_npz_starts_without_what_other_kinds_need() -> None:
+    code = (
+        "import sys, edge_client.command, edge_client.runner, edge_client.data.npz;"
+        "print(sorted({'sqlite3', 'csv', 'PIL', 'subprocess'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() in ("[]", "['subprocess']")
