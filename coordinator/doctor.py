@@ -13,14 +13,17 @@ from pathlib import Path
 from coordinator.config import CoordinatorConfig
 from coordinator.diagnosis import DeviceFacts, Facts, confirmed, diagnose, seem_idle
 from coordinator.inquest import Known, damage, read_store, upload_quiet_ms
+from coordinator.linking import ROLE
 from coordinator.plans import check_against
 from coordinator.round_state import RoundState
+from fedtide.access import Access, entrance
 from fedtide.broker_check import Probe, Trip, check_access, forbidden
 from fedtide.bundle import open_bundle_dir, sha256_hex
 from fedtide.checkup import Finding, examine, failed, ok, problem, warning
 from fedtide.config import load_config
 from fedtide.errors import FedtideError
 from fedtide.host_check import check_clock, check_folder, is_locked
+from fedtide.identity_check import check_identity, check_refused
 from fedtide.inquiry import Inquiry
 from fedtide.messages import Problem, encode
 from fedtide.picture import Picture
@@ -37,11 +40,11 @@ def check(path: Path, seconds: float) -> Iterator[Finding]:
     """Everything; takes at most `seconds`, and little more."""
     try:
         config = load_config(path, CoordinatorConfig)
+        case = _Case(config, time.monotonic() + 0.9 * seconds)
     except FedtideError as exc:
         yield failed(exc)
         return
     yield ok(f"{str(path)!r} is a coordinator's configuration")
-    case = _Case(config, time.monotonic() + 0.9 * seconds)
     groups = [("this machine", case.host), ("the broker", case.broker)]
     yield from examine(groups, seconds)
     if not case.unreadable:
@@ -59,7 +62,10 @@ class _Case:
         self._config = config
         self._until_s = until_s
         self._known: Known | None = None
-        self._picture = Picture(config.federation)
+        self._way = entrance(
+            Access(config.federation, config.broker, config.identity, config.members)
+        )
+        self._picture = Picture(config.federation, self._way.verified)
         self._topics = Topics(config.federation)
         self._reached = False
         self.unreadable = False
@@ -70,6 +76,8 @@ class _Case:
         """Bundle, state, disk, clock."""
         config = self._config
         yield from check_clock(config.state_dir)
+        if config.identity is not None:
+            yield from check_identity(config.identity, self._topics)
         model_bytes, bundle_digest = 0, ""
         try:
             bundle = open_bundle_dir(config.bundle)
@@ -147,11 +155,11 @@ class _Case:
 
     def broker(self) -> Iterator[Finding]:
         """Reach it, enter, and try every permission that a coordinator needs."""
-        for finding in check_access(self._config.broker):
+        for finding in check_access(self._way.broker):
             yield finding
             if finding.level == "problem":
                 return
-        with Inquiry(self._config.broker, "doctor") as inquiry:
+        with Inquiry(self._way.broker, "doctor", sealer=self._way.sealer) as inquiry:
             probe = Probe(inquiry, self._picture, self._until_s)
             for finding in probe.enter():
                 yield finding
@@ -160,6 +168,7 @@ class _Case:
             probe.hear(LISTEN_S)
             self._reached = True
             yield from self._permissions(probe)
+            yield from check_refused(self._picture.snapshot(0))
 
     def _permissions(self, probe: Probe) -> Iterator[Finding]:
         topics, name, found = self._topics, probe.device_id, 0
@@ -203,7 +212,7 @@ class _Case:
 
     @property
     def _user(self) -> str | None:
-        return self._config.broker.username
+        return ROLE if self._config.identity is not None else self._config.broker.username
 
     def _judged(
         self, topic: str, kind: str, trip: Trip, probe: Probe, *, must_hear: bool
@@ -240,7 +249,7 @@ class _Case:
         if left_s <= AGAIN_S:
             return False
         try:
-            with Inquiry(self._config.broker, "doctor") as inquiry:
+            with Inquiry(self._way.broker, "doctor", sealer=self._way.sealer) as inquiry:
                 probe = Probe(inquiry, self._picture, self._until_s)
                 if any(finding.level == "problem" for finding in probe.enter()):
                     return False

@@ -17,14 +17,17 @@ from edge_client.config import ClientConfig
 from edge_client.data import Problems, open_source
 from edge_client.durable import Durable
 from edge_client.holdings import stored_bundle
+from edge_client.linking import with_name
 from edge_client.saved_session import STATE_NAME, SavedSession
 from edge_client.trainers.opening import available_runtimes
+from fedtide.access import Access, Entrance, entrance
 from fedtide.broker_check import Probe, check_access, forbidden
 from fedtide.checkup import Finding, examine, failed, ok, problem, warning
 from fedtide.config import load_config
 from fedtide.errors import DamagedError, FedtideError
 from fedtide.generations import Generations
 from fedtide.host_check import check_clock, check_folder, is_locked
+from fedtide.identity_check import check_identity, check_refused
 from fedtide.inquiry import Inquiry
 from fedtide.messages import Envelope, Problem, Want, decode, encode
 from fedtide.picture import Picture
@@ -40,7 +43,8 @@ MODEL_UNKNOWN_BYTES = 50_000_000
 def check(path: Path, seconds: float) -> Iterator[Finding]:
     """Everything; takes at most `seconds`, and little more."""
     try:
-        config = load_config(path, ClientConfig)
+        given = load_config(path, ClientConfig)
+        config = with_name(given)
     except FedtideError as exc:
         yield failed(exc)
         return
@@ -50,7 +54,7 @@ def check(path: Path, seconds: float) -> Iterator[Finding]:
         ("this device", lambda: _device(config)),
         ("its conditions", lambda: check_conditions(config.conditions, config.state_dir)),
         ("the data", lambda: _data(config)),
-        ("the broker", lambda: _broker(config, until_s)),
+        ("the broker", lambda: _broker(config, _entrance(given), until_s)),
     ]
     yield from examine(groups, seconds)
 
@@ -60,6 +64,8 @@ def check(path: Path, seconds: float) -> Iterator[Finding]:
 
 def _device(config: ClientConfig) -> Iterator[Finding]:
     yield from check_clock(config.state_dir)
+    if config.identity is not None:
+        yield from check_identity(config.identity, Topics(config.federation))
     running = is_locked(config.state_dir)
     yield ok("its client is running" if running else "its client is not running now")
     bundle = stored_bundle(config.state_dir)
@@ -140,13 +146,17 @@ def _data(config: ClientConfig) -> Iterator[Finding]:
 # ---- the broker ----
 
 
-def _broker(config: ClientConfig, until_s: float) -> Iterator[Finding]:
+def _entrance(given: ClientConfig) -> Entrance:
+    return entrance(Access(given.federation, given.broker, given.identity))
+
+
+def _broker(config: ClientConfig, way: Entrance, until_s: float) -> Iterator[Finding]:
     for finding in check_access(config.broker):
         yield finding
         if finding.level == "problem":
             return
-    picture = Picture(config.federation)
-    with Inquiry(config.broker, "doctor") as inquiry:
+    picture = Picture(config.federation, way.verified)
+    with Inquiry(config.broker, "doctor", sealer=way.sealer) as inquiry:
         probe = Probe(inquiry, picture, until_s)
         for finding in probe.enter():
             yield finding
@@ -159,7 +169,7 @@ def _broker(config: ClientConfig, until_s: float) -> Iterator[Finding]:
         presence = probe.trip(topics.presence(config.device), b"", hear=False)
         if presence.refused:
             topic = topics.presence(config.device)
-            yield forbidden(config.broker.username, "publish on", topic, presence.refused)
+            yield forbidden(_user(config), "publish on", topic, presence.refused)
         # Of no upload, and so ignored by the coordinator.
         stray = probe.chunk()
         large = probe.trip(topics.up(config.device), stray, hear=False)
@@ -175,11 +185,17 @@ def _broker(config: ClientConfig, until_s: float) -> Iterator[Finding]:
                 f"a message of {len(stray):,} bytes is not confirmed in time: the link is slow",
                 "nothing, if this is known: transfers adapt and go on where they were",
             )
+        yield from check_refused(picture.snapshot(0))
+
+
+def _user(config: ClientConfig) -> str | None:
+    """Who the broker takes us for."""
+    return config.broker.username if config.identity is None else config.device
 
 
 def _coordinator(config: ClientConfig, probe: Probe, picture: Picture) -> Iterator[Finding]:
     """Whether anybody of this federation is there, and answers this device."""
-    topics, user = Topics(config.federation), config.broker.username
+    topics, user = Topics(config.federation), _user(config)
     question = encode(Want(secrets.token_hex(32), ((0, 1),)), probe.device_id)
     trip = probe.trip(
         topics.up(config.device),

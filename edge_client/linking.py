@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -13,12 +13,10 @@ from edge_client.config import ClientConfig
 from fedtide.errors import ConfigError
 from fedtide.mqtt import MqttTransport
 from fedtide.topics import Topics, is_device_name
-from fedtide.transport import Deliver, Transport, Will
+from fedtide.transport import Connect, Deliver, Transport, Will
 
 if TYPE_CHECKING:
     from fedtide.identity import Identity
-
-Connect = Callable[[Deliver, Will | None], Transport]
 
 
 @contextmanager
@@ -49,6 +47,19 @@ def identified(config: ClientConfig) -> Iterator[tuple[ClientConfig, Connect]]:
             return SealedTransport(mqtt, deliver, will, topics, key, take, trust)
 
         yield config, connect
+
+
+def with_name(config: ClientConfig) -> ClientConfig:
+    """The same for somebody who only looks, beside a running client or without one.
+
+    Raises:
+        ConfigError: the identity cannot be used, or is another's.
+    """
+    if config.identity is None:
+        return config
+    from fedtide.identity import load_identity
+
+    return named(config, load_identity(config.identity))
 
 
 def named(config: ClientConfig, identity: Identity) -> ClientConfig:

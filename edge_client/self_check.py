@@ -21,6 +21,7 @@ _MODULES = (
     "onnxruntime",
     "edge_client.command",
     "edge_client.runner",
+    "edge_client.trust",
     "edge_client.trainers.portable",
     "fedtide.cli",
     "fedtide.device_command",
@@ -53,10 +54,11 @@ def _imported() -> str:
 
 def _check_config(path: Path) -> None:
     from edge_client.config import ClientConfig
+    from edge_client.linking import with_name
     from edge_client.saved_session import SavedSession
     from fedtide.config import load_config
 
-    config = load_config(path, ClientConfig)
+    config = with_name(load_config(path, ClientConfig))
     if config.state_dir.is_dir():
         SavedSession(config.state_dir, config.federation, config.device).load()
 

@@ -26,7 +26,15 @@ from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
 from fedtide.messages import Chunk, encode
 from fedtide.picture import Picture
 from fedtide.sending import chunk_blocks_for
-from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Received, Refused
+from fedtide.transport import (
+    Connected,
+    Delivered,
+    Disconnected,
+    LinkEvent,
+    Received,
+    Refused,
+    Unsealed,
+)
 
 TCP_S = 3.0
 CONNECT_S = 7.0
@@ -69,7 +77,8 @@ def check_access(config: BrokerConfig) -> Iterator[Finding]:
             yield ok(f"something answers at {where}, without TLS{secret}")
             return
         try:
-            context = ssl.create_default_context(cafile=str(config.ca_file))
+            context = config.tls()
+            assert context is not None
             with context.wrap_socket(link, server_hostname=config.host) as secure:
                 yield ok(f"TLS with {where}: {secure.version()}, the certificate is trusted")
         except (OSError, ssl.SSLError, ValueError) as exc:
@@ -136,6 +145,8 @@ class Probe:
         if isinstance(event, Received):
             now_ms = time.monotonic_ns() // 1_000_000
             self._picture.hear(event.topic, event.payload, now_ms, retained=event.retained)
+        elif isinstance(event, Unsealed):
+            self._picture.refuse(event.topic, event.reason)
 
     def listen(self, filters: list[str]) -> None:
         """Subscribe."""

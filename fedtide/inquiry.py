@@ -6,14 +6,16 @@ import logging
 import secrets
 import time
 from collections.abc import Iterable, Iterator
+from functools import partial
 from queue import Empty, SimpleQueue
 from types import TracebackType
 from typing import Self
 
+from fedtide.access import Sealer
 from fedtide.config import BrokerConfig
 from fedtide.errors import BrokerError
 from fedtide.mqtt import MqttTransport
-from fedtide.transport import Broken, Connected, Disconnected, LinkEvent, Refused
+from fedtide.transport import Broken, Connected, Disconnected, LinkEvent, Refused, Transport
 
 
 class Inquiry:
@@ -23,8 +25,15 @@ class Inquiry:
     the broker takes user names for client ids (Mosquitto's `use_username_as_clientid`).
     """
 
-    def __init__(self, config: BrokerConfig, purpose: str, client_id: str | None = None) -> None:
-        """Reads the files that `config` names. `client_id`: whose connection shall end, instead.
+    def __init__(
+        self,
+        config: BrokerConfig,
+        purpose: str,
+        client_id: str | None = None,
+        sealer: Sealer | None = None,
+    ) -> None:
+        """Reads the files that `config` names. `client_id`: whose connection shall end, instead;
+        `sealer`: messages are sealed.
 
         Raises:
             ConfigError: one of them cannot be used.
@@ -33,7 +42,9 @@ class Inquiry:
         logging.getLogger("fedtide").addHandler(logging.NullHandler())
         self._events: SimpleQueue[LinkEvent] = SimpleQueue()
         own_id = f"fedtide-{purpose}-{secrets.token_hex(6)}"
-        self.link = MqttTransport(config, client_id or own_id, self._events.put)
+        mqtt = partial(MqttTransport, config, client_id or own_id)
+        deliver = self._events.put
+        self.link: Transport = sealer(mqtt, deliver) if sealer else mqtt(deliver)
         self._where = f"{config.host}:{config.port}"
 
     def __enter__(self) -> Self:

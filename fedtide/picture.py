@@ -18,6 +18,10 @@ OTHERS_MAX = 100
 """Federations of other names that are remembered."""
 
 
+Verified = Literal["nothing", "coordinator", "everything"]
+"""Whose messages were believed only with a valid seal."""
+
+
 class DeviceNow(Struct, frozen=True):
     """One device."""
 
@@ -49,6 +53,11 @@ class Snapshot(Struct, frozen=True):
     devices: tuple[DeviceNow, ...]
     others: tuple[str, ...]
     """Federations of other names that have, or had, a coordinator at this broker."""
+    verified: Verified
+    refused_count: int
+    """Messages that were left out, because their seal is not valid."""
+    refused_newest: str
+    """Of the newest: topic and reason."""
 
 
 class _Heard(NamedTuple):
@@ -60,8 +69,11 @@ class _Heard(NamedTuple):
 class Picture:
     """See the module."""
 
-    def __init__(self, federation: str) -> None:
+    def __init__(self, federation: str, verified: Verified = "nothing") -> None:
         self._topics = Topics(federation)
+        self._verified = verified
+        self._refused_count = 0
+        self._refused_newest = ""
         self._beacon: Beacon | None = None
         self._status: Status | None = None
         self._status_at_ms = 0
@@ -102,6 +114,11 @@ class Picture:
             case _:
                 pass
 
+    def refuse(self, topic: str, reason: str) -> None:
+        """A message came whose seal is not valid."""
+        self._refused_count += 1
+        self._refused_newest = f"{topic.removeprefix(f'{self._topics.root}/')}: {reason}"
+
     def _other(self, topic: str) -> None:
         parts = topic.split("/")
         if len(parts) == 4 and is_identifier(parts[2]) and len(self._others) < OTHERS_MAX:
@@ -134,6 +151,9 @@ class Picture:
             deadline_at_most=self._status_retained,
             devices=tuple(self._device(name, at_ms) for name in devices),
             others=tuple(sorted(self._others)),
+            verified=self._verified,
+            refused_count=self._refused_count,
+            refused_newest=self._refused_newest,
         )
 
     def _device(self, name: str, at_ms: int) -> DeviceNow:

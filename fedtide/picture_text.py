@@ -21,6 +21,12 @@ _SILENT = (
 )
 
 
+_UNVERIFIED = (
+    "not verified: what devices say of themselves; only the coordinator's configuration knows "
+    "their keys"
+)
+
+
 class Row(NamedTuple):
     """One device."""
 
@@ -34,6 +40,13 @@ def headline(snapshot: Snapshot) -> list[str]:
     """The federation and its round, one thing a line."""
     here = {"online": "coordinator online", "offline": "coordinator OFFLINE"}
     said = [f"{snapshot.federation} · {here.get(snapshot.coordinator, 'coordinator unknown')}"]
+    if snapshot.refused_count:
+        said.append(
+            f"LEFT OUT: {snapshot.refused_count} messages without a valid seal, the newest on "
+            f"{snapshot.refused_newest}"
+        )
+    if snapshot.verified == "coordinator" and any(d.phase != "unknown" for d in snapshot.devices):
+        said.append(_UNVERIFIED)
     status = snapshot.status
     if status is None:
         return [*said, _SILENT]

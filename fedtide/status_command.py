@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
-from msgspec import Struct
 
-from fedtide.config import BrokerConfig, load_config
+from fedtide.access import Access, entrance
+from fedtide.config import load_config
 from fedtide.errors import BrokerError, ConfigError
 from fedtide.inquiry import Inquiry
 from fedtide.logs import escaped
-from fedtide.messages import Identifier
 from fedtide.picture import Picture, Snapshot
 from fedtide.picture_text import as_lines, headline, rows
 from fedtide.topics import is_identifier
-from fedtide.transport import Broken, Connected, Disconnected, LinkEvent, Received, Refused
+from fedtide.transport import (
+    Broken,
+    Connected,
+    Disconnected,
+    LinkEvent,
+    Received,
+    Refused,
+    Unsealed,
+)
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -31,13 +38,6 @@ FIRST_S = 5.0
 QUIET_S = 0.5
 """Retained messages come at once: when none has come for this long, all have."""
 REFRESH_S = 1.0
-
-
-class Access(Struct, frozen=True):
-    """What a coordinator.toml and a client.toml have in common."""
-
-    federation: Identifier
-    broker: BrokerConfig = BrokerConfig()
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--username", metavar="NAME", help="such as observer")
     for flag in ("--password-file", "--ca-file"):
         parser.add_argument(flag, type=Path, metavar="FILE")
+    parser.add_argument("--identity", type=Path, metavar="FOLDER", help="instead of a user name")
 
 
 def run(parsed: argparse.Namespace) -> int:
@@ -64,8 +65,9 @@ def run(parsed: argparse.Namespace) -> int:
         BrokerError: the broker does not let us in, or nothing is known to it of this federation.
     """
     access = _access(parsed)
-    picture = Picture(access.federation)
-    with Inquiry(access.broker, "status") as inquiry:
+    way = entrance(access)
+    picture = Picture(access.federation, way.verified)
+    with Inquiry(way.broker, "status", sealer=way.sealer) as inquiry:
         try:
             inquiry.connect(CONNECT_S)
             inquiry.listen(picture.filters())
@@ -97,7 +99,8 @@ def _access(parsed: argparse.Namespace) -> Access:
     flags = ("host", "port", "username", "password_file", "ca_file")
     given = {name: getattr(parsed, name) for name in flags if getattr(parsed, name) is not None}
     broker = msgspec.structs.replace(access.broker, **given)
-    return Access(parsed.federation or access.federation, broker)
+    identity, members = parsed.identity or access.identity, access.members
+    return Access(parsed.federation or access.federation, broker, identity, members)
 
 
 def _now_ms() -> int:
@@ -136,6 +139,8 @@ def _take(event: LinkEvent, inquiry: Inquiry, picture: Picture) -> str | None:
     match event:
         case Received(topic, payload, retained):
             picture.hear(topic, payload, _now_ms(), retained=retained)
+        case Unsealed(topic, reason):
+            picture.refuse(topic, reason)
         case Connected():
             inquiry.listen(picture.filters())
             return ""

@@ -110,3 +110,7 @@ class Transport(Protocol):
 
     def stop(self) -> None:
         """Disconnect in good order (the will is not sent) and release everything."""
+
+
+Connect = Callable[[Deliver, Will | None], Transport]
+"""Makes a link that tells all it learns, and has this said when it is gone."""

@@ -12,7 +12,7 @@ from typing import Protocol
 from fedtide.errors import StateError
 from fedtide.identity import Identity
 from fedtide.key_set import open_key_set
-from fedtide.keys import key_id
+from fedtide.keys import key_id, public_bytes
 from fedtide.members import Members
 from fedtide.objections import BROKEN, NO_AUTHORITY, NO_MEMBER, NOT_KEPT, OF_ANOTHER, STALE, UNKNOWN
 from fedtide.seal import Sealed, is_sealed_by
@@ -108,13 +108,15 @@ def device_objection(members: Members, device_id: str, topic: str, sealed: Seale
 class Onlooker:
     """Somebody who only looks: changes nothing, and has no marks.
 
-    Of devices whose keys are not known here, the messages are shown as they are.
+    Of devices whose keys are not known here, and of other federations, the messages are shown as
+    they are; and what he says himself to try whether it arrives, wherever it is.
     """
 
     def __init__(self, topics: Topics, identity: Identity, members: Members | None) -> None:
         self._topics = topics
         self._ring = KeyRing(topics, identity, read_only=True)
         self._members = members
+        self._own = public_bytes(identity.key)
 
     def linked(self, link: Transport) -> None:
         """Ask for the key set."""
@@ -123,9 +125,9 @@ class Onlooker:
     def objection(self, topic: str, sealed: Sealed) -> str | None:
         """Why it is not to be heard."""
         device_id = self._topics.device_of(topic)
-        if device_id is None:
+        if device_id is None and topic.startswith(f"{self._topics.root}/"):
             return coordinator_objection(self._ring, topic, sealed)
-        if self._members is None:
+        if device_id is None or self._members is None or is_sealed_by(self._own, topic, sealed):
             return None
         return device_objection(self._members, device_id, topic, sealed)
 

@@ -15,7 +15,7 @@ import pytest
 
 from demo.local import wait_for
 from fedtide.keys import new_key
-from fedtide.messages import Chunk, Offer, Receipt, Task, Welcome, encode
+from fedtide.messages import Chunk, Offer, Presence, Receipt, Status, Task, Welcome, encode
 from fedtide.rollover import prepare_rollover
 from fedtide.seal import seal
 from tests import bundles
@@ -124,6 +124,47 @@ def test_a_device_that_signs_as_another(siege: Siege) -> None:
     siege.refused_once_more("seal of no member", lambda: siege.intruder.say(stranger, forged))
 
 
+def fedtide(*words: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedtide", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+def test_status_and_doctor_look_without_disturbing(siege: Siege) -> None:
+    status = fedtide("status", "--once", siege.config("coordinator"))
+    assert "coordinator online" in status.stdout, status.stdout + status.stderr
+    assert "alpha" in status.stdout
+    assert "not verified" not in status.stdout
+    status = fedtide("status", "--once", siege.config("alpha"))
+    assert "not verified: what devices say of themselves" in status.stdout, status.stderr
+    for name, told in (
+        ("alpha", "ok      the coordinator answers this device"),
+        ("coordinator", "ok      messages arrive on every topic that a coordinator needs"),
+    ):
+        doctor = fedtide("doctor", siege.config(name))
+        assert told in doctor.stdout, doctor.stdout + doctor.stderr
+        assert f"certificate of '{name}' is valid until" in doctor.stdout
+        assert "it knows key set 1 of the coordinator" in doctor.stdout
+    siege.wait_for_updates("alpha", "beta")
+
+
+@pytest.mark.slow
+def test_what_is_forged_for_people_is_left_out(siege: Siege) -> None:
+    status, presence = siege.topics.status, siege.topics.presence("alpha")
+    siege.processes["alpha"].stop()
+    siege.intruder.say(presence, encode(Presence(True, "training", 7), "1"), retain=True)
+    shown = fedtide("status", "--once", siege.config("coordinator")).stdout
+    assert "LEFT OUT: 1 messages without a valid seal, the newest on presence/alpha" in shown
+    assert "training round 7" not in shown
+    genuine, _ = siege.intruder.newest(status, Status)
+    moved = siege.topics.beacon
+    siege.intruder.say(moved, genuine, retain=True)
+    doctor = fedtide("doctor", siege.config("alpha")).stdout
+    assert "messages at the broker have no valid seal; the newest on" in doctor
+    siege.processes["alpha"].start()
+    siege.wait_for_updates("alpha", "beta")
+
+
 def test_who_is_revoked_is_heard_no_more(siege: Siege) -> None:
     siege.add_device("gamma")
     siege.wait_for_updates("gamma", more=1)
@@ -176,7 +217,5 @@ def test_and_the_books_are_right(siege: Siege) -> None:
     for name, child in siege.processes.items():
         assert "Traceback" not in siege.log(name), siege.log(name)
         child.stop()
-    state_dir = str(siege.folder / "coordinator")
-    command = [sys.executable, "-m", "fedtide", "models", "verify", "--state-dir", state_dir]
-    verify = subprocess.run(command, capture_output=True, text=True, check=False)
+    verify = fedtide("models", "verify", "--state-dir", siege.folder / "coordinator")
     assert verify.returncode == 0, verify.stdout + verify.stderr

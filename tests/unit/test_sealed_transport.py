@@ -457,9 +457,9 @@ def test_an_onlooker_changes_nothing_and_believes_what_it_can_check(
     alpha.link.publish(TOPICS.presence("alpha"), b"idle", retain=True)
     coordinator.link.publish(TOPICS.beacon, b"here", retain=True)
     coordinator.link.publish(TOPICS.beacon, b"here", retain=True)
-    world.inject(TOPICS.beacon, seal(TOPICS.beacon, b"forged", beta.key, 1))
-    forged = TOPICS.presence("alpha"), seal(TOPICS.presence("alpha"), b"forged", beta.key, 1)
-    world.inject(*forged)
+    stranger, presence = new_key(), TOPICS.presence("alpha")
+    world.inject(TOPICS.beacon, seal(TOPICS.beacon, b"forged", stranger, 1))
+    world.inject(presence, seal(presence, b"forged", stranger, 1))
     reasons = [event.reason.split(":")[0] for event in heard if isinstance(event, Unsealed)]
     received = [event.payload for event in heard if isinstance(event, Received)]
     if knows_members:
