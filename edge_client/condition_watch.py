@@ -68,4 +68,8 @@ class ConditionWatch:
             for condition in examine(readings, self._config):
                 if condition.met is None:
                     _log.warning("%s: tasks wait for it", condition.text)
-        return judge(readings, self._config, before, time.monotonic_ns() // 1_000_000)
+        verdict = judge(readings, self._config, before, time.monotonic_ns() // 1_000_000)
+        if set(verdict.held) != set(before.held):
+            reasons = "; ".join(held.text for held in verdict.held.values())
+            _log.info("%s", f"waits: {reasons}" if reasons else "its conditions hold")
+        return verdict

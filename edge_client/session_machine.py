@@ -251,10 +251,8 @@ def _judged(state: State, training: str, transfers: str, at_ms: int) -> Step:
     before = state
     state = _with(state, training_held=training, transfers_held=transfers)
     commands: list[Command] = []
-    if bool(state.held) != bool(before.held):
-        commands.append(Note(f"waits: {state.held}" if state.held else "its conditions hold"))
-        if state.connected and state.welcomed:
-            state = _with(state, hello=Wait(at_ms + _share(state)))
+    if bool(state.held) != bool(before.held) and state.connected and state.welcomed:
+        state = _with(state, hello=Wait(at_ms + _share(state)))
     was = bool(before.training_held), bool(before.transfers_held)
     if was != (bool(training), bool(transfers)):
         commands.append(Adapt())

@@ -17,7 +17,6 @@ from coordinator.round_machine import Member, RoundState
 from coordinator.service import Service
 from coordinator.store import Store
 from coordinator.vetting import Verdict
-from edge_client import session_machine
 from edge_client.outbox import Wait
 from edge_client.saved_session import SavedSession
 from edge_client.session import Session
@@ -118,7 +117,6 @@ def verdict_forgotten(patch: Patch) -> None:
 def hello_once(patch: Patch) -> None:
     """A hello that is lost is never said again."""
     patch.setattr(Wait, "later", lambda self, now_ms, first_ms: Wait(10**15, self.tries + 1))
-    patch.setattr(session_machine, "HELLO_MS", 10**15)
 
 
 def no_failure_path(patch: Patch) -> None:
