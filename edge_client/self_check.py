@@ -26,7 +26,6 @@ _MODULES = (
     "fedtide.cli",
     "fedtide.device_command",
     "fedtide.doctor_command",
-    "fedtide.identity",
     "fedtide.status_command",
 )
 

@@ -8,11 +8,9 @@ loopback: Mosquitto, registrar and coordinator.
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
@@ -22,14 +20,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from coordinator.packaging.own_wheel import pack_wheel
-from demo.brokers import free_port, mosquitto_path
 from demo.local import wait_for
-from demo.processes import Child
-from fedtide.launch import module_command
-from tests import bundles
 from tests.everywhere.emulation import (
     FOLDER,
     PYTHON,
@@ -39,11 +31,10 @@ from tests.everywhere.emulation import (
     make_userland,
 )
 from tests.everywhere.requirements import ROOT
+from tests.real_server import WAIT_S, Server
 
-MODEL = "tiny_mlp"
 NAME, OTHER = "pi", "desk"
 """The emulated device, and the one beside it."""
-WAIT_S = 300.0
 
 
 def live(core: Core) -> dict[str, Any]:
@@ -64,32 +55,33 @@ def live(core: Core) -> dict[str, Any]:
         installed = folder_bytes(device.root / "opt")
         figures["installed_mb"] = round(installed / 1e6, 1)
         with timed("join"):
-            said = device.run("fedtide", "device", "join", *server.invite(folder, NAME))
+            code, data = (f"/mnt/{path.name}" for path in server.invite(folder, NAME))
+            device.run("fedtide", "device", "join", code, "--root", "/", "--data", data)
         client = stack.enter_context(running(device, folder / "client.log"))
-        server.add_neighbour(folder)
+        server.start_client(OTHER, server.join(folder, OTHER))
         with timed("first_round_of_both"):
-            server.wait_for_rounds(1)
+            server.wait_for_rounds(1, (NAME, OTHER))
         with timed("ten_rounds"):
-            server.wait_for_rounds(10)
+            server.wait_for_rounds(10, (NAME, OTHER))
         with timed("killed_and_at_work_again"):
             client.end(signal.SIGKILL)
             client = stack.enter_context(running(device, folder / "client.log"))
-            server.wait_for_rounds(2)
+            server.wait_for_rounds(2, (NAME, OTHER))
         with timed("update"):
             device.run("sh", f"/mnt/{files['2'].name}")
         assert "fedtide 9.2" in device.run("fedtide", "--version")
         client.end()
         client = stack.enter_context(running(device, folder / "client.log"))
-        server.wait_for_rounds(2)
+        server.wait_for_rounds(2, (NAME, OTHER))
         with timed("broken_update_refused"):
             said = device.run("sh", f"/mnt/{files['broken'].name}", fails_with=8)
             assert "does not run here" in said, said
         assert "fedtide 9.2" in device.run("fedtide", "--version")
-        server.wait_for_rounds(2)
+        server.wait_for_rounds(2, (NAME, OTHER))
         with timed("back_to_the_version_before"):
             device.run("sh", f"/mnt/{files['1'].name}")
         with timed("revoked"):
-            server.revoke(NAME)
+            server.device("revoke", NAME)
         with timed("client_tells_it"):
             wait_for(lambda: _is_out(folder / "client.log"), "the client's word", WAIT_S)
         client.end()
@@ -205,113 +197,3 @@ def changed(wheel: Path, version: str, texts: Mapping[str, str]) -> Path:
     path = wheel.with_name(f"fedtide-{version}-py3-none-any.whl")
     path.write_bytes(pack_wheel(f"fedtide-{version}", members))
     return path
-
-
-# ---- the server ----
-
-
-class Server:
-    """What `fedtide server init` makes below a folder, running."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._etc = folder / "etc/fedtide"
-        self._children: list[Child] = []
-        self._python = str(bundles.export_python() or sys.executable)
-
-    def __enter__(self) -> Server:
-        ports = ["--port", str(free_port()), "--local-port", str(free_port())]
-        where = ["--bind", "127.0.0.1", "--root", str(self._folder), "--bundle"]
-        self.fedtide(
-            *("server", "init", "127.0.0.1", "--federation", "life"),
-            *(*ports, *where, str(bundles.build(MODEL))),
-        )
-        config = self._etc / "coordinator.toml"
-        text = config.read_text()
-        for key, value in (("count", 1_000_000), ("quorum", 2), ("devices_min", 2)):
-            text = re.sub(rf"^{key} = \d+", f"{key} = {value}", text, flags=re.MULTILINE)
-        config.write_text(text)
-        self._start(
-            "broker", mosquitto_path() or "", "-c", str(self._etc / "broker/mosquitto.conf")
-        )
-        for role in ("registrar", "coordinator"):
-            words = module_command(
-                "fedtide", role, "--config", str(self._etc / f"{role}.toml"), python=self._python
-            )
-            self._start(role, *words)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for child in reversed(self._children):
-            child.stop()
-
-    def fedtide(self, *words: str) -> str:
-        """What a command of the operator's prints."""
-        done = subprocess.run(
-            [self._python, "-m", "fedtide", *words],
-            cwd=ROOT, capture_output=True, text=True, check=False,
-        )  # fmt: skip
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def invite(self, folder: Path, name: str) -> list[str]:
-        """Words with which the device `name` joins, in whose userland `folder` is /mnt."""
-        self.device("add", name, "--out", str(folder / f"{name}.join"))
-        write_data(folder / f"{name}.npz", seed=len(name))
-        return [f"/mnt/{name}.join", "--root", "/", "--data", f"/mnt/{name}.npz"]
-
-    def device(self, *words: str) -> str:
-        """`fedtide device ...` on the server."""
-        return self.fedtide("device", *words, "--config", str(self._etc / "registrar.toml"))
-
-    def revoke(self, name: str) -> None:
-        """Shut it out."""
-        self.device("revoke", name)
-
-    def add_neighbour(self, folder: Path) -> None:
-        """A client of this machine's kind, joined and at work."""
-        words = [word.replace("/mnt", str(folder)) for word in self.invite(folder, OTHER)]
-        words[words.index("--root") : words.index("--root") + 2] = ["--folder", str(folder / OTHER)]
-        python = os.environ.get("FEDTIDE_DEVICE_PYTHON", sys.executable)
-        command = [python, "-m", "fedtide"]
-        subprocess.run([*command, "device", "join", *words], cwd=ROOT, check=True)
-        config = str(folder / OTHER / "client.toml")
-        self._start(OTHER, *module_command("fedtide", "client", "--config", config, python=python))
-
-    def wait_for_rounds(self, more: int) -> None:
-        """So many more rounds in which both counted."""
-        wanted = self._rounds() + more
-        wait_for(lambda: self._rounds() >= wanted, f"{more} rounds of both", WAIT_S)
-
-    def _rounds(self) -> int:
-        path = self._folder / "var/lib/fedtide/coordinator/state/coordinator.db"
-        if not path.exists():
-            return 0
-        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
-        try:
-            rows = database.execute(_ROUNDS_OF_BOTH, (NAME, OTHER)).fetchone()
-        except sqlite3.OperationalError:
-            return 0  # no tables yet
-        finally:
-            database.close()
-        return int(rows[0])
-
-    def _start(self, name: str, *words: str) -> None:
-        child = Child(name, words, self._folder / f"{name}.log")
-        child.start(PYTHONPATH=str(ROOT))
-        self._children.append(child)
-
-
-_ROUNDS_OF_BOTH = """
-SELECT COUNT(*) FROM (
-    SELECT joined FROM updates WHERE verdict = 'accepted' AND joined IS NOT NULL
-    AND device_id IN (?, ?) GROUP BY joined HAVING COUNT(DISTINCT device_id) = 2)
-"""
-
-
-def write_data(path: Path, seed: int) -> None:
-    """Three classes in 8 dimensions, as the model wants them."""
-    rng = np.random.default_rng(seed)
-    y = rng.integers(0, 3, 60)
-    x = (np.eye(3, 8)[y] * 4 + rng.normal(size=(60, 8))).astype(np.float32)
-    np.savez(path, x=x, y=y)

@@ -10,6 +10,7 @@ from edge_client.durable import Durable
 from edge_client.saved_session import STATE_NAME, SavedSession
 from edge_client.self_check import main
 from fedtide.generations import Generations
+from tests.identities import Authority
 
 CONFIG = """
 federation = "example"
@@ -58,3 +59,14 @@ def test_a_state_that_it_does_not_understand(
     Generations(tmp_path / "state" / STATE_NAME).save(b'{"of_the_future": 1, "installation": 2}')
     assert main(["--config", str(config)]) == 7
     assert "not of this version" in capsys.readouterr().err
+
+
+def test_the_state_of_a_device_that_has_joined(config: Path, tmp_path: Path) -> None:
+    """Its name is the certificate's; without that, the state would be another device's."""
+    Authority().identity(tmp_path / "identity", "pi-1")
+    named = config.read_text().replace('device = "pi-1"', f'identity = "{tmp_path / "identity"}"')
+    config.write_text(named)
+    (tmp_path / "state").mkdir()
+    saved = SavedSession(tmp_path / "state", "example", "pi-1")
+    saved.save(Durable(federation="example", device="pi-1"))
+    assert main(["--config", str(config)]) == 0
