@@ -96,6 +96,7 @@ class SqliteQuery:
                 timeout=_BUSY_S,
                 isolation_level=None,
             )
+            database.text_factory = _text
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _FIELD_BYTES_MAX)
             database.set_progress_handler(lambda: time.monotonic() > until_s, _STEPS)
             database.execute("BEGIN")
@@ -105,6 +106,8 @@ class SqliteQuery:
             yield database, count
         except sqlite3.Error as exc:
             raise self._explained(exc, time.monotonic() > until_s) from exc
+        except UnicodeDecodeError as exc:  # even of SQLite's own messages, if the file is damaged
+            raise DataError(f"the query on {str(self._path)!r} fails: {exc}") from exc
         finally:
             if database is not None:
                 database.close()
@@ -127,6 +130,10 @@ class SqliteQuery:
             sqlite3.SQLITE_ERROR: "data.query is one SELECT that yields inputs and label",
         }
         return DataError(f"the query on {where} fails: {exc}", hint=hints.get(code & 0xFF))
+
+
+def _text(raw: bytes) -> str:
+    return raw.decode(errors="replace")
 
 
 def _only_reading(action: int, _first: str | None, _second: str | None, *_: str | None) -> int:

@@ -275,6 +275,7 @@ BAD_QUERIES = {
     "no rows": ("SELECT * FROM t WHERE a > 5", "no examples"),
     "NULL": ("SELECT a, NULL, y FROM t", "row 1 of the query, column 'NULL': a value is missing"),
     "text": ("SELECT a, 'x', y FROM t", "'x' is no number"),
+    "text that is none": ("SELECT a, CAST(x'ff31' AS TEXT), y FROM t", "is no number"),
     "real label": ("SELECT a, b, 0.5 FROM t", "0.5 is no whole number"),
     "label": ("SELECT a, b, 5 FROM t", "label 5 of row 1"),
     "infinite": ("SELECT a, 9e999, y FROM t", "not finite"),
@@ -316,6 +317,13 @@ def test_what_is_no_database(tmp_path: Path) -> None:
         path.write_bytes(content)
         with pytest.raises(DataError, match="fails"):
             load(path=path, query="SELECT * FROM t")
+
+
+def test_a_damaged_schema_whose_message_is_no_text(tmp_path: Path) -> None:
+    path = database(tmp_path, ONE, "PRAGMA writable_schema = ON",
+                    "UPDATE sqlite_master SET sql = CAST(x'4352a0' AS TEXT)")  # fmt: skip
+    with pytest.raises(DataError, match="fails"):
+        load(path=path, query="SELECT * FROM t")
 
 
 def test_a_locked_database_is_not_yet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
