@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from edge_client.data import NotNowError
-from edge_client.data.choice import Places, key_of, keys_of
+from edge_client.data.choice import Key, Places, is_held_out, key_of, keys_of
 from edge_client.data.config import DataConfig
 from edge_client.data.local_data import SETTLE_S, LocalData
 from edge_client.data.rows import Column, LocalDataset
@@ -111,6 +111,8 @@ def test_a_sample_does_not_depend_on_the_order() -> None:
 def test_keys_are_those_of_every_machine() -> None:
     """Were they to change, held-out examples would be trained on after an update."""
     assert key_of(b"abc") == (14936952950850555179, 2380654890434721814)
+    assert is_held_out(Key(2**62 - 1, 2**63), 0.25)
+    assert not is_held_out(Key(2**62, 0), 0.25)
 
 
 def test_data_are_read_once_until_they_change(tmp_path: Path) -> None:
