@@ -16,6 +16,7 @@ import numpy as np
 RESULTS = Path(__file__).resolve().parent.parent / "results"
 _PACKAGES = (
     "fedtide", "numpy", "paho-mqtt", "msgspec", "onnxruntime", "onnxruntime-training-cpu", "torch",
+    "cryptography",
 )  # fmt: skip
 
 
