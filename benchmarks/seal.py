@@ -1,4 +1,4 @@
-"""What does a seal cost? Sealing and opening a small message and a chunk, and the whole way through.
+"""What does a seal cost? Sealing and opening a small message and a chunk, and what goes with it.
 
 Median processor time of one message: of the signature alone, of `SealedTransport.publish` (number,
 signature, hand-over), and of what a receiver does (open, find the key, verify, mark). Numbers are

@@ -36,6 +36,7 @@ from fedtide.identity import (
 from fedtide.key_set import open_key_set, seal_key_set
 from fedtide.keys import new_key, public_bytes, save_key
 from fedtide.messages import KeySet
+from fedtide.sequence import epoch_ms
 from fedtide.topics import Topics
 
 NEXT_NAME = "next"
@@ -61,7 +62,8 @@ def prepare_rollover(
         for place in (folder, folder / NEXT_NAME)
         if place.is_dir()
     ]
-    version, key = max(known, default=0) + 1, new_key()
+    # The clock, so that a folder restored from a backup does not stay behind what devices know.
+    version, key = max(max(known, default=0) + 1, epoch_ms() // 1000), new_key()
     beside = folder / f".{NEXT_NAME}.new"
     with disk_errors_of(folder):
         if beside.exists():
