@@ -7,8 +7,10 @@ a trace: a task, a want, a receipt. From the others nothing lasting does, and fl
 from __future__ import annotations
 
 import logging
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from fedtide.errors import DamagedError, StateError
 from fedtide.generations import Generations
@@ -21,6 +23,8 @@ from fedtide.topics import Topics
 from fedtide.transport import Transport
 from fedtide.trust import KeyRing, coordinator_objection
 
+_Marks = dict[Annotated[str, Meta(pattern=r"^[0-9a-f]{16}\Z")], Annotated[int, Meta(ge=0)]]
+"""The newest number heard, by the id of its key."""
 _log = logging.getLogger(__name__)
 
 
@@ -43,7 +47,7 @@ class DeviceTrust:
 
     def _load(self) -> dict[str, int]:
         try:
-            return msgspec.json.decode(self._saved.load() or b"{}", type=dict[str, int])
+            return msgspec.json.decode(self._saved.load() or b"{}", type=_Marks)
         except (DamagedError, msgspec.DecodeError, UnicodeDecodeError) as exc:
             _log.error("what was heard is forgotten, old messages may be heard again: %s", exc)
             return {}

@@ -20,12 +20,14 @@ RESERVED = 10_000
 BEHIND_MS_MAX = 86_400_000
 """A clock that is further ahead was wrong before and is right now, or nothing was said for long:
 one write a day is cheap."""
+EPOCH_MS_MAX = 2**53
+"""In the year 287396."""
 _log = logging.getLogger(__name__)
 
 
 def epoch_ms() -> int:
     """The time that this machine believes in."""
-    return time.time_ns() // 1_000_000
+    return min(time.time_ns() // 1_000_000, EPOCH_MS_MAX)
 
 
 class Sequence:
@@ -43,7 +45,10 @@ class Sequence:
 
     def _load(self) -> int:
         try:
-            return int(self._generations.load() or b"0")
+            number = int(self._generations.load() or b"0")
+            if number > EPOCH_MS_MAX:
+                raise ValueError(f"number {number} is reserved, at most {EPOCH_MS_MAX} can be")
+            return number
         except (DamagedError, ValueError) as exc:
             _log.error("%s; the clock says where to go on", exc.args[0])
             return 0

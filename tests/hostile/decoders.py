@@ -16,7 +16,6 @@ import zipfile
 import zlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -60,22 +59,14 @@ from tests.contract.local_data import KINDS, examples
 from tests.contract.local_data import MANIFEST as LOCAL_MANIFEST
 from tests.federation import Federation, Peer
 from tests.golden.test_golden import MESSAGES
-from tests.hostile.mutation import Grammar
+from tests.hostile.decoder import Decoder
+from tests.hostile.seal_decoders import identity, members, numbers, sealed
 from tests.hostile.test_bundles import BOMBS, CRASHERS
 
-Read = Callable[[bytes], str]
 _GOLDEN = tuple(encode(message, "m1") for message in MESSAGES.values())
 _EXAMPLES = Path(__file__).parents[2] / "examples"
 _LIVES = 300
 """Messages that one federation hears before another takes its place."""
-
-
-class Decoder(NamedTuple):
-    """One reader of bytes, and valid inputs for it."""
-
-    seeds: tuple[bytes, ...]
-    read: Read
-    grammar: Grammar = "bytes"
 
 
 def message(_folder: Path) -> Decoder:
@@ -620,6 +611,7 @@ DECODERS: dict[str, Callable[[Path], Decoder]] = {
         message, topic, coordinator, device, manifest, bundle, arriving_blob, chunks, update,
         initial_model, generations, session, local_state, progress, graph, scanned_graph, data,
         array, csv_file, npy_file, sqlite_file, image_file, configuration, store_rows, store_file,
+        sealed, members, identity, numbers,
     )
 }  # fmt: skip
 """Each gets a folder of its own to work in."""

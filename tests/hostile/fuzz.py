@@ -37,7 +37,8 @@ from random import Random
 from typing import Any, NamedTuple
 
 from benchmarks.measurement import save
-from tests.hostile.decoders import DECODERS, Decoder, Read
+from tests.hostile.decoder import Decoder, Read
+from tests.hostile.decoders import DECODERS
 from tests.hostile.mutation import Mutator
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.hostile import fuzz
-from tests.hostile.decoders import DECODERS, Decoder, Read
+from tests.hostile.decoder import Decoder, Read
+from tests.hostile.decoders import DECODERS
 from tests.hostile.mutation import BYTES_MAX, Grammar, Mutator
 
 
