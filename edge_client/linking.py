@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -19,16 +19,26 @@ if TYPE_CHECKING:
     from fedtide.identity import Identity
 
 
+class Identified(NamedTuple):
+    """Who we are, and how to get there."""
+
+    config: ClientConfig
+    """With the device's name and broker."""
+    connect: Connect
+    identity: Identity | None
+
+
 @contextmanager
-def identified(config: ClientConfig) -> Iterator[tuple[ClientConfig, Connect]]:
-    """The configuration with the device's name and broker, and its way there.
+def identified(config: ClientConfig) -> Iterator[Identified]:
+    """Hold the identity, if the configuration names one, for as long as the block lasts.
 
     Raises:
         ConfigError: the identity cannot be used, or is another's.
         StateError: another process uses it, or the disk refuses.
     """
     if config.identity is None:
-        yield config, partial(MqttTransport, config.broker, _client_id(config))
+        mqtt = partial(MqttTransport, config.broker, _client_id(config))
+        yield Identified(config, mqtt, None)
         return
     # Who has no identity needs no cryptography.
     from edge_client.trust import DeviceTrust
@@ -46,7 +56,7 @@ def identified(config: ClientConfig) -> Iterator[tuple[ClientConfig, Connect]]:
             key, take = identity.key, numbers.take
             return SealedTransport(mqtt, deliver, will, topics, key, take, trust)
 
-        yield config, connect
+        yield Identified(config, connect, identity)
 
 
 def with_name(config: ClientConfig) -> ClientConfig:

@@ -103,6 +103,16 @@ class Session:
         self._room = Room()
         self._state = State()
 
+    @property
+    def idle(self) -> bool:
+        """Whether no task is at work, and no update waits for its receipt."""
+        return self._state.durable.task is None and not self._state.durable.outbox
+
+    @property
+    def welcomed(self) -> bool:
+        """Whether the coordinator answers on this connection."""
+        return self._state.welcomed
+
     def start(self, at_ms: int) -> None:
         """Go on where the last life of this device ended.
 

@@ -32,6 +32,8 @@ Step = Literal[
     "join: identity written",
     "join: configuration written",
     "join: tested",
+    "renewal: former name kept",
+    "renewal: certificate stored",
     "client: resumed",
     "client: hello",
     "client: task accepted",
