@@ -56,8 +56,10 @@ class Contents(Struct, frozen=True, forbid_unknown_fields=True):
     made_at_ms: int
     federation: str
     run_id: str
+    """Empty: its coordinator had not run yet."""
     model_version: int
-    bundle: Sha256
+    bundle: str
+    """Digest; empty likewise."""
     left_out: tuple[str, ...]
     """Updates that were gone or damaged before."""
     entries: tuple[Entry, ...]

@@ -64,6 +64,8 @@ def run(parsed: argparse.Namespace) -> int:
             f"WARNING: {len(contents.left_out)} stored updates are gone or damaged and not in it; "
             "their rounds cannot be recomputed (`fedtide doctor` says more)"
         )
+    if not contents.run_id:
+        print("The coordinator has not run yet: neither a model nor its bundle is in it.")
     if registrar is not None:
         told = (
             "IT HOLDS THE AUTHORITY'S PRIVATE KEY: whoever can read it can be the server, or any "

@@ -68,7 +68,7 @@ def restore_backup(
                 _make_staging(folder)
             progress.begin("restoring", total_bytes(contents.entries))
             read = _unpack(file, contents, targets, texts or {}, progress)
-            if STATE in targets:
+            if STATE in targets and contents.run_id:
                 _prepare_state(targets[STATE], contents)
             for folder in targets.values():
                 _move(folder)

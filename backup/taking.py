@@ -70,6 +70,10 @@ def take_backup(
         make_folder(copies)
         try:
             sources = [] if registrar is None else registrar_sources(registrar, copies)
+            if registrar is not None and not _has_run(config):
+                about = _About(config.federation)
+                contents = _write_once(about, [*others, *sources], set(), beside, progress)
+                return _put_in_place(beside, out, contents, progress)
             with _held(config) as held:
                 progress.begin("the database", 0)
                 database = copied_database(
@@ -79,15 +83,26 @@ def take_backup(
                     str(config.state_dir),
                 )
                 contents = _write(config, held, [database, *others, *sources], beside, progress)
-            _verify(beside, progress)
-            beside.replace(out)
-            sync_folder(out.parent)
+            _put_in_place(beside, out, contents, progress)
             with as_owner_of(config.state_dir):
                 (config.state_dir / BACKUP_NAME).touch(mode=0o600)
+            return contents
         finally:
             beside.unlink(missing_ok=True)
             shutil.rmtree(copies, ignore_errors=True)
-    return contents
+
+
+def _has_run(config: CoordinatorConfig) -> bool:
+    return (config.state_dir / "coordinator.db").exists()
+
+
+class _About(NamedTuple):
+    """What a backup says of the state in it."""
+
+    federation: str
+    run_id: str = ""
+    model_version: int = 0
+    bundle: str = ""
 
 
 class _Held(NamedTuple):
@@ -104,7 +119,7 @@ class _Held(NamedTuple):
 def _held(config: CoordinatorConfig) -> Iterator[_Held]:
     """The state at a moment."""
     state_dir = config.state_dir
-    if not (state_dir / "coordinator.db").exists():
+    if not _has_run(config):
         raise StateError(
             f"no coordinator state in {str(state_dir)!r}", hint="has this coordinator ever run?"
         )
@@ -163,13 +178,20 @@ def _write(
     config: CoordinatorConfig, held: _Held, sources: list[Source], beside: Path, progress: Progress
 ) -> Contents:
     """Write everything; once more without an update that turns out to be damaged."""
-    sources = [*sources, *bundle_sources(config.bundle, held.store.fact("bundle") or "")]
+    store = held.store
+    about = _About(
+        federation=store.fact("federation") or "",
+        run_id=store.fact("run_id") or "",
+        model_version=store.load_state().model_version,
+        bundle=store.fact("bundle") or "",
+    )
+    sources = [*sources, *bundle_sources(config.bundle, about.bundle)]
     left_out = set(held.left_out)
     while True:
         updates = [digest for digest in held.updates if digest not in left_out]
         blobs = [_blob(held.folder, digest) for digest in (*held.models, *updates)]
         try:
-            return _write_once(held.store, [*sources, *blobs], left_out, beside, progress)
+            return _write_once(about, [*sources, *blobs], left_out, beside, progress)
         except DamagedError as exc:
             name = str(exc.args[0])
             digest = name.removeprefix(f"{BLOBS_ENTRY}/")
@@ -179,17 +201,14 @@ def _write(
 
 
 def _write_once(
-    store: Store, sources: list[Source], left_out: set[str], path: Path, progress: Progress
+    about: _About, sources: list[Source], left_out: set[str], path: Path, progress: Progress
 ) -> Contents:
     by_name = {source.entry.name: source for source in sources}
     contents = Contents(
         format=1,
         version=__version__,
         made_at_ms=time.time_ns() // 1_000_000,
-        federation=store.fact("federation") or "",
-        run_id=store.fact("run_id") or "",
-        model_version=store.load_state().model_version,
-        bundle=store.fact("bundle") or "",
+        **about._asdict(),
         left_out=tuple(sorted(left_out)),
         entries=tuple(source.entry for source in by_name.values()),
     )
@@ -206,10 +225,13 @@ def _blob(folder: Path, digest: str) -> Source:
     return Source(Entry(f"{BLOBS_ENTRY}/{digest}", path.stat().st_size, digest), opener(path))
 
 
-def _verify(path: Path, progress: Progress) -> None:
-    """Read it all again, as a restoration would."""
-    with path.open("rb") as file:
-        contents = read_contents(file, path.stat().st_size)
-        progress.begin("verifying", total_bytes(contents.entries))
-        for _, copy in read_entries(file, contents):
+def _put_in_place(beside: Path, out: Path, contents: Contents, progress: Progress) -> Contents:
+    """When it has been read again, as a restoration would."""
+    with beside.open("rb") as file:
+        read = read_contents(file, beside.stat().st_size)
+        progress.begin("verifying", total_bytes(read.entries))
+        for _, copy in read_entries(file, read):
             copy(None, progress.moved)
+    beside.replace(out)
+    sync_folder(out.parent)
+    return contents

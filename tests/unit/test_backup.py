@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shutil
 import stat
 import subprocess
 import tarfile
@@ -34,8 +35,11 @@ from coordinator.figures import BACKUP_NAME
 from coordinator.recompute import recompute
 from coordinator.store import Store
 from fedtide.bundle import sha256_hex
+from fedtide.config import load_config
 from fedtide.errors import ConfigError, DamagedError, StateError
+from registrar.config import RegistrarConfig
 from tests.federation import Federation
+from tests.servers import Server, refused, told
 
 QUIET = Progress(quiet=True)
 
@@ -286,6 +290,47 @@ def test_roots_backup_leaves_no_file_of_its_own_in_the_services_folder(tmp_path:
     os.chown(target, service, service)
     restore_backup(kept.out, {STATE: target / "state"}, QUIET)
     assert {path.stat().st_uid for path in target.rglob("*")} == {service}
+
+
+def test_a_server_whose_coordinator_has_not_run_yet(
+    tmp_path: Path,
+) -> None:
+    """The authority is worth a backup from its first minute."""
+    server = Server(tmp_path)
+    server.join("pi-1")
+    layout, out = server.layout, tmp_path / "server.backup"
+    told(
+        "server",
+        "backup",
+        "--config",
+        str(layout.coordinator_toml),
+        "--registrar",
+        str(layout.registrar_toml),
+        "--out",
+        str(out),
+    )
+    key = (layout.home("registrar") / "authority" / "key.pem").read_bytes()
+    members = layout.members.read_bytes()
+    shutil.rmtree(layout.root)
+    told("server", "restore", str(out), "--root", str(layout.root))
+    assert (layout.home("registrar") / "authority" / "key.pem").read_bytes() == key
+    server.init()
+    assert layout.members.read_bytes() == members
+
+
+def test_a_whole_server_is_not_restored_over_another_nor_from_half_a_backup(tmp_path: Path) -> None:
+    server, kept = Server(tmp_path), Kept(tmp_path)
+    kept.take()
+    root = str(server.layout.root)
+    assert "it has no registrar" in refused("server", "restore", str(kept.out), "--root", root)
+    config = load_config(server.layout.registrar_toml, RegistrarConfig)
+    registrar_toml = of_bytes("files/registrar.toml", server.layout.registrar_toml.read_bytes())
+    others = [of_bytes("files/coordinator.toml", b"x"), registrar_toml]
+    take_backup(kept.config, others, kept.out, QUIET, config)
+    assert "is there already" in refused("server", "restore", str(kept.out), "--root", root)
+    shutil.rmtree(server.layout.etc)
+    assert "is not empty" in refused("server", "restore", str(kept.out), "--root", root)
+    assert not server.layout.etc.exists()
 
 
 # ---- what may be in a file that is called a backup ----
