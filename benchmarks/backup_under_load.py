@@ -134,6 +134,8 @@ def measure(folder: Path, elements: int, pairs: int) -> tuple[dict[str, Any], di
             bundle, rounds=rounds, history={"rounds_kept": ROUNDS_BEFORE}
         )
         child.start()
+        # It listens from then on; the fleet says hello once.
+        wait_for(lambda: "waiting:" in child.log_path.read_text(), "the coordinator", WAIT_S)
         watched = Watched(federation.state_dir)
         config = federation.folder / f"{COORDINATOR}.toml"
         with EndlessFleet(broker, federation.name, elements) as fleet:

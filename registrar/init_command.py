@@ -177,6 +177,8 @@ Nothing else listens. Let port {wanted.port} through the firewall."""
 def _to_do(layout: Layout, wanted: Wanted, *, runs: bool) -> str:
     more = "" if layout.system else f" --config {shlex.quote(str(layout.registrar_toml))}"
     sudo = "sudo " if layout.system else ""
+    which = "" if layout.system else f" --config {shlex.quote(str(layout.coordinator_toml))}"
+    which += more.replace("--config", "--registrar")
     steps = []
     if not layout.bundle.exists():
         again = ["fedtide", "server", "init", *wanted.hosts, "--federation", wanted.federation]
@@ -198,8 +200,9 @@ def _to_do(layout: Layout, wanted: Wanted, *, runs: bool) -> str:
         )
     steps.append(f"let the first device join:\n     {sudo}fedtide device add NAME{more}")
     steps.append(
-        f"keep a copy of {layout.home('registrar')} in a safe place: without it no device can\n"
-        "     join or stay, and whoever else has it can be anybody"
+        "take a backup, now and every day, and keep it elsewhere and secret: without the\n"
+        "     authority in it no device can join or stay, and whoever else has it can be anybody:\n"
+        f"     {sudo}fedtide server backup{which} --out FILE"
     )
     lines = [f"  {number}. {step}" for number, step in enumerate(steps, 1)]
     return "\n".join(("\nWhat is left to do:", *lines))
