@@ -18,7 +18,8 @@ PIP := -m pip --disable-pip-version-check install --quiet
 export FEDTIDE_EXPORT_PYTHON := $(CURDIR)/$(EXPORT)/bin/python
 export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 
-.PHONY: demo test test-slow test-ray test-faults simulate-faults fuzz test-runtimes test-arm64 check wheel \
+.PHONY: demo test test-slow test-ray test-faults simulate-faults fuzz test-runtimes test-arm64 \
+	test-systemd check wheel \
 	bench bench-simulation bench-train-step repro repro-figure-1 clean mosquitto
 .DELETE_ON_ERROR:
 
@@ -60,6 +61,10 @@ test-arm64: $(EXPORT)/.ready $(DEVICE)/.ready
 SEEDS ?= 0:10000
 simulate-faults: $(DEVICE)/.ready
 	@$(DEVICE)/bin/python -m simulator --seeds $(SEEDS)
+
+# The units under a real systemd, booted in a container. Needs root, debootstrap and systemd-container.
+test-systemd: $(EXPORT)/.ready $(DEVICE)/.ready
+	FEDTIDE_TEST_SYSTEMD=1 $(DEVICE)/bin/python -m pytest -q tests/services
 
 check: $(EXPORT)/.ready
 	$(EXPORT)/bin/ruff format --check .

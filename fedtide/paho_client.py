@@ -32,6 +32,14 @@ class Client(paho.Client):
     """Why TLS ended the link, such as "certificate revoked". In TLS 1.3 a broker judges our
     certificate when the handshake has already ended here."""
 
+    def loop(self, timeout: float = 1.0) -> MQTTErrorCode:
+        """paho's own way to wake itself listens on a port for a moment, and nobody here may."""
+        if self._sockpairR is None or self._sockpairW is None:
+            self._sockpairR, self._sockpairW = socket.socketpair()
+            self._sockpairR.setblocking(False)
+            self._sockpairW.setblocking(False)
+        return super().loop(timeout)
+
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
         """Called by `loop` when bytes have come in."""
         self.bytes_came_in = True

@@ -25,6 +25,12 @@ FOLDER = Path("/etc/systemd/system")
 MOSQUITTO = Path("/usr/sbin/mosquitto")
 _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp")))  # noqa: S108
 """What a unit's service sees an empty folder in place of, but for what is named."""
+_NEWER = {"RestartSteps": 254, "RestartMaxDelaySec": 254}
+"""Settings, and the systemd that brought them; older ones complain at every look at the unit."""
+_OF_THE_SERVICE_ONLY = re.compile(
+    r"(Type|Exec\w+|Restart\w*|WatchdogSec|SyslogIdentifier|RuntimeDirectory)="
+)
+"""Settings that say how a service lives, not what it may do."""
 _ANSWER_S = 60.0
 
 
@@ -47,8 +53,9 @@ def render(
 
     `config` is the service's own file (mosquitto.conf, coordinator.toml, ...), `writable` the
     folders that it may write in, which exist when it starts; everything else is read-only.
-    `readable` names files and folders that it needs although they lie in somebody's home or a
-    folder for temporary files, of which it sees nothing else; those elsewhere need no naming.
+    `readable` names files (shown with the folder that they are in) and folders that it needs
+    although they lie in somebody's home or a folder for temporary files, of which it sees nothing
+    else; those elsewhere need no naming.
     `python` is the interpreter of the environment that fedtide is installed in, by default this
     one. `memory_max` is the client's, as systemd writes it.
 
@@ -65,13 +72,25 @@ def render(
         "writable": " ".join(_word(path) for path in writable),
         "readable": "\n".join(
             f"BindReadOnlyPaths={_word(Path(f'-{path}'), bind=True)}"
-            for path in dict.fromkeys(readable)
+            for path in dict.fromkeys(map(_shown, readable))
             if any(path.is_relative_to(hidden) for hidden in _HIDDEN)
         ),
     }
     named["python_service"] = _filled(_template("python_service.conf"), named)
     named["hardening"] = _filled(_template("hardening.conf"), named)
-    return _filled(_template(unit_name(role)), named)
+    text = _filled(_template(unit_name(role)), named)
+    version = systemd_version()
+    unknown = [name for name, since in _NEWER.items() if version < since]
+    return (
+        re.sub(rf"^({'|'.join(unknown)})=.*\n", "", text, flags=re.MULTILINE) if unknown else text
+    )
+
+
+def _shown(path: Path) -> Path:
+    """A file's folder, so that a file which takes its place is seen, too; but nobody's whole home,
+    and no folder that is everybody's."""
+    of_many = path.parent in _HIDDEN or path.parent.parent == Path("/home")
+    return path if path.is_dir() or of_many else path.parent
 
 
 def _template(name: str) -> str:
@@ -145,6 +164,18 @@ def systemd_runs() -> bool:
     return Path("/run/systemd/system").is_dir()
 
 
+def systemd_version() -> int:
+    """Of the systemd that is installed here; without one, what is as good as the newest."""
+    try:
+        done = subprocess.run(
+            ["systemctl", "--version"], capture_output=True, text=True, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return sys.maxsize
+    found = re.match(r"systemd (\d+)", done.stdout)
+    return int(found[1]) if found else sys.maxsize
+
+
 def install(role: Role, text: str, folder: Path = FOLDER) -> Path:
     """Write the unit and make systemd read it; the file. It is neither enabled nor started."""
     path = folder / unit_name(role)
@@ -153,6 +184,22 @@ def install(role: Role, text: str, folder: Path = FOLDER) -> Path:
     if folder == FOLDER and systemd_runs():
         _systemctl("daemon-reload")
     return path
+
+
+def try_out(text: str, *words: str) -> int:
+    """Run `fedtide WORDS` as the service of the unit `text` would run: as its user, with its
+    limits, in its sandbox. Its exit code; what it prints is printed."""
+    started = re.findall(r"^ExecStart=(\S+)", text, re.MULTILINE)
+    settings = re.search(r"^\[Service\]$(.*)^\[Install\]$", text, re.MULTILINE | re.DOTALL)
+    assert started
+    assert settings
+    lines = [line for line in settings[1].splitlines() if re.match(r"[A-Z]\w*=", line)]
+    command = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe"]
+    for line in lines:
+        if not _OF_THE_SERVICE_ONLY.match(line):
+            command += ["--property", line.replace("%%", "%")]
+    command += [started[0], "-I", "-m", "fedtide", *words]
+    return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
 
 
 def start(*roles: Role) -> None:

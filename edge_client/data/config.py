@@ -103,7 +103,11 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
         known = _SUFFIXES.get(self.path.suffix.lower())
         if known is not None:
             return known
-        folder = self.path.is_dir() or (not self.path.suffix and self.classes is not None)
+        try:
+            folder = self.path.is_dir()
+        except OSError:  # not ours to look into: whoever opens it says so
+            folder = False
+        folder = folder or (not self.path.suffix and self.classes is not None)
         return "images" if folder else "npz"
 
     @property

@@ -19,7 +19,7 @@ from edge_client.membership.configuration import require_ours, write_configurati
 from edge_client.membership.joining import enrol
 from edge_client.membership.layout import Layout, layout_of
 from edge_client.membership.self_test import self_test
-from edge_client.membership.service import make_service_user, start_service
+from edge_client.membership.service import make_service_user, start_service, unit_of
 from fedtide.errors import ConfigError, DataError
 from fedtide.failpoints import reach
 from fedtide.files import locked, make_folder, remove_tree, write_atomically
@@ -62,14 +62,16 @@ def join(parsed: argparse.Namespace) -> int:
         _tell("it has no data yet, so the client does not start; name them, then once more:")
         _tell(f"    fedtide device join {_again(parsed)} --data PATH")
         return 0
-    with _as_owner(layout):
-        self_test(layout, _tell)
-    reach("join: tested")
     if layout.user is None:
+        self_test(layout, _tell)
+        reach("join: tested")
         _tell("joined; nothing was started. To run the client:")
         _tell(f"    fedtide client --config {layout.config}")
         return 0
-    start_service(layout, data)
+    unit = unit_of(layout, data)
+    self_test(layout, _tell, unit)
+    reach("join: tested")
+    start_service(unit)
     _tell("joined; the client runs, now and after each start of this machine")
     _tell("    systemctl status fedtide-client; journalctl -fu fedtide-client")
     return 0

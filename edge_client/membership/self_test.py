@@ -10,17 +10,22 @@ from collections.abc import Callable
 
 from edge_client.doctor import check
 from edge_client.membership.layout import Layout
+from fedtide import units
 from fedtide.host_check import is_locked
 
 SECONDS = 60.0
 """A Raspberry Pi's SD card may need ten of them to import the runtime."""
 
 
-def self_test(layout: Layout, say: Callable[[str], None]) -> int:
-    """Try it out, and say what comes of it; how many problems there are."""
+def self_test(layout: Layout, say: Callable[[str], None], unit: str = "") -> None:
+    """Try it out, and say what comes of it; as the service of `unit` would find it, if there is
+    one: its sandbox shows other folders than those that a user sees."""
     if is_locked(layout.state):
         say("its client is running, so nothing is tried out beside it")
-        return 0
+        return
+    if unit:
+        units.try_out(unit, "doctor", str(layout.config))
+        return
     problems = 0
     for finding in check(layout.config, SECONDS):
         sign = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}[finding.level]
@@ -30,4 +35,3 @@ def self_test(layout: Layout, say: Callable[[str], None]) -> int:
         problems += finding.level == "problem"
     if problems:
         say(f"{problems} problems; `fedtide doctor {layout.config}` looks again")
-    return problems

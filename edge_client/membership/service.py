@@ -31,22 +31,29 @@ def make_service_user(layout: Layout) -> None:
         os.chown(layout.home, account.pw_uid, account.pw_gid)
 
 
-def start_service(layout: Layout, data: Path | None) -> None:
-    """Write the unit, and start it now and at each boot; returns when the client is ready.
+def unit_of(layout: Layout, data: Path | None) -> str:
+    """The text of the client's unit.
 
     Raises:
         ConfigError: a path cannot stand in a unit.
-        FedtideError: it does not come up; with what it logged last.
     """
     assert layout.user is not None
-    text = units.render(
+    return units.render(
         "client",
         user=layout.user,
         config=layout.config,
         writable=[layout.home],
         readable=[] if data is None else [data],
     )
-    units.install("client", text)
+
+
+def start_service(unit: str) -> None:
+    """Write the unit, and start it now and at each boot; returns when the client is ready.
+
+    Raises:
+        FedtideError: it does not come up; with what it logged last.
+    """
+    units.install("client", unit)
     units.start("client")
 
 

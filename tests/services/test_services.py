@@ -1,0 +1,266 @@
+"""Broker, registrar, coordinator and client as services of a real systemd."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+import pytest
+
+from tests.services.federation import (
+    DATA,
+    ROLES,
+    a_round_is_made,
+    active,
+    faster,
+    set_up_device,
+    set_up_server,
+    status,
+    unit,
+)
+from tests.services.machine import ENVIRONMENT, Machine
+
+PYTHON_ROLES = ("registrar", "coordinator", "client")
+HALT = """
+import ctypes, os, sys
+ptrace, pid = ctypes.CDLL(None).ptrace, int(sys.argv[1])
+for request in (0x4206, 0x4207):  # PTRACE_SEIZE, PTRACE_INTERRUPT
+    assert ptrace(request, pid, 0, 0) == 0
+while not os.WIFSIGNALED(os.waitpid(pid, 0x40000000)[1]):  # __WALL
+    pass
+"""
+"""A debugger's way to halt one thread of a process: its first one, until all of it ends."""
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    with Machine() as machine:
+        set_up_server(machine)
+        set_up_device(machine)
+        machine.run("cp", "-a", "/etc/fedtide", "/etc/fedtide.before")
+        for role in ROLES:
+            faster(machine, role, RestartSec="1")
+        start(machine)
+        yield machine
+
+
+@pytest.fixture(autouse=True)
+def everything_works(machine: Machine) -> Iterator[None]:
+    """After each test, as before: with the units as they are written."""
+    yield
+    machine.run("cp", "-a", "/etc/fedtide.before/.", "/etc/fedtide")
+    for role in ROLES:
+        faster(machine, role, RestartSec="1")
+    start(machine)
+    a_round_is_made(machine)
+
+
+def start(machine: Machine) -> None:
+    machine.python(f"from fedtide.units import *; start(*{ROLES})")
+
+
+def restarts(machine: Machine, role: str) -> int:
+    return int(machine.show(unit(role), "NRestarts"))
+
+
+def test_all_are_ready_and_say_what_they_are_at(machine: Machine) -> None:
+    assert [machine.show(unit(role), "Type") for role in ROLES] == ["notify"] * 4
+    assert all(active(machine, role) for role in ROLES)
+    a_round_is_made(machine)
+    assert re.match(r"\w+, \d+ of 1000000 rounds done", status(machine, "coordinator"))
+    machine.run("systemctl", "stop", unit("coordinator"))
+    machine.until(lambda: "no coordinator" in status(machine, "client"), "the client misses it")
+    machine.run("systemctl", "stop", unit("broker"))
+    machine.until(lambda: "no link" in status(machine, "client"), "the client misses the broker")
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_what_is_killed_comes_back(machine: Machine, role: str) -> None:
+    before = machine.show(unit(role), "MainPID")
+    os.kill(machine.host_pid(unit(role)), signal.SIGKILL)
+    machine.until(lambda: restarts(machine, role) == 1 and active(machine, role), f"{role} is back")
+    assert machine.show(unit(role), "MainPID") != before
+    a_round_is_made(machine)
+
+
+@pytest.mark.parametrize("role", PYTHON_ROLES)
+@pytest.mark.parametrize("hang", ["process", "loop"])
+def test_what_hangs_is_started_again(machine: Machine, role: str, hang: str) -> None:
+    """All of it, or the thread of the loop alone, while the others go on answering the broker."""
+    faster(machine, role, RestartSec="1", WatchdogSec="4", TimeoutAbortSec="4")
+    machine.run("systemctl", "restart", unit(role))
+    a_round_is_made(machine)
+    pid = machine.host_pid(unit(role))
+    if hang == "process":
+        os.kill(pid, signal.SIGSTOP)
+    with halted_loop(pid) if hang == "loop" else nullcontext():
+        machine.until(lambda: restarts(machine, role) == 1, "the watchdog bites", 60)
+    assert "Watchdog timeout" in machine.log(unit(role))
+    machine.until(lambda: active(machine, role), f"{role} is back")
+    a_round_is_made(machine)
+
+
+@contextmanager
+def halted_loop(pid: int) -> Iterator[None]:
+    with subprocess.Popen([sys.executable, "-c", HALT, str(pid)]) as debugger:
+        try:
+            yield
+        finally:
+            debugger.kill()
+
+
+@pytest.mark.parametrize("role", PYTHON_ROLES)
+def test_a_live_loop_is_never_taken_for_a_hung_one(machine: Machine, role: str) -> None:
+    faster(machine, role, RestartSec="1", WatchdogSec="2")
+    machine.run("systemctl", "restart", unit(role))
+    a_round_is_made(machine)
+    time.sleep(6)
+    machine.run("systemctl", "stop", unit("broker"))  # nothing happens at all
+    time.sleep(6)
+    assert restarts(machine, role) == 0
+    assert active(machine, role)
+
+
+@pytest.mark.parametrize("role", PYTHON_ROLES)
+def test_a_wrong_configuration_does_not_loop(machine: Machine, role: str) -> None:
+    machine.run("sed", "-i", "1i misspelt = 1", f"/etc/fedtide/{role}.toml")
+    said = machine.python(
+        "from fedtide.units import *\n"
+        "from fedtide.errors import FedtideError\n"
+        f"try: start({role!r})\n"
+        "except FedtideError as exc: print(exc)"
+    )
+    assert f"{unit(role)} does not start" in said
+    assert "misspelt" in said
+    time.sleep(3)
+    assert machine.show(unit(role), "ActiveState") == "failed"
+    assert machine.show(unit(role), "ExecMainStatus") == "2"
+    assert restarts(machine, role) == 0
+
+
+def test_missing_data_are_waited_for(machine: Machine) -> None:
+    """A disk that is not there yet is no wrong configuration."""
+    machine.run("systemctl", "stop", unit("client"))
+    machine.run("mv", DATA, f"{DATA}.away")
+    machine.run("systemctl", "start", unit("client"), check=False)
+    machine.until(lambda: restarts(machine, "client") >= 2, "it tries again")
+    machine.run("mv", f"{DATA}.away", DATA)
+    machine.until(lambda: active(machine, "client"), "it finds the data")
+
+
+def test_the_client_has_no_open_port(machine: Machine) -> None:
+    a_round_is_made(machine)
+    sockets = machine.run("ss", "--listening", "--tcp", "--udp", "--numeric", "--processes", "-H")
+    assert [line for line in sockets.splitlines() if "mosquitto" not in line] == []
+    assert {line.split()[4] for line in sockets.splitlines()} == {
+        "127.0.0.1:8883",
+        "127.0.0.1:8884",
+    }
+
+
+REFUSED = {
+    "write what it was given",
+    "write in the parent of its folder",
+    "write in /etc",
+    "read the diary",
+    "read the passwords",
+    "write the configuration",
+    "open a disk",
+    "send raw packets",
+    "send on the wire",
+    "execute what was written",
+    "make a set-user-id programme",
+    "begin a user namespace",
+    "mount",
+    "become root",
+    "set the clock",
+    "trace a process",
+    "see others' processes",
+    "write kernel settings",
+    "write in the control groups",
+    "use real-time scheduling",
+}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_the_sandbox_holds(machine: Machine, role: str) -> None:
+    """The unit as it is, with another programme in it."""
+    said = json.loads(probed(machine, role, sandboxed=True))
+    refused = {name for name, result in said.items() if result != "done"}
+    more = {"listen on TCP"} if role == "client" else {"read what it was given"}
+    assert refused == REFUSED | more, said
+
+
+def test_the_probe_can_do_all_that_without_the_sandbox(machine: Machine) -> None:
+    """Else its attempts would prove nothing."""
+    said = json.loads(probed(machine, "client", sandboxed=False))
+    refused = {name for name, result in said.items() if result != "done"}
+    assert refused <= {"open a disk", "write kernel settings"}, said  # the container's own
+
+
+def probed(machine: Machine, role: str, *, sandboxed: bool) -> str:
+    machine.write("/opt/probe.py", Path(__file__).with_name("probe.py").read_text())
+    command = f"{ENVIRONMENT}/bin/python -I /opt/probe.py /var/lib/fedtide/{role} {DATA}"
+    if not sandboxed:
+        return machine.run(*command.split()).splitlines()[-1]
+    text = machine.run("cat", f"/etc/systemd/system/{unit(role)}")
+    text = re.sub(r"^ExecStart=.*$", f"ExecStart={command}", text, flags=re.MULTILINE)
+    text = re.sub(r"^Type=.*$", "Type=oneshot", text, flags=re.MULTILINE)
+    text = re.sub(r"^Restart=.*$", "Restart=no", text, flags=re.MULTILINE)
+    machine.write("/etc/systemd/system/fedtide-probe.service", text)
+    machine.run("systemctl", "daemon-reload")
+    machine.run("systemctl", "start", "fedtide-probe.service", check=False)
+    lines = machine.log("fedtide-probe.service").splitlines()
+    return next(line for line in reversed(lines) if line.startswith("{"))
+
+
+def test_a_reload_of_the_broker_keeps_the_connections(machine: Machine) -> None:
+    before = connections(machine)
+    assert len(before) == 3
+    pid = machine.show(unit("broker"), "MainPID")
+    for _ in range(3):
+        machine.python("from fedtide.units import reload_broker; reload_broker()")
+    a_round_is_made(machine)
+    assert machine.log(unit("broker")).count("Reloading config") >= 3
+    assert connections(machine) == before
+    assert machine.show(unit("broker"), "MainPID") == pid
+
+
+def connections(machine: Machine) -> set[str]:
+    """Ports of the broker's clients."""
+    filtered = ("state", "established", "( dport = :8883 or dport = :8884 )")
+    lines = machine.run("ss", "--tcp", "--numeric", "-H", *filtered).splitlines()
+    return {line.split()[2] for line in lines}
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_stopping_is_clean_and_quick(machine: Machine, role: str) -> None:
+    a_round_is_made(machine)
+    begun_s = time.monotonic()
+    machine.run("systemctl", "stop", unit(role))
+    assert time.monotonic() - begun_s < 10
+    assert machine.show(unit(role), "Result") == "success"
+    assert machine.show(unit(role), "ActiveState") == "inactive"
+
+
+def test_a_machine_that_boots_again_goes_on(machine: Machine) -> None:
+    machine.reboot()
+    assert machine.run("systemctl", "is-system-running") == "running"
+    assert all(active(machine, role) for role in ROLES)
+    a_round_is_made(machine)
+
+
+def test_what_is_removed_leaves_nothing(machine: Machine) -> None:
+    text = machine.run("cat", f"/etc/systemd/system/{unit('client')}")
+    machine.python("from fedtide.units import remove; remove('client')")
+    assert "fedtide-client" not in machine.run("find", "/etc/systemd")
+    assert machine.show(unit("client"), "LoadState") == "not-found"
+    machine.write(f"/etc/systemd/system/{unit('client')}", text)
