@@ -15,6 +15,8 @@ NAMED_MAX = 20
 """Devices with a finding of their own; beyond it only how many there are."""
 STALLED_MS = 30_000
 """An upload without a new block for this long is worth a look."""
+_WAITS = "waits: "
+"""So begins what a device says that waits for its own conditions."""
 SAMPLES_MIN = 3
 """Answers that are needed before anything is said of the deadline."""
 
@@ -327,6 +329,11 @@ def _awaited(device: DeviceFacts, facts: Facts, doing: str) -> Iterator[Finding]
             f"{name} was invited; the broker knows no presence of it, so it may not write it",
             f"give it the right to write presence/{name}; {there}",
         )
+    elif device.doing.startswith(_WAITS):
+        yield warning(
+            f"{name} was invited and {device.doing}",
+            f"nothing, if its [conditions] are as they should be: it goes on by itself. {there}",
+        )
     elif device.phase == "uploading" and (facts.upload_quiet_ms or 0) > STALLED_MS:
         yield warning(
             f"{name} is uploading{doing}, but no block has come for "
@@ -352,5 +359,6 @@ def _named(devices: Sequence[DeviceFacts]) -> str:
 
 def _away(device: DeviceFacts) -> str:
     said = duration(device.heard_ms or 0)
-    why = f"; {device.doing}" if device.phase == "offline" and device.doing else ""
+    told = device.phase == "offline" or device.doing.startswith(_WAITS)
+    why = f"; {device.doing}" if told and device.doing else ""
     return f"came last {said} ago{why}"

@@ -139,6 +139,8 @@ def _heard(state: State, message: ToDevice, at_ms: int) -> Step:
             return Step((), state)
         case Welcome() as welcome:
             hello = Wait(at_ms + welcome.hello_ms)
+            if bool(state.held) != state.unready_said and state.hello is not None:
+                hello = state.hello  # it answers the hello before the news
             news = bool(welcome.notice) and welcome.notice != state.notice
             notes = (Note(f"the coordinator says: {welcome.notice}"),) if news else ()
             state = _with(
@@ -328,7 +330,7 @@ def _share(state: State) -> int:
 
 def _say_hello(state: State, at_ms: int) -> Step:
     wait = (state.hello or Wait(at_ms)).later(at_ms, HELLO_RETRY_MS)
-    return Step((SayHello(),), _with(state, hello=wait))
+    return Step((SayHello(),), _with(state, hello=wait, unready_said=bool(state.held)))
 
 
 def _offer_due(state: State, at_ms: int) -> Step:

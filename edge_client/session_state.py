@@ -44,6 +44,8 @@ class State(Struct, frozen=True):
     training_held: str = ""
     transfers_held: str = ""
     """Conditions of this device for which training waits, and fetching and sending."""
+    unready_said: bool = False
+    """The last hello said that this device takes no task."""
 
     @property
     def held(self) -> str:

@@ -289,6 +289,12 @@ class Session(RuleBasedStateMachine):
             assert self.feed(Heard(Want(blob.digest, ((0, 1),))))
             self.offers.pop(current, None)
 
+    @rule(first=st.integers(1, 20), more=st.integers(1, 3))
+    def does_another_while_it_sends(self, first: int, more: int) -> None:
+        self.does_a_task(first)
+        self.is_asked_for_what_it_offers()
+        self.does_a_task(first + more)
+
     @rule()
     def hears_of_a_problem(self) -> None:
         before = self.state
@@ -493,7 +499,7 @@ def test_a_planted_bug_is_found(monkeypatch: pytest.MonkeyPatch, name: str, plan
     planted = plant(getattr(session_machine, name))  # type: ignore[operator]
     monkeypatch.setattr(session_machine, name, planted)
     with pytest.raises((AssertionError, KeyError)):
-        run(500, shrink=False)
+        run(1_000, shrink=False)  # what hypothesis draws depends on what else is imported
 
 
 @pytest.mark.parametrize("name", ["_start", "_task", "_offer_due", "_want"])
@@ -503,4 +509,4 @@ def test_a_machine_that_does_not_heed_its_conditions_is_found(
     planted = _in_spite_of_conditions(getattr(session_machine, name))
     monkeypatch.setattr(session_machine, name, planted)
     with pytest.raises(AssertionError):
-        run(200, shrink=False, machine=Conditional)
+        run(2_000, shrink=False, machine=Conditional)

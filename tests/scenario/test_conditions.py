@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import msgspec
@@ -146,3 +148,32 @@ def test_nothing_is_fetched_or_sent_over_a_metered_link(tmp_path: Path) -> None:
     federation.run(federation.finished)
     assert chunks
     assert accepted(federation.store, "a") == [1]
+
+
+def test_a_download_stops_where_it_is_and_goes_on(tmp_path: Path) -> None:
+    federation = Federation(tmp_path, count=1, devices_min=1, cohort_size=1, collect_ms=600_000)
+    federation.add("a")
+    device = federation.devices["a"]
+    subscribe = device.link.subscribe
+
+    def metered_by_now(filters: Sequence[str], *, confirm: bool = True) -> None:
+        """The first chunk is asked for; before it comes, the link is another."""
+        if any("/blob/" in name for name in filters):
+            device.link.subscribe = subscribe  # type: ignore[method-assign]
+            gets_metered = partial(device.session.task_event, METERED, federation.now_ms)
+            federation.queue.appendleft(gets_metered)
+        subscribe(filters, confirm=confirm)
+
+    device.link.subscribe = metered_by_now  # type: ignore[method-assign]
+    # The answer to its first hello comes after the news, and must not put off the second.
+    federation.run(lambda: METERED.transfers in device.session.waits.texts()[0], 1_000)
+    federation.run(lambda: not federation.service._state.online, 1_000)
+    for _ in range(20):
+        federation.now_ms += 10_000
+        device.session.time_reached(federation.now_ms)
+        federation.service.time_reached(federation.now_ms)
+        federation.settle()
+    assert not any(device.session.blobs.digests())
+    become(device, ALL_HOLD)
+    federation.run(federation.finished)
+    assert len(accepted(federation.store, "a")) == 1

@@ -10,6 +10,8 @@ from coordinator.config import RoundsConfig
 from coordinator.diagnosis import NAMED_MAX, DeviceFacts, Facts, confirmed, diagnose, seem_idle
 from coordinator.fleet import twin_notice
 from coordinator.round_state import Member, RoundState
+from edge_client.session_state import State
+from edge_client.waits import waits_of
 from fedtide.checkup import Finding, Level
 
 BUFFERED = RoundsConfig(
@@ -58,6 +60,7 @@ class Case(NamedTuple):
 
 
 HERE = device("a", "training", doing="epoch 2 of 5")
+HOT = waits_of(State(training_held="71 °C"), None, 0)["conditions"].text
 CASES = [
     Case("all is well", facts("collecting", HERE, device("b", "training"), deadline_ms=9_000), "ok",
          "round 3: 0 of 2 updates, 2 devices at work, 9.0 s left"),
@@ -77,6 +80,11 @@ CASES = [
          facts("waiting", device("a", answer=""),
                DeviceFacts("b", 7_200_000, "offline", "stopped"), online=["a"]), "problem",
          "known and not here: b (came last 2 h ago; stopped)"),
+    Case("one waits for its conditions",
+         facts("waiting", device("a", answer=""), device("b", answer="", doing=HOT), online=["a"]),
+         "problem", f"known and not here: b (came last 5.0 s ago; {HOT})"),
+    Case("paused", facts("collecting", HERE, device("b", "training", doing=HOT)), "warning",
+         f"b was invited and {HOT}", "it goes on by itself"),
     Case("offline", facts("collecting", HERE, device("b", "offline")), "warning",
          "b was invited and is offline (power or link were lost)", "start its client"),
     Case("no presence", facts("collecting", HERE, device("b", "")), "warning",

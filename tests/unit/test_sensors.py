@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edge_client.condition_check import check_conditions
 from edge_client.conditions import ConditionsConfig, Link, Readings
 from edge_client.hours import Moment
 from edge_client.sensors import Sensors
@@ -275,3 +276,37 @@ def test_a_sensor_that_vanishes(tmp_path: Path) -> None:
 def test_a_clock_behind_its_own_programme_is_not_set(tmp_path: Path) -> None:
     sensors = Sensors(METERED, tmp_path, root=tmp_path, clock=lambda: 86_400.0)
     assert sensors.read().time is None
+
+
+# ---- the doctor ----
+
+
+def test_the_doctor_lists_each_condition_and_what_else_there_is(tmp_path: Path) -> None:
+    config = ConditionsConfig(
+        mains=True, temperature_c_max=40, battery_percent_min=50, load_max=1.0, memory_mb_min=9_999
+    )
+    planted(tmp_path, PI_4)
+    found = list(check_conditions(config, tmp_path, root=tmp_path))
+    assert [(finding.level, finding.what) for finding in found] == [
+        ("ok", "conditions.mains: on mains"),
+        ("ok", "conditions.battery_percent_min: on mains"),
+        ("warning", "conditions.temperature_c_max: 48 °C, trains again below 35 °C"),
+        (
+            "warning",
+            "conditions.throttled: the supply's voltage is too low and the processor is throttled, "
+            "trains again when the firmware reports none of this",
+        ),
+        ("problem", "conditions.load_max cannot be judged: the load is unknown: tasks wait for it"),
+        (
+            "warning",
+            "conditions.memory_mb_min: 3379 MB of memory available, trains again with 9999 MB",
+        ),
+        ("ok", found[-1].what),
+    ]
+    assert found[-1].what.startswith("here and now: on mains, 48 °C, firmware flags 0x50005, 3379")
+
+
+def test_the_doctor_of_a_device_without_conditions(tmp_path: Path) -> None:
+    (found,) = check_conditions(ConditionsConfig(), tmp_path, root=tmp_path)
+    assert found.level == "ok"
+    assert found.what.startswith("here and now: on mains, ")
