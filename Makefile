@@ -88,6 +88,7 @@ bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m benchmarks.coordinator_memory
 	$(EXPORT)/bin/python -m benchmarks.fleet_scale
 	$(EXPORT)/bin/python -m benchmarks.seal
+	$(EXPORT)/bin/python -m benchmarks.revocation
 
 # fedtide simulate and, with FLOWER=PYTHON of an environment that has it, Flower's simulation engine;
 # then the share of onnxruntime. They want MNIST: FEDTIDE_DATA, or fetched as docs/simulate.md says.
