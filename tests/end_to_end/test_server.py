@@ -75,6 +75,12 @@ class Client:
         arrived, self._arrived = self._arrived[:place], self._arrived[place + 1 :]
         return arrived
 
+    def heard_so_far(self) -> list[tuple[str, bytes]]:
+        """What has arrived and was not asked for yet."""
+        while not self._queue.empty():
+            self.next_event()
+        return self._arrived
+
     def subscribe(self, filters: list[str], sure: str, speaker: Client) -> None:
         """Subscribe, and wait until what is said on `sure`, one of them, arrives."""
         self.link.subscribe(filters)
@@ -379,6 +385,33 @@ def test_a_revocation_holds_at_once_on_an_open_connection(
         late.link.subscribe([topics.presence("+")])
         late.publish(topics.presence("x"), b"end")
         assert late.heard((topics.presence("x"), b"end")) == []
+
+
+def test_who_is_revoked_is_mute_and_deaf_before_the_connection_ends(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The access list alone: nobody ends the connection here."""
+    monkeypatch.setattr("registrar.office.end_connections", lambda *_: None)
+    topics = server.topics
+    with (
+        connected(server.coordinator, "watch") as watch,
+        connected(server.join("mute"), "mute") as mute,
+    ):
+        mute.subscribe([topics.down("mute"), topics.beacon], topics.down("mute"), watch)
+        watch.subscribe([topics.up("+"), topics.presence("+")], topics.up("mute"), mute)
+        server.device_command("revoke", "mute")
+        deadline_s = time.monotonic() + DEADLINE_S
+        while mute.publish(topics.up("mute"), b"early") is None:  # until the broker has read it
+            assert time.monotonic() < deadline_s
+        for topic in (topics.up("mute"), topics.presence("mute"), topics.enrol("mute")):
+            assert mute.publish(topic, b"late") == "Not authorized"
+        for topic in (topics.down("mute"), topics.beacon):
+            watch.publish(topic, b"secret")
+        assert mute.lost == []
+        watch.publish(topics.up("x"), b"end")
+        heard = watch.heard((topics.up("x"), b"end"))
+        assert [said for said in heard if said[1] != b"early"] == []
+        assert mute.heard_so_far() == []
 
 
 def test_a_member_of_the_same_name_gets_in_and_the_earlier_one_does_not(server: Server) -> None:
