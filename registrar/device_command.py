@@ -21,7 +21,7 @@ from fedtide.ownership import as_owner_of
 from fedtide.topics import CLAIM_PREFIX
 from registrar.enforcement import names_of
 from registrar.office import Office, now_ms, opened
-from registrar.records import Claim, Device
+from registrar.records import Claim, Device, check_name
 
 DEFAULT_CONFIG = Path("/etc/fedtide/registrar.toml")
 EXPIRES_MIN, EXPIRES_MAX = timedelta(minutes=1), timedelta(days=30)
@@ -73,9 +73,12 @@ def add_actions(actions: Any) -> None:
 
 
 def _add(parsed: argparse.Namespace) -> int:
+    check_name(parsed.name)
     out: Path | None = parsed.out
     if out is not None and out.exists():
         raise ConfigError(f"--out {str(out)!r} is there already", hint="remove it, or name another")
+    if out is not None and not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {str(out)!r}: there is no such folder", hint="make it first")
     with opened(parsed.config) as office:
         claim_id = f"{CLAIM_PREFIX}{secrets.token_hex(4)}"
         key, now = new_key(), datetime.now(UTC)

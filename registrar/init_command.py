@@ -76,7 +76,7 @@ def run(parsed: argparse.Namespace) -> int:
         print(f"started  {units.unit_name(role)}")
     if not installation.made and not started:
         print("everything is there already, and was left as it is")
-    print(_listening(wanted))
+    print(_listening(layout, wanted))
     print(_to_do(layout, wanted, runs=layout.system and units.systemd_runs()))
     return 0
 
@@ -165,13 +165,14 @@ def _start(layout: Layout) -> list[Role]:
     return started
 
 
-def _listening(wanted: Wanted) -> str:
+def _listening(layout: Layout, wanted: Wanted) -> str:
     where = wanted.bind or "every address of this machine"
+    other = "\nDebian's own mosquitto.service is not used: sudo systemctl disable --now mosquitto"
     return f"""
 This server listens, and nobody gets in without a certificate of this federation:
   port {wanted.port} at {where}: devices, by MQTT over TLS
   port {wanted.local_port} at {LOOPBACK}: its own services, likewise
-Nothing else listens. Let port {wanted.port} through the firewall."""
+fedtide opens no other port. Let port {wanted.port} through the firewall.{other * layout.system}"""
 
 
 def _to_do(layout: Layout, wanted: Wanted, *, runs: bool) -> str:

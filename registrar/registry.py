@@ -19,7 +19,7 @@ from cryptography import x509
 from fedtide.errors import StateError
 from fedtide.failpoints import reach
 from fedtide.files import make_folder
-from fedtide.topics import CLAIM_PREFIX
+from fedtide.topics import CLAIM_PREFIX, is_identifier
 from registrar.records import (
     Certificate,
     Claim,
@@ -110,7 +110,9 @@ class Registry:
         return [Device(*row) for row in self._rows(f"{_DEVICE} ORDER BY name")]
 
     def device(self, name: str) -> Device | None:
-        """The device of this name."""
+        """The device of this name, which anybody may have typed."""
+        if not is_identifier(name):
+            return None
         rows = self._rows(f"{_DEVICE} WHERE name = ?", name)
         return Device(*rows[0]) if rows else None
 

@@ -3,6 +3,7 @@ what a revocation does to somebody who is connected."""
 
 from __future__ import annotations
 
+import json
 import queue
 import re
 import shutil
@@ -29,7 +30,7 @@ from fedtide.rollover import held_identity
 from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Received, Will
 from registrar.authority import Authority
 from registrar.office import now_ms, opened
-from tests.servers import Server, listening, told
+from tests.servers import Server, listening, refused, told
 
 DEADLINE_S = 20.0
 E = TypeVar("E", bound=LinkEvent)
@@ -509,3 +510,55 @@ def test_the_doctor_knows_a_healthy_server_and_a_sick_one(tmp_path: Path) -> Non
     said = told("doctor", config, code=8)
     assert "PROBLEM no broker runs" in said
     assert "is not what the registry says: alpha" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["add", "a/b"], "cannot be a device's name"),
+        (["add", "\udcff"], "cannot be a device's name"),
+        (["add", "coordinator"], "is reserved"),
+        (["add", "x", "--expires", "0m"], "is no time"),
+        (["add", "x", "--expires", "99d"], "is no time"),
+        (["add", "x", "--out", "/nowhere/x"], "no such folder"),
+        (["add", "x", "--out", "/etc/hostname"], "is there already"),
+        (["revoke", "\udcff"], "there is no device"),
+        (["show", "nobody"], "there is no device 'nobody'"),
+        (["revoke", "nobody"], "there is no device 'nobody'"),
+        (["rename", "nobody", "x"], "there is no device 'nobody'"),
+        (["revoke"], "required"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_a_reason(
+    server: Server, words: list[str], said: str
+) -> None:
+    assert said in refused("device", *words, "--config", str(server.layout.registrar_toml))
+
+
+def test_a_server_that_is_none_is_a_message(tmp_path: Path) -> None:
+    missing = tmp_path / "registrar.toml"
+    assert "cannot read" in refused("device", "list", "--config", str(missing))
+    server = Server(tmp_path)
+    shutil.rmtree(server.layout.home("registrar"))
+    said = refused("device", "list", "--config", str(server.layout.registrar_toml))
+    assert "there is no registrar's folder" in said
+    server.layout.home("registrar").mkdir()
+    said = refused("device", "list", "--config", str(server.layout.registrar_toml))
+    assert "cannot read the private key" in said
+
+
+def test_lists_and_details_are_tables_and_json(server: Server) -> None:
+    server.join("listed")
+    server.add("waiting", "--expires", "2d")
+    assert re.search(r"^listed +member +20.* UTC +20.* UTC$", server.device_command("list"), re.M)
+    assert re.search(r"^waiting +invited .* may join until", server.device_command("list"), re.M)
+    devices = json.loads(server.device_command("list", "--json"))["devices"]
+    assert {d["name"]: d["standing"] for d in devices}["listed"] == "member"
+    shown = json.loads(server.device_command("show", "listed", "--json"))
+    assert len(shown["key"]) == 64
+    assert [c["name"][:5] for c in shown["certificates"]] == ["join-", "liste"]
+    assert "certificate" in server.device_command("show", "listed")
+    assert "will be shelved" in server.device_command("rename", "listed", "shelved")
+    assert "will be shelved" in server.device_command("list")
+    assert server.device_command("rename", "listed", "listed") == "listed keeps its name\n"
+    assert server.device_command("rename", "waiting", "ready") == "waiting is ready\n"
