@@ -11,13 +11,13 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 _M_MMAP_THRESHOLD = -3
 """Of <malloc.h>."""
 _SHARE = 0.8
 """Of the memory that there is: the rest is the system's."""
-_FILES = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 
 
 def limit_memory(bytes_max: int | None = None) -> int | None:
@@ -49,13 +49,33 @@ def return_large_blocks() -> None:
 
 
 def available_bytes() -> int:
-    """Memory of the machine, or of the container if that has less."""
+    """Memory of the machine, or of the container or service if that has less."""
     import os
 
     found = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
-    for file in _FILES:
+    for file in limit_files():
         try:
             found.append(int(file.read_text()))
         except (OSError, ValueError):  # absent, or "max"
             continue
     return min(found)
+
+
+def limit_files(root: Path = Path("/")) -> Iterator[Path]:
+    """Where limits of this process stand: of its control group and those above (cgroups(7))."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers == "":
+            base, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            base, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        group = base / path.strip("/")
+        yield from (
+            folder / name for folder in (group, *group.parents) if folder.is_relative_to(base)
+        )

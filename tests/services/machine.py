@@ -111,9 +111,7 @@ class Machine:
         self._ear.close()
         self._console.close()
         for group in self._groups:
-            for parent, _, _ in os.walk(group, topdown=False):
-                with suppress(OSError):
-                    Path(parent).rmdir()
+            _remove_groups(group)
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.close()
 
@@ -268,7 +266,17 @@ def _control_groups() -> list[Path]:
                 name for name in own if name and set(name.split(",")) <= set(options.split(","))
             }
             groups += [Path(where, own[name]) for name in mine - {"cpuset"}]
+    for group in groups:
+        for stale in group.glob("fedtide-test-*"):  # of a test that was killed
+            _remove_groups(stale)
     return [group / f"fedtide-test-{os.getpid()}" for group in groups]
+
+
+def _remove_groups(top: Path) -> None:
+    """A group and those below it, unless a process is in one."""
+    for parent, _, _ in os.walk(top, topdown=False):
+        with suppress(OSError):
+            Path(parent).rmdir()
 
 
 def _pip(*words: str) -> None:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from fedtide.memory_limit import available_bytes
+from fedtide.memory_limit import available_bytes, limit_files
 from tests.bundles import ROOT
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
@@ -54,3 +55,19 @@ del kept[1::2], block
 print(resident() - before)
 """
     assert int(run(code)) < 8 << 20
+
+
+@pytest.mark.parametrize(
+    ("groups", "files"),
+    [
+        ("0::/system.slice/a.service", ["system.slice/a.service/memory.max", "memory.max"]),
+        ("4:cpu,memory:/a\n0::/", ["memory/a/memory.limit_in_bytes", "memory.max"]),
+        ("3:pids:/a\n1:name=systemd:/a:b", []),
+    ],
+)
+def test_the_limit_of_a_service_is_known(groups: str, files: list[str], tmp_path: Path) -> None:
+    (tmp_path / "proc/self").mkdir(parents=True)
+    (tmp_path / "proc/self/cgroup").write_text(f"{groups}\n")
+    found = [str(path.relative_to(tmp_path / "sys/fs/cgroup")) for path in limit_files(tmp_path)]
+    assert [path for path in found if path in files] == files
+    assert bool(found) == bool(files)
