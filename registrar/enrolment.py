@@ -54,14 +54,16 @@ class Enrolment:
         authority: Authority,
         key_set: Callable[[], bytes],
         members_changed: Callable[[], None],
+        take_number: Callable[[], int],
     ) -> None:
-        """`key_set`: the sealed one of today; `members_changed` lets coordinator and broker know,
-        and has done so when it returns."""
+        """`key_set`: the sealed one of today; `members_changed` lets the coordinator know, and has
+        done so when it returns; `take_number` gives each answer's seal its number."""
         self._topics = topics
         self._registry = registry
         self._authority = authority
         self._key_set = key_set
         self._members_changed = members_changed
+        self._take_number = take_number
 
     def answer(self, topic: str, payload: bytes, now_ms: int) -> Said | str:
         """What to say to this message; else why nothing is said: it proves to be from nobody whom
@@ -92,18 +94,18 @@ class Enrolment:
         except RefusedError as exc:
             reason = str(exc.args[0])
             _log.warning("%s is refused a certificate: %s", name, reason)
-            return self._say(name, Refusal(envelope.id, reason), now_ms)
+            return self._say(name, Refusal(envelope.id, reason))
         if isinstance(certificate, str):
             return certificate
         der = x509.load_pem_x509_certificate(certificate.pem).public_bytes(Encoding.DER)
         enrolled = Enrolled(envelope.id, certificate.name, der, self._key_set())
-        return self._say(name, enrolled, now_ms)
+        return self._say(name, enrolled)
 
-    def renaming(self, name: str, new_name: str | None, now_ms: int) -> Said:
+    def renaming(self, name: str, new_name: str | None) -> Said:
         """To be retained: this device shall get another name; None: it keeps the one it has."""
         if new_name is None:
             return Said(self._topics.enrolled(name), b"")
-        return self._say(name, Renamed(new_name), now_ms)
+        return self._say(name, Renamed(new_name))
 
     def _join(
         self, claim_id: str, topic: str, sealed: Sealed, key: Ed25519PublicKey, now_ms: int
@@ -175,10 +177,9 @@ class Enrolment:
         self._members_changed()
         return certificate
 
-    def _say(self, name: str, message: FromRegistrar, now_ms: int) -> Said:
-        topic = self._topics.enrolled(name)
-        payload = encode(message, f"{now_ms}")
-        return Said(topic, seal(topic, payload, self._authority.key, now_ms))
+    def _say(self, name: str, message: FromRegistrar) -> Said:
+        topic, number = self._topics.enrolled(name), self._take_number()
+        return Said(topic, seal(topic, encode(message, f"{number}"), self._authority.key, number))
 
 
 def _key_of(request: bytes) -> Ed25519PublicKey | None:

@@ -18,6 +18,7 @@ from fedtide.identity import Identity, load_identity
 from fedtide.mqtt import MqttTransport
 from fedtide.notify import Notify
 from fedtide.patience import Patience
+from fedtide.sequence import Sequence, epoch_ms
 from fedtide.topics import Topics
 from fedtide.transport import Connected, LinkEvent, Received
 from registrar.authority import Authority
@@ -127,14 +128,14 @@ class Service:
         self._told = names
 
     def _say_name(self, name: str, new_name: str | None) -> None:
-        said = self._enrolment.renaming(name, new_name, _epoch_ms())
+        said = self._enrolment.renaming(name, new_name)
         self._link.publish(said.topic, said.payload, retain=True)
 
     def _received(self, topic: str, payload: bytes, at_ms: int) -> None:
         name = self._topics.enrolling(topic)
         if name is None or not self._pace.allows(name, at_ms):
             return
-        said = self._enrolment.answer(topic, payload, _epoch_ms())
+        said = self._enrolment.answer(topic, payload, epoch_ms())
         if isinstance(said, str):
             _log.warning("a message on %s is ignored: %s", topic, said)
         else:
@@ -176,7 +177,10 @@ def _run(
         write_members(registry, config.members)
 
     members_changed()  # whatever cut the last life short
-    enrolment = Enrolment(topics, registry, authority, identity.key_set, members_changed)
+    numbers = Sequence(config.state_dir)
+    enrolment = Enrolment(
+        topics, registry, authority, identity.key_set, members_changed, numbers.take
+    )
     link = MqttTransport(
         identity.broker(config.broker), f"{config.federation}//registrar", inbox.put
     )
@@ -215,8 +219,3 @@ def _serve(config: RegistrarConfig, service: Service, inbox: _Inbox, notify: Not
 def _now_ms() -> int:
     """Of a clock that never goes back."""
     return time.monotonic_ns() // 1_000_000
-
-
-def _epoch_ms() -> int:
-    """The time of day: certificates and claims end by it."""
-    return time.time_ns() // 1_000_000

@@ -28,6 +28,7 @@ from fedtide.join_code import JoinCode
 from fedtide.keys import load_key, new_key, public_bytes, save_key
 from fedtide.messages import Enrol, Enrolled, Envelope, Refusal, decode, encode
 from fedtide.seal import is_sealed_by, open_sealed, seal
+from fedtide.sequence import epoch_ms
 from fedtide.topics import Topics
 from fedtide.transport import Broken, Connected, Disconnected, LinkEvent, Received, Refused
 
@@ -152,9 +153,9 @@ class _Asking:
         )
 
     def _request(self, inquiry: Inquiry) -> None:
-        topic, now_ms = self._topics.enrol(self._code.claim), time.time_ns() // 1_000_000
+        topic = self._topics.enrol(self._code.claim)
         message = encode(Enrol(certificate_request(self._code.claim, self._key)), self._id)
-        inquiry.link.publish(topic, seal(topic, message, self._claim.key, now_ms))
+        inquiry.link.publish(topic, seal(topic, message, self._claim.key, epoch_ms()))
         reach("join: request said")
 
     def _lost(self, event: Disconnected | Refused | Broken) -> None:

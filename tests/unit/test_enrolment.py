@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,12 @@ class Office:
         self.registry = Registry(folder)
         self.changes = 0
         self.enrolment = Enrolment(
-            TOPICS, self.registry, self.authority, lambda: b"the key set", self.changed
+            TOPICS,
+            self.registry,
+            self.authority,
+            lambda: b"the key set",
+            self.changed,
+            count(1).__next__,
         )
 
     def changed(self) -> None:
@@ -185,7 +191,7 @@ def test_a_certificate_renews_at_two_thirds_of_its_life(office: Office) -> None:
 def test_a_renamed_device_gets_its_new_name_also_if_the_answer_is_lost(office: Office) -> None:
     key = office.join("pi-1")
     office.registry.rename("pi-1", "kitchen", NOW_MS)
-    said = office.enrolment.renaming("pi-1", "kitchen", NOW_MS)
+    said = office.enrolment.renaming("pi-1", "kitchen")
     assert said.topic == TOPICS.enrolled("pi-1")
     assert office.open(said) == Renamed("kitchen")
     first = office.ask("pi-1", key, key)
