@@ -26,6 +26,7 @@ from backup.archive import (
 from backup.progress import Progress
 from backup.sources import (
     DOCTOR,
+    LOCK_NAME,
     Source,
     bundle_sources,
     copied_database,
@@ -38,12 +39,13 @@ from coordinator.figures import BACKUP_NAME
 from coordinator.store import Store
 from fedtide import __version__
 from fedtide.errors import DamagedError, StateError
-from fedtide.files import disk_errors_of, locked, make_folder, sync_folder
+from fedtide.files import disk_errors_of, locked, sync_folder
 from fedtide.ownership import as_owner_of
 from registrar.config import RegistrarConfig
 
 HOLD_NAME = "backup"
 """In the state folder, while a backup is taken: links to the blobs that it holds."""
+_WHOLE = "whole"
 DATABASE_ENTRY, BLOBS_ENTRY = "state/coordinator.db", "state/blobs"
 
 
@@ -62,34 +64,47 @@ def take_backup(
         BundleError: the bundle of the configuration is not there, or not that of the state.
     """
     out = out.absolute()
-    with disk_errors_of(out.parent):
-        make_folder(out.parent)
-        beside = out.with_name(f".{out.name}.new")
-        copies = out.with_name(f".{out.name}.copies")
-        shutil.rmtree(copies, ignore_errors=True)
-        make_folder(copies)
+    work = out.with_name(f".{out.name}.new")
+    with disk_errors_of(out.parent), locked(work, "backup"):
         try:
-            sources = [] if registrar is None else registrar_sources(registrar, copies)
-            if registrar is not None and not _has_run(config):
-                about = _About(config.federation)
-                contents = _write_once(about, [*others, *sources], set(), beside, progress)
-                return _put_in_place(beside, out, contents, progress)
-            with _held(config) as held:
-                progress.begin("the database", 0)
-                database = copied_database(
-                    DATABASE_ENTRY,
-                    lambda target: held.store.copy_to(target, progress.moved),
-                    copies / "coordinator.db",
-                    str(config.state_dir),
-                )
-                contents = _write(config, held, [database, *others, *sources], beside, progress)
-            _put_in_place(beside, out, contents, progress)
-            with as_owner_of(config.state_dir):
-                (config.state_dir / BACKUP_NAME).touch(mode=0o600)
-            return contents
+            for path in work.iterdir():  # of one that was killed
+                if path.name != LOCK_NAME:
+                    path.unlink()
+            contents = _taken(config, others, registrar, work, progress)
+            (work / _WHOLE).replace(out)
+            sync_folder(out.parent)
         finally:
-            beside.unlink(missing_ok=True)
-            shutil.rmtree(copies, ignore_errors=True)
+            shutil.rmtree(work, ignore_errors=True)
+    if contents.run_id:
+        with as_owner_of(config.state_dir):
+            (config.state_dir / BACKUP_NAME).touch(mode=0o600)
+    return contents
+
+
+def _taken(
+    config: CoordinatorConfig,
+    others: list[Source],
+    registrar: RegistrarConfig | None,
+    work: Path,
+    progress: Progress,
+) -> Contents:
+    """In `work`, whole and verified."""
+    whole = work / _WHOLE
+    sources = [*others, *([] if registrar is None else registrar_sources(registrar, work))]
+    if registrar is not None and not _has_run(config):
+        contents = _write_once(_About(config.federation), sources, set(), whole, progress)
+    else:
+        with _held(config) as held:
+            progress.begin("the database", 0)
+            database = copied_database(
+                DATABASE_ENTRY,
+                lambda target: held.store.copy_to(target, progress.moved),
+                work / "coordinator.db",
+                str(config.state_dir),
+            )
+            contents = _write(config, held, [database, *sources], whole, progress)
+    _verify(whole, progress)
+    return contents
 
 
 def _has_run(config: CoordinatorConfig) -> bool:
@@ -175,7 +190,7 @@ def _let_go(state_dir: Path, folder: Path) -> None:
 
 
 def _write(
-    config: CoordinatorConfig, held: _Held, sources: list[Source], beside: Path, progress: Progress
+    config: CoordinatorConfig, held: _Held, sources: list[Source], path: Path, progress: Progress
 ) -> Contents:
     """Write everything; once more without an update that turns out to be damaged."""
     store = held.store
@@ -191,7 +206,7 @@ def _write(
         updates = [digest for digest in held.updates if digest not in left_out]
         blobs = [_blob(held.folder, digest) for digest in (*held.models, *updates)]
         try:
-            return _write_once(about, [*sources, *blobs], left_out, beside, progress)
+            return _write_once(about, [*sources, *blobs], left_out, path, progress)
         except DamagedError as exc:
             name = str(exc.args[0])
             digest = name.removeprefix(f"{BLOBS_ENTRY}/")
@@ -225,13 +240,10 @@ def _blob(folder: Path, digest: str) -> Source:
     return Source(Entry(f"{BLOBS_ENTRY}/{digest}", path.stat().st_size, digest), opener(path))
 
 
-def _put_in_place(beside: Path, out: Path, contents: Contents, progress: Progress) -> Contents:
-    """When it has been read again, as a restoration would."""
-    with beside.open("rb") as file:
-        read = read_contents(file, beside.stat().st_size)
-        progress.begin("verifying", total_bytes(read.entries))
-        for _, copy in read_entries(file, read):
+def _verify(path: Path, progress: Progress) -> None:
+    """Read it all again, as a restoration would."""
+    with path.open("rb") as file:
+        contents = read_contents(file, path.stat().st_size)
+        progress.begin("verifying", total_bytes(contents.entries))
+        for _, copy in read_entries(file, contents):
             copy(None, progress.moved)
-    beside.replace(out)
-    sync_folder(out.parent)
-    return contents

@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from datetime import UTC, datetime
 from types import TracebackType
 
@@ -162,12 +163,19 @@ def start_logging(parsed: argparse.Namespace) -> None:
     logging.basicConfig(level=level, handlers=[handler], force=True)
     if journal or kind == "json":
         sys.excepthook = _log_defect
+        threading.excepthook = _log_threads_defect
+        logging.captureWarnings(True)
 
 
 def _log_defect(
     kind: type[BaseException], error: BaseException, trace: TracebackType | None
 ) -> None:
     logging.getLogger("fedtide").critical("a defect: %s", error, exc_info=(kind, error, trace))
+
+
+def _log_threads_defect(told: threading.ExceptHookArgs) -> None:
+    if told.exc_value is not None:
+        _log_defect(told.exc_type, told.exc_value, told.exc_traceback)
 
 
 def log_end(message: str) -> bool:

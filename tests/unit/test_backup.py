@@ -37,6 +37,7 @@ from coordinator.store import Store
 from fedtide.bundle import sha256_hex
 from fedtide.config import load_config
 from fedtide.errors import ConfigError, DamagedError, StateError
+from fedtide.files import locked
 from registrar.config import RegistrarConfig
 from tests.federation import Federation
 from tests.servers import Server, refused, told
@@ -171,6 +172,27 @@ def test_a_backup_is_one_private_file_and_leaves_nothing_else(tmp_path: Path) ->
     first = kept.out.read_bytes()
     kept.take()
     assert kept.out.read_bytes() != first, "replaced"
+
+
+def test_one_that_was_killed_is_cleared_away_and_one_that_runs_is_left_alone(
+    tmp_path: Path,
+) -> None:
+    kept = Kept(tmp_path)
+    work = kept.out.with_name(".state.backup.new")
+    hold = kept.config.state_dir / HOLD_NAME
+    for folder in (work, hold):
+        folder.mkdir(parents=True)
+        (folder / "lock").touch()
+        (folder / ("a" * 64)).write_bytes(b"half")
+    with locked(hold, "backup"), pytest.raises(StateError, match="in use by another backup"):
+        kept.take()
+    with locked(work, "backup"), pytest.raises(StateError, match="in use by another backup"):
+        kept.take()
+    assert work.exists()
+    contents = kept.take()
+    assert not any("aaaa" in entry.name for entry in contents.entries)
+    assert [path.name for path in kept.out.parent.iterdir()] == ["state.backup"]
+    assert not hold.exists()
 
 
 def test_what_is_restored_is_what_was_there(tmp_path: Path) -> None:

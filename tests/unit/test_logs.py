@@ -37,6 +37,11 @@ try:
     raise ValueError({JUNK!r})
 except ValueError:
     log.exception("it failed")
+import threading, warnings
+thread = threading.Thread(target=lambda: 1 // 0)
+thread.start()
+thread.join()
+warnings.warn("an old way")
 for _ in range(300):
     log.warning("a flood")
 raise TypeError("a bug")
@@ -80,7 +85,9 @@ def test_json_is_an_object_on_each_line_whatever_is_in_it(tmp_path: Path, journa
         lines = [re.sub("^<[2-7]>", "", line) for line in lines]
     said: list[dict[str, Any]] = [json.loads(line) for line in lines]
     assert all(line.isascii() and line.isprintable() for line in lines)
-    first, second, third, *flood, last = said
+    first, second, third, in_thread, warned, *flood, last = said
+    assert "ZeroDivisionError" in in_thread["exception"]
+    assert "an old way" in warned["message"]
     assert first["message"] == f"alpha declines: {escaped(JUNK)}"
     assert first["logger"] == "coordinator.service"
     assert (first["level"], second["level"], third["level"]) == ("INFO", "WARNING", "ERROR")
