@@ -86,6 +86,7 @@ bench: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m benchmarks.train_step
 	$(EXPORT)/bin/python -m benchmarks.aggregation
 	$(EXPORT)/bin/python -m benchmarks.coordinator_memory
+	$(EXPORT)/bin/python -m benchmarks.backup_under_load
 	$(EXPORT)/bin/python -m benchmarks.fleet_scale
 	$(EXPORT)/bin/python -m benchmarks.seal
 	$(EXPORT)/bin/python -m benchmarks.revocation
