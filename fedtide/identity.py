@@ -25,7 +25,7 @@ from cryptography.x509.oid import NameOID
 from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError, StateError
 from fedtide.files import make_folder, write_atomically
-from fedtide.keys import load_key, public_bytes, save_key
+from fedtide.keys import UNREADABLE, load_key, public_bytes, save_key
 from fedtide.topics import is_identifier
 
 KEY_NAME, CERTIFICATE_NAME, CA_NAME, KEY_SET_NAME = (
@@ -116,7 +116,7 @@ def load_identity(folder: Path, *, now: datetime | None = None) -> Identity:
         )
     try:
         certificate.verify_directly_issued_by(ca)
-    except (InvalidSignature, ValueError, TypeError) as exc:
+    except (InvalidSignature, *UNREADABLE) as exc:
         raise ConfigError(
             f"{where} is not signed by the authority in {CA_NAME} beside it", hint=_HINT
         ) from exc
@@ -162,13 +162,18 @@ def read_certificate(path: Path) -> x509.Certificate:
         ConfigError: it cannot be read, or is none.
     """
     try:
-        return x509.load_pem_x509_certificate(path.read_bytes())
+        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        # Parsed here and not where somebody asks for them.
+        _ = (certificate.public_key(), certificate.subject, certificate.not_valid_after_utc)
+        return certificate
     except OSError as exc:
         raise ConfigError(
             f"cannot read the certificate {str(path)!r}: {exc.strerror}", hint=_HINT
         ) from exc
-    except ValueError as exc:
-        raise ConfigError(f"{str(path)!r} is no certificate in PEM: {exc}", hint=_HINT) from exc
+    except UNREADABLE as exc:
+        raise ConfigError(
+            f"{str(path)!r} is no certificate in PEM, or damaged", hint=_HINT
+        ) from exc
 
 
 def certificate_request(name: str, key: Ed25519PrivateKey) -> bytes:

@@ -6,7 +6,7 @@ import hashlib
 import stat
 from pathlib import Path
 
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InternalError, InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -19,7 +19,9 @@ from cryptography.hazmat.primitives.serialization import (
 from fedtide.errors import ConfigError
 from fedtide.files import write_secret
 
-KEY_BYTES, KEY_ID_BYTES, SIGNATURE_BYTES = 32, 8, 64
+KEY_ID_BYTES, SIGNATURE_BYTES = 8, 64
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
+"""What `cryptography` raises for bytes that are not what they should be."""
 
 
 def new_key() -> Ed25519PrivateKey:
@@ -77,9 +79,10 @@ def load_key(path: Path) -> Ed25519PrivateKey:
         )
     try:
         key = load_pem_private_key(pem, None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         raise ConfigError(
-            f"{str(path)!r} is no private key: {exc}", hint="it must be PKCS#8 in PEM, unencrypted"
+            f"{str(path)!r} is no private key, or damaged",
+            hint="it must be PKCS#8 in PEM, unencrypted",
         ) from exc
     if not isinstance(key, Ed25519PrivateKey):
         raise ConfigError(

@@ -18,6 +18,7 @@ from msgspec import Meta, Struct
 from fedtide.errors import ConfigError
 
 _HINT = "the registrar writes it; `fedtide server init` made it"
+_UNREADABLE = (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _log = logging.getLogger(__name__)
 
 
@@ -50,7 +51,7 @@ class Members:
         self._keys: dict[str, bytes] = {}
         try:
             self._read(self._stat())
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except _UNREADABLE as exc:
             raise ConfigError(
                 f"the list of members {str(path)!r} cannot be read: {exc}", hint=_HINT
             ) from exc
@@ -63,7 +64,7 @@ class Members:
         try:
             if (stamp := self._stat()) != self._stamp:
                 self._read(stamp)
-        except (OSError, msgspec.DecodeError, UnicodeDecodeError) as exc:
+        except _UNREADABLE as exc:
             if self._stamp is not None or self._keys:
                 _log.error("the list of members cannot be read, so nobody is believed: %s", exc)
             self._stamp, self._keys = None, {}

@@ -37,6 +37,8 @@ from fedtide.messages import (
     Welcome,
     encode,
 )
+from fedtide.objections import NO_MEMBER
+from fedtide.transport import Unsealed
 from fedtide.vectors import decode_vector, encode_vector
 from simulator.faults.fake_learning import ELEMENTS
 from tests.federation import Federation, Peer
@@ -579,3 +581,34 @@ def test_a_connection_clears_only_what_can_have_been_on_offer(
 def test_a_large_cohort_is_logged_by_a_handful_and_a_count() -> None:
     assert few(["a", "b"]) == "a, b"
     assert few([f"d{number}" for number in range(10_000)]) == "d0, d1, d2, d3, d4 … (10000)"
+
+
+def test_what_nobody_has_sealed_is_counted_and_told_and_changes_nothing(
+    federation: Federation,
+) -> None:
+    liar = peer(federation)
+    before, heard = federation.service._state, len(liar.heard)
+    up = federation.topics.up("mallory")
+    for reason in ("seal replayed: its number is 5, and 9 was heard already", "seal missing"):
+        federation.service.link_event(Unsealed(up, reason, "m7"), federation.now_ms)
+    federation.service.link_event(Unsealed("elsewhere", "seal missing"), federation.now_ms)
+    federation.settle()
+    assert federation.service._state == before
+    assert liar.heard[heard:] == [
+        Problem("m7", "seal replayed: its number is 5, and 9 was heard already"),
+        Problem("m7", "seal missing"),
+    ]
+    counts = federation.store.counts()
+    assert (counts["refused: seal replayed"], counts["refused: seal missing"]) == (1, 1)
+    complete(federation)
+
+
+def test_who_is_a_member_no_more_is_gone(federation: Federation) -> None:
+    peer(federation)
+    assert federation.service._state.is_online("mallory")
+    event = Unsealed(federation.topics.presence("mallory"), NO_MEMBER)
+    federation.service.link_event(event, federation.now_ms)
+    assert not federation.service._state.is_online("mallory")
+    assert federation.store.counts()["refused: seal of no member"] == 1
+    federation.service.link_event(event, federation.now_ms)
+    complete(federation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import stat
 from datetime import timedelta
@@ -75,7 +76,19 @@ def test_another_kind_of_key_is_refused(tmp_path: Path) -> None:
         load_key(tmp_path / "key.pem")
 
 
-@pytest.mark.parametrize("content", [b"", b"-----BEGIN PRIVATE KEY-----\nAAAA\n", b"\xff" * 99])
+SHORT = base64.b64encode(bytes.fromhex("302d020100300506032b65700421041f") + bytes(31))
+"""31 bytes where a key has 32."""
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"-----BEGIN PRIVATE KEY-----\nAAAA\n",
+        b"\xff" * 99,
+        b"-----BEGIN PRIVATE KEY-----\n" + SHORT + b"\n-----END PRIVATE KEY-----\n",
+    ],
+)
 def test_what_is_no_key_is_a_message(tmp_path: Path, content: bytes) -> None:
     write_secret(tmp_path / "key.pem", content)
     with pytest.raises(ConfigError, match="is no private key"):

@@ -59,6 +59,7 @@ def test_it_is_not_read_again_while_it_stays(
         b'{"devices": {"alpha": {"key": "' + b"G" * 64 + b'"}}}',
         b'{"devices": {"alpha": {}}}',
         b"[" * 100_000,
+        b'{"devices": {"alpha": {"x": ' + b"[" * 100_000,
     ],
 )
 def test_where_it_cannot_be_read_nobody_is_a_member(
