@@ -62,7 +62,7 @@ def test_a_device_needs_a_name_or_an_identity(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="give `device`, or `identity`"):
         client(tmp_path)
     config = client(tmp_path, device="alpha")
-    with identified(config) as (same, connect):
+    with identified(config) as (same, connect, _):
         assert same == config
         assert isinstance(connect(lambda _event: None, None), MqttTransport)
     assert with_name(config) == config
@@ -72,7 +72,7 @@ def test_its_certificate_names_it(tmp_path: Path, authority: Authority) -> None:
     authority.identity(tmp_path / "i", "alpha")
     for given in ({}, {"device": "alpha"}):
         config = client(tmp_path, identity="i", broker={"host": "h", "port": 8883}, **given)
-        with identified(config) as (named, connect):
+        with identified(config) as (named, connect, _):
             assert named.device == "alpha"
             assert named.broker.certificate_file == tmp_path / "i" / "certificate.pem"
             link = connect(lambda _event: None, None)
