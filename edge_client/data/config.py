@@ -100,14 +100,15 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
             raise ValueError("Object missing required field `path`, or `function`")
         if self.query is not None:
             return "sqlite"
-        known = _SUFFIXES.get(self.path.suffix.lower())
-        if known is not None:
-            return known
+        suffix = self.path.suffix.lower()
+        if suffix in _SUFFIXES:
+            return _SUFFIXES[suffix]
+        if self.classes is not None and suffix != ".npz":
+            return "images"  # perhaps on a disk that is not there yet
         try:
             folder = self.path.is_dir()
         except OSError:  # not ours to look into: whoever opens it says so
             folder = False
-        folder = folder or (not self.path.suffix and self.classes is not None)
         return "images" if folder else "npz"
 
     @property

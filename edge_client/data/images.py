@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
 import warnings
 from collections import Counter
 from collections.abc import Hashable, Iterator
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -130,7 +132,8 @@ class ImageFolders:
                         hint="data.classes names every class; or move it elsewhere",
                     )
                 else:
-                    files += _images(Path(entry.path), entry.name, left_out)
+                    found = _images(Path(entry.path), entry.name, left_out)
+                    files += islice(found, FILES_MAX + 1 - len(files))
                 if len(files) > FILES_MAX:
                     raise DataError(f"{str(self._path)!r} has more than {FILES_MAX:,} images")
         except OSError as exc:
@@ -220,5 +223,6 @@ def _images(folder: Path, class_name: str, left_out: Counter[str]) -> Iterator[_
         elif not entry.is_file() or Path(entry.name).suffix.lower() not in _SUFFIXES:
             left_out["no image by their names"] += 1
         else:
-            status = entry.stat(follow_symlinks=False)
-            yield _File(status.st_mtime_ns, entry.name, class_name, status.st_size)
+            with contextlib.suppress(FileNotFoundError):  # just removed, or renamed
+                status = entry.stat(follow_symlinks=False)
+                yield _File(status.st_mtime_ns, entry.name, class_name, status.st_size)

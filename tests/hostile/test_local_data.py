@@ -237,6 +237,17 @@ def test_links_and_other_files_are_left_out_and_counted(tmp_path: Path) -> None:
     ]
 
 
+def test_more_images_than_anybody_has_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edge_client.data.images.FILES_MAX", 3)
+    for number in range(4):
+        assert len(images(tmp_path).dataset.training.x) == number if number else True
+        image(tmp_path / "ant" / f"{number}.png")
+    with pytest.raises(DataError, match="more than 3 images"):
+        images(tmp_path)
+
+
 def test_folders_of_no_class_none_and_another_model(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no examples"):
         images(tmp_path)
