@@ -1,0 +1,277 @@
+"""Joining and leaving without a server: what is written where, what is kept, what is refused."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pwd
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from edge_client.config import ClientConfig
+from edge_client.membership import join_command, layout, leave_command, service
+from edge_client.membership.configuration import require_ours, write_configuration
+from edge_client.membership.grant import Grant
+from edge_client.membership.layout import Layout, layout_of
+from fedtide import units
+from fedtide.cli import main
+from fedtide.config import load_config
+from fedtide.errors import ConfigError
+from fedtide.identity import write_identity
+from fedtide.join_code import JoinCode, write_join_code
+from fedtide.keys import new_key
+from fedtide.transport import Connected, Received
+from registrar.service import NAME_PAUSE_MS, NAMES_MAX, WAITING_MAX, Pace, _Inbox
+from tests.identities import NOW, Authority
+
+AUTHORITY = Authority()
+
+
+def code_of(claim: str = "join-1", host: str = 'server."x"') -> JoinCode:
+    key = new_key()
+    certificate = x509.load_pem_x509_certificate(AUTHORITY.certify(claim, key.public_key()))
+    der = certificate.public_bytes(Encoding.DER)
+    ca = AUTHORITY.certificate.public_bytes(Encoding.DER)
+    return JoinCode("tides", host, 8883, ca, der, key.private_bytes_raw())
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / 'my "data".npz'
+    np.savez(path, x=np.zeros((3, 2), np.float32), y=np.zeros(3, np.int64))
+    return path
+
+
+# ---- the configuration ----
+
+
+def test_the_configuration_is_ready_and_says_where_everything_is(
+    tmp_path: Path, data: Path
+) -> None:
+    place = Layout(tmp_path / "pi/client.toml", tmp_path / "pi", relative=True)
+    assert write_configuration(place, code_of(), data)
+    config = load_config(place.config, ClientConfig)
+    assert config.identity == place.identity
+    assert config.state_dir == place.state
+    assert config.data.path == data
+    assert (config.broker.host, config.broker.port) == ('server."x"', 8883)
+    assert config.broker.give_up_ms == 0, "the server may be away for as long as it likes"
+
+
+def test_a_configuration_without_data_gets_them_later_and_changes_by_hand_stay(
+    tmp_path: Path, data: Path
+) -> None:
+    place = Layout(tmp_path / "pi/client.toml", tmp_path / "pi", relative=True)
+    assert not write_configuration(place, code_of(), None)
+    place.config.write_text(place.config.read_text() + "# mine\n[training]\nthreads = 2\n")
+    assert not write_configuration(place, code_of(), None)
+    assert write_configuration(place, code_of(), data)
+    config = load_config(place.config, ClientConfig)
+    assert config.data.path == data
+    assert config.training.threads == 2
+    assert "# mine" in place.config.read_text()
+    before = place.config.read_text()
+    assert write_configuration(place, code_of(), None)
+    assert write_configuration(place, code_of(), data)
+    assert place.config.read_text() == before
+    with pytest.raises(ConfigError, match="names other data already"):
+        write_configuration(place, code_of(), tmp_path)
+
+
+def test_a_configuration_that_lost_its_place_for_data_is_left_alone(
+    tmp_path: Path, data: Path
+) -> None:
+    place = Layout(tmp_path / "client.toml", tmp_path, relative=True)
+    place.config.write_text('federation = "tides"\nidentity = "identity"\n')
+    with pytest.raises(ConfigError, match="was changed by hand"):
+        write_configuration(place, code_of(), data)
+
+
+@pytest.mark.parametrize("text", ['device = "d"\n', 'identity = "elsewhere"\n'])
+def test_a_configuration_of_something_else_is_not_touched(tmp_path: Path, text: str) -> None:
+    place = Layout(tmp_path / "client.toml", tmp_path, relative=True)
+    place.config.write_text(text)
+    with pytest.raises(ConfigError, match="with another identity or with none"):
+        require_ours(place)
+    for words in (["join", write_join_code(code_of())], ["leave"]):
+        assert main(["device", *words, "--folder", str(tmp_path)]) == 2
+    assert place.config.read_text() == text
+
+
+# ---- the place ----
+
+
+def parsed(**given: object) -> argparse.Namespace:
+    return argparse.Namespace(**{"folder": None, "root": None, "user": "fedtide", **given})
+
+
+def test_a_service_needs_root_and_systemd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(ConfigError, match="takes root's rights"):
+        layout_of(parsed())
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    monkeypatch.setattr(layout, "_SYSTEMD", tmp_path / "none")
+    with pytest.raises(ConfigError, match="does not run systemd"):
+        layout_of(parsed())
+    monkeypatch.setattr(layout, "_SYSTEMD", tmp_path)
+    place = layout_of(parsed(user="pi"))
+    assert place == Layout(
+        Path("/etc/fedtide/client.toml"), Path("/var/lib/fedtide/client"), "pi", relative=False
+    )
+
+
+# ---- the service ----
+
+
+class Machine:
+    """A machine with systemd, under a folder; what would be done to it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.place = Layout(
+            folder / "etc/fedtide/client.toml", folder / "var/lib/fedtide/client", "somebody"
+        )
+        self.done: list[str] = []
+
+    def note(self, what: str) -> Callable[..., None]:
+        return lambda *words, **_: self.done.append(" ".join([what, *map(str, words)]))
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    machine = Machine(tmp_path / "machine")
+    me = type("", (), {"pw_uid": os.getuid(), "pw_gid": os.getgid(), "pw_name": "somebody"})
+    monkeypatch.setattr(pwd, "getpwnam", lambda _name: me)
+    monkeypatch.setattr(pwd, "getpwuid", lambda _uid: me)
+    monkeypatch.setattr(service, "make_user", machine.note("useradd"))
+    monkeypatch.setattr(service, "is_ours", lambda *_: True)
+    monkeypatch.setattr(service, "remove_user", machine.note("userdel"))
+    monkeypatch.setattr(units, "check_reachable", machine.note("check"))
+    monkeypatch.setattr(units, "start", machine.note("start"))
+    monkeypatch.setattr(units, "remove", machine.note("remove"))
+
+    def install(role: units.Role, text: str) -> None:
+        machine.done.append(f"install {role}")
+        machine.unit = text  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(units, "install", install)
+    for module in (join_command, leave_command):
+        monkeypatch.setattr(module, "layout_of", lambda _parsed: machine.place)
+
+    def enrol(
+        code: JoinCode, _folder: Path, identity: Path, _wait_s: float, _say: Callable[[str], None]
+    ) -> Grant:
+        machine.done.append(f"enrol {code.claim}")
+        key = new_key()
+        pem = AUTHORITY.certify("pi-1", key.public_key(), until=NOW.replace(year=NOW.year + 1))
+        write_identity(identity, key, pem, AUTHORITY.pem, AUTHORITY.key_set())
+        return Grant("pi-1", pem, AUTHORITY.key_set())
+
+    monkeypatch.setattr(join_command, "enrol", enrol)
+    monkeypatch.setattr(join_command, "self_test", lambda *_: 0)
+    return machine
+
+
+def test_joining_as_root_makes_user_folders_unit_and_starts_it_in_this_order(
+    machine: Machine, data: Path
+) -> None:
+    words = ["device", "join", write_join_code(code_of()), "--data", str(data)]
+    assert main(words) == 0
+    home = machine.place.home
+    assert machine.done == [
+        f"useradd somebody {home}",
+        "check somebody",
+        "enrol join-1",
+        "install client",
+        "start client",
+    ]
+    assert stat.S_IMODE(home.stat().st_mode) == 0o700
+    for shared in (home.parent, machine.place.config.parent):
+        assert stat.S_IMODE(shared.stat().st_mode) == 0o755, "the service's user must get through"
+    assert stat.S_IMODE(machine.place.config.stat().st_mode) == 0o644
+    assert f"ReadWritePaths={home}" in machine.unit  # type: ignore[attr-defined]
+    machine.done.clear()
+    assert main(words) == 0
+    assert "enrol join-1" not in machine.done
+    assert "start client" in machine.done
+    machine.done.clear()
+    assert main(["device", "leave"]) == 0
+    assert machine.done == ["remove client", f"userdel somebody {home}"]
+    assert not home.parent.exists()
+    assert not machine.place.config.parent.exists()
+    assert data.exists()
+
+
+def test_without_data_the_service_waits_for_them(
+    machine: Machine, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = write_join_code(code_of())
+    assert main(["device", "join", code]) == 0
+    assert "start client" not in machine.done
+    told = capsys.readouterr().err
+    assert "it has no data yet" in told
+    assert code not in told, "the code is a secret"
+    assert main(["device", "join", code, "--data", str(data)]) == 0
+    assert "start client" in machine.done
+
+
+def test_data_that_are_not_there_stop_it_before_anything_is_done(
+    machine: Machine, tmp_path: Path
+) -> None:
+    code = write_join_code(code_of())
+    assert main(["device", "join", code, "--data", str(tmp_path / "nowhere")]) == 4
+    assert machine.done == []
+
+
+def test_an_identity_that_is_over_is_replaced(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = new_key()
+    over = AUTHORITY.certify("pi-1", key.public_key(), until=NOW.replace(year=NOW.year - 1))
+    write_identity(machine.place.identity, key, over, AUTHORITY.pem, AUTHORITY.key_set())
+    assert main(["device", "join", write_join_code(code_of("join-2"))]) == 0
+    assert "enrol join-2" in machine.done
+    assert "the certificate of 'pi-1' is over; joining anew" in capsys.readouterr().err
+
+
+def test_a_device_of_another_federation_stays_that(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Authority().identity(machine.place.identity, "pi-9")
+    assert main(["device", "join", write_join_code(code_of())]) == 2
+    assert "is device 'pi-9' of another server's federation already" in capsys.readouterr().err
+
+
+def test_a_code_that_the_shell_took_apart_is_put_together(machine: Machine) -> None:
+    code = write_join_code(code_of())
+    assert main(["device", "join", code[:100], code[100:500], code[500:]]) == 0
+    assert "enrol join-1" in machine.done
+
+
+# ---- the registrar under a flood ----
+
+
+def test_who_asks_too_often_is_not_heard_and_others_are() -> None:
+    pace = Pace()
+    assert pace.allows("a", 0)
+    assert not any(pace.allows("a", at_ms) for at_ms in range(1, NAME_PAUSE_MS))
+    assert pace.allows("b", 1)
+    assert pace.allows("a", NAME_PAUSE_MS)
+    for number in range(3 * NAMES_MAX):
+        pace.allows(f"name-{number}", 0)
+    assert len(pace._heard_at_ms) <= NAMES_MAX
+
+
+def test_a_flood_is_bounded_and_counted_and_a_signal_gets_through() -> None:
+    inbox = _Inbox()
+    for _ in range(5 * WAITING_MAX):
+        inbox.put(Received("topic", b"x" * 100))
+    inbox.put(Connected("MQTT 5", 1))
+    assert inbox.dropped == 4 * WAITING_MAX
+    taken = [inbox.get(0) for _ in range(WAITING_MAX + 1)]
+    assert taken[-1] == Connected("MQTT 5", 1)
