@@ -46,7 +46,10 @@ def test_two_devices_join_and_learn_and_one_is_shut_out(tmp_path: Path) -> None:
         )
         kept = clients["kitchen"].text()
         assert "connection lost" not in kept, kept
+
+        server.device("rename", "kitchen", "larder")
+        coordinator.says("inviting larder")
         told = {device["name"]: device["standing"] for device in server.device("list")["devices"]}
-        assert told == {"kitchen": "member", "attic": "revoked"}
+        assert told == {"larder": "member", "attic": "revoked"}
         for process in (clients["kitchen"], coordinator):
             assert process.stop() in (0, 143), process.text()
