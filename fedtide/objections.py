@@ -16,4 +16,7 @@ NOT_KEPT = "seal not kept"
 
 def replayed(number: int, newest: int) -> str:
     """Heard before, or overtaken."""
-    return f"{REPLAYED}: its number is {number}, and {newest} was heard already"
+    return (
+        f"{REPLAYED}: its number is {number}, and {newest} was heard already; "
+        "somebody repeats it, or uses a copy of this identity"
+    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import pwd
+import shutil
 import socket
 import sqlite3
 import sys
@@ -24,7 +25,7 @@ from demo.local import toml, wait_for
 from demo.processes import Child
 from fedtide.config import BrokerConfig
 from fedtide.files import write_atomically
-from fedtide.identity import Identity
+from fedtide.identity import Identity, load_identity
 from fedtide.keys import new_key, public_bytes, save_key
 from fedtide.launch import module_command
 from fedtide.messages import AnyMessage, Envelope, decode
@@ -121,6 +122,12 @@ class Siege:
             self.write_members()
         return self.identities[name]
 
+    def copy_identity(self, name: str, copy: str) -> None:
+        """As when an SD card is copied."""
+        folder = self.folder / f"{copy}.identity"
+        shutil.copytree(self.identity(name).folder, folder)
+        self.identities[copy] = load_identity(folder)
+
     def revoke(self, name: str) -> None:
         """It is a member no more, as the registrar would have it."""
         del self._keys[name]
@@ -207,13 +214,13 @@ class Siege:
 
         wait_for(are_there, f"{more} more updates of {' and '.join(devices)}", WAIT_S)
 
-    def refused_once_more(self, kind: str, attack: Callable[[], None]) -> None:
+    def refused_once_more(self, kind: str, attack: Callable[[], object]) -> None:
         """The coordinator counts what `attack` says under this reason."""
         before = self.count(f"refused: {kind}")
         attack()
         wait_for(lambda: self.count(f"refused: {kind}") > before, f"refused: {kind}", WAIT_S)
 
-    def refused_by(self, device: str, reason: str, attack: Callable[[], None]) -> None:
+    def refused_by(self, device: str, reason: str, attack: Callable[[], object]) -> None:
         """A device logs this reason for what `attack` says."""
         after = len(self.log(device))
         attack()

@@ -29,7 +29,7 @@ FAR = 2**60
 def data(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     folder = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(5)
-    for name in ("alpha", "beta", "gamma"):
+    for name in ("alpha", "beta", "gamma", "copy"):
         x, y = rng.normal(size=(40, 8)).astype(np.float32), rng.integers(0, 3, 40)
         np.savez(folder / f"{name}.npz", x=x, y=y)
     return lambda name: folder / f"{name}.npz"
@@ -122,6 +122,20 @@ def test_a_device_that_signs_as_another(siege: Siege) -> None:
     stranger = siege.topics.up("stranger")
     forged = seal(stranger, encode(offer, "1"), new_key(), FAR)
     siege.refused_once_more("seal of no member", lambda: siege.intruder.say(stranger, forged))
+
+
+def test_two_devices_with_one_identity(siege: Siege) -> None:
+    """Who started last is heard. The other is refused, and told; nothing counts twice."""
+    siege.copy_identity("beta", "copy")
+    after = len(siege.log("beta"))
+    siege.refused_once_more("seal replayed", lambda: siege.add_device("copy"))
+    siege.wait_for_log("beta", "somebody repeats it, or uses a copy of this identity", after)
+    siege.wait_for_log("beta", "another client named 'tides/beta'", after)
+    siege.wait_for_updates("alpha")
+    for name in ("copy", "beta"):
+        siege.processes[name].stop()
+    siege.processes["beta"].start()
+    siege.wait_for_updates("alpha", "beta")
 
 
 def fedtide(*words: object) -> subprocess.CompletedProcess[str]:
