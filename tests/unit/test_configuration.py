@@ -15,6 +15,7 @@ from coordinator.config import CoordinatorConfig
 from edge_client.config import ClientConfig
 from fedtide.config import BrokerConfig, load_config
 from fedtide.errors import ConfigError
+from registrar.config import RegistrarConfig
 
 T = TypeVar("T")
 
@@ -51,16 +52,18 @@ def keys_of(kind: type[msgspec.Struct], prefix: str = "") -> set[str]:
 
 
 def documented(document: str) -> list[set[str]]:
-    """Keys in the tables of the sections coordinator.toml, client.toml, [broker]."""
+    """Keys in the tables of the sections coordinator, client and registrar.toml, and [broker]."""
     sections = re.split(r"^## ", document, flags=re.MULTILINE)[1:]
     return [set(re.findall(r"^\| `([\w.]+)` \|", section, re.MULTILINE)) for section in sections]
 
 
 def undocumented(document: str) -> set[str]:
     """Keys that only one of code and document knows."""
-    coordinator, client, broker = documented(document)
-    return (keys_of(CoordinatorConfig) ^ (coordinator | broker)) | (
-        keys_of(ClientConfig) ^ (client | broker)
+    coordinator, client, registrar, broker = documented(document)
+    return (
+        (keys_of(CoordinatorConfig) ^ (coordinator | broker))
+        | (keys_of(ClientConfig) ^ (client | broker))
+        | (keys_of(RegistrarConfig) ^ (registrar | broker))
     )
 
 
@@ -68,7 +71,7 @@ def test_every_key_is_documented_and_every_documented_key_exists() -> None:
     assert undocumented(DOCUMENT) == set()
     assert {f"broker.{field.name}" for field in msgspec.structs.fields(BrokerConfig)} == documented(
         DOCUMENT
-    )[2]
+    )[3]
 
 
 def test_a_missing_or_invented_key_would_be_noticed() -> None:
@@ -80,13 +83,14 @@ def test_a_missing_or_invented_key_would_be_noticed() -> None:
 
 def test_the_examples_of_the_document_are_valid(tmp_path: Path) -> None:
     examples = re.findall(r"```toml\n(.*?)```", DOCUMENT, re.DOTALL)
-    coordinator, buffered, less_work, client, conditions = examples
+    coordinator, buffered, less_work, client, conditions, registrar = examples
     assert load(tmp_path, coordinator, CoordinatorConfig).rounds.quorum == 10
     begin = COORDINATOR.split("[rounds]", maxsplit=1)[0]
     assert load(tmp_path, begin + buffered, CoordinatorConfig).rounds.mode == "buffered"
     assert load(tmp_path, begin + less_work, CoordinatorConfig).rounds.weights == "fednova"
     assert load(tmp_path, client, ClientConfig).device == "kitchen-pi"
     assert load(tmp_path, CLIENT + conditions, ClientConfig).conditions.mains
+    assert load(tmp_path, registrar, RegistrarConfig).broker.port == 8884
 
 
 @pytest.mark.parametrize("other", ["", "cohort_size = 3\n"])
