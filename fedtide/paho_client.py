@@ -40,6 +40,13 @@ class Client(paho.Client):
             self._sockpairW.setblocking(False)
         return super().loop(timeout)
 
+    def _create_socket_connection(self) -> socket.socket:
+        """paho binds the socket, to any address and port, before it connects: nobody may do that
+        either."""
+        if self._get_proxy():
+            return super()._create_socket_connection()
+        return socket.create_connection((self._host, self._port), timeout=self._connect_timeout)
+
     def loop_read(self, max_packets: int = 1) -> MQTTErrorCode:
         """Called by `loop` when bytes have come in."""
         self.bytes_came_in = True

@@ -179,6 +179,25 @@ def test_a_publication_goes_out_at_once() -> None:
     assert failures == []
 
 
+def test_a_link_opens_no_port_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service may be forbidden to bind and to listen; paho would do both, to no end."""
+
+    def refused(*_: object) -> None:
+        raise PermissionError("bind or listen")
+
+    with scripted_broker(taking) as (config, failures):
+        monkeypatch.setattr(socket.socket, "bind", refused)
+        monkeypatch.setattr(socket.socket, "listen", refused)
+        events: queue.SimpleQueue[LinkEvent] = queue.SimpleQueue()
+        link = MqttTransport(config, "x", events.put)
+        link.start()
+        wait_for(events, Connected)
+        assert link.publish(TOPIC, b"x") is not None
+        wait_for(events, Delivered)
+        link.stop()
+    assert failures == []
+
+
 def test_a_broker_that_misreads_mqtt_5_is_spoken_to_in_the_older_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

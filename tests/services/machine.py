@@ -23,10 +23,11 @@ from pathlib import Path
 
 from tests.everywhere.requirements import ROOT, packages, requirements
 
-SUITE, PYTHON = "bookworm", "3.11"
+SUITE = os.environ.get("FEDTIDE_DEBIAN", "bookworm")
+PYTHON = {"bookworm": "3.11", "trixie": "3.13"}[SUITE]
 PACKAGES = ("systemd", "systemd-sysv", "dbus", "mosquitto", "python3-venv", "procps", "iproute2")
 TOOLS = {"debootstrap": "debootstrap", "systemd-nspawn": "systemd-container"}
-FOLDER = ROOT / "build" / "systemd"
+FOLDER = ROOT / "build" / "systemd" / SUITE
 ENVIRONMENT = Path("/opt/fedtide")
 """Of fedtide, in the machine."""
 DIES_WITH_ITS_PARENT = ("setpriv", "--pdeathsig=KILL")
@@ -64,7 +65,8 @@ class Machine:
             # nspawn lets a container write in the group of one hierarchy, and memory is another's.
             "for name in memory pids cpu cpuacct blkio devices; do mount -o remount,bind,rw "
             "/sys/fs/cgroup/$name 2> /dev/null || true; done; "
-            f"exec {' '.join(DIES_WITH_ITS_PARENT)} /sbin/init"
+            # Debian 13's systemd wants to be told before it takes the groups of a host of old.
+            f"exec {' '.join(DIES_WITH_ITS_PARENT)} /sbin/init SYSTEMD_CGROUP_ENABLE_LEGACY_FORCE=1"
         )
         script = (
             'for group in $GROUPS_OF_IT; do mkdir "$group"; echo $$ > "$group/cgroup.procs"; done; '

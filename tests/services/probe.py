@@ -86,9 +86,7 @@ def attempts(writable: Path, readable: Path) -> dict[str, Callable[[], object]]:
         "send on the wire": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
         "execute what was written": execute_what_was_written,
         "make a set-user-id programme": lambda: set_user_id_file(writable),
-        "begin a user namespace": lambda: libc("unshare", CLONE_NEWUSER),
         "mount": lambda: libc("mount", b"tmpfs", str(writable).encode(), b"tmpfs", 0, 0),
-        "become root": lambda: os.setuid(0),
         "set the clock": lambda: libc("clock_settime", CLOCK, (ctypes.c_long * 2)(0, 0)),
         "trace a process": lambda: libc("ptrace", 0, 0, 0, 0),
         "see others' processes": see_others,
@@ -97,6 +95,9 @@ def attempts(writable: Path, readable: Path) -> dict[str, Callable[[], object]]:
         "use real-time scheduling": lambda: os.sched_setscheduler(
             0, os.SCHED_FIFO, os.sched_param(1)
         ),
+        # The last: in it, root is root no more.
+        "become root": lambda: os.setuid(0),
+        "begin a user namespace": lambda: libc("unshare", CLONE_NEWUSER),
     }
 
 
