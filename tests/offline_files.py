@@ -37,8 +37,10 @@ def make_wheel(
     return Wheel(f"{name}-{version}-py3-none-any.whl", content)
 
 
-def make_client(version: str, check: str = "", requires: tuple[str, ...] = ()) -> Wheel:
-    """A wheel with the true installer; `check` is what its self-check does."""
+def make_client(
+    version: str, check: str = "", requires: tuple[str, ...] = (), main: str = ""
+) -> Wheel:
+    """A wheel with the true installer; `check` is what its self-check does, `main` the command."""
     installer = {
         f"device_installer/{path.name}": path.read_text()
         for path in sorted((REPOSITORY / "device_installer").glob("*.py"))
@@ -46,7 +48,7 @@ def make_client(version: str, check: str = "", requires: tuple[str, ...] = ()) -
     files = {
         **installer,
         "fedtide/__init__.py": "",
-        "fedtide/__main__.py": f"print('fedtide {version}')\n",
+        "fedtide/__main__.py": main or f"print('fedtide {version}')\n",
         "edge_client/__init__.py": "",
         "edge_client/self_check.py": f"import sys, fedtide\n{check}\n",
     }

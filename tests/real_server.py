@@ -33,11 +33,11 @@ class Server:
     count if so many have answered."""
 
     def __init__(self, folder: Path, devices_min: int = 2) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()  # as the registrar names it, which looks for its broker
         self.children: dict[str, Child] = {}
         self.port = free_port()
         self._devices_min = devices_min
-        self._etc = folder / "etc/fedtide"
+        self._etc = self.folder / "etc/fedtide"
         self._python = str(bundles.export_python() or sys.executable)
 
     def __enter__(self) -> Self:
