@@ -121,10 +121,10 @@ class Renewal:
         if isinstance(body, Renamed) and body.name != self._identity.name:
             _log.info("the operator gives this device the name %r", body.name)
             self._due_at_ms = min(self._due_at_ms, at_ms)
-        elif isinstance(body, Refusal) and body.regarding == self._id:
+        elif isinstance(body, Refusal) and body.regarding == self._id != "":
             _log.error("the registrar refuses another certificate: %s", body.reason)
             self._answered(at_ms)
-        elif isinstance(body, Enrolled) and body.regarding == self._id:
+        elif isinstance(body, Enrolled) and body.regarding == self._id != "":
             self._answered(at_ms)
             grant = grant_of(body, self._topics, self._identity.key, self._ca)
             if isinstance(grant, Grant):

@@ -60,6 +60,7 @@ from tests.contract.local_data import MANIFEST as LOCAL_MANIFEST
 from tests.federation import Federation, Peer
 from tests.golden.test_golden import MESSAGES
 from tests.hostile.decoder import Decoder
+from tests.hostile.enrol_decoders import enrol, join_code
 from tests.hostile.seal_decoders import identity, members, numbers, sealed
 from tests.hostile.test_bundles import BOMBS, CRASHERS
 
@@ -611,7 +612,7 @@ DECODERS: dict[str, Callable[[Path], Decoder]] = {
         message, topic, coordinator, device, manifest, bundle, arriving_blob, chunks, update,
         initial_model, generations, session, local_state, progress, graph, scanned_graph, data,
         array, csv_file, npy_file, sqlite_file, image_file, configuration, store_rows, store_file,
-        sealed, members, identity, numbers,
+        sealed, members, identity, numbers, join_code, enrol,
     )
 }  # fmt: skip
 """Each gets a folder of its own to work in."""

@@ -180,6 +180,10 @@ def test_a_refusal_is_logged_and_asked_again_tomorrow(
     device: Device, caplog: pytest.LogCaptureFixture
 ) -> None:
     device.pass_time(DUE_MS)
+    for regarding in ("another", ""):
+        device.answer(Refusal(regarding, "of long ago"), DUE_MS)
+    assert device.renewal.deadline_at_ms() == DUE_MS + RETRY_MS, "still without an answer"
+    assert "of long ago" not in caplog.text
     device.answer(Refusal(device.asked[-1], "it has been revoked"), DUE_MS)
     assert "the registrar refuses another certificate: it has been revoked" in caplog.text
     assert device.renewal.deadline_at_ms() == DUE_MS + DAY_MS
