@@ -65,6 +65,13 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         if self.certificate_file is not None and self.ca_file is None:
             raise ValueError("broker.certificate_file needs broker.ca_file: without it, no TLS")
 
+    @property
+    def refused_hint(self) -> str:
+        """What to look at when the broker does not let us in."""
+        if self.certificate_file is not None:
+            return "its certificate may be revoked: fedtide device show NAME, on the server"
+        return "check broker.username and broker.password_file"
+
     def password(self) -> str | None:
         """First line of `password_file`.
 

@@ -46,6 +46,7 @@ class Inquiry:
         deliver = self._events.put
         self.link: Transport = sealer(mqtt, deliver) if sealer else mqtt(deliver)
         self._where = f"{config.host}:{config.port}"
+        self._refused_hint = config.refused_hint
 
     def __enter__(self) -> Self:
         self.link.start()
@@ -71,8 +72,7 @@ class Inquiry:
                 case Connected():
                     return event
                 case Refused(why):
-                    hint = "check broker.username and broker.password_file"
-                    raise BrokerError(why, hint=hint)
+                    raise BrokerError(why, hint=self._refused_hint)
                 case Broken(why):
                     raise BrokerError(why)
                 case Disconnected(why):

@@ -39,8 +39,7 @@ class Patience:
             case Refused(reason) if self._was_connected:
                 _log.warning("%s; trying again", reason)
             case Refused(reason):
-                hint = "check broker.username and broker.password_file"
-                raise BrokerError(reason, hint=hint)
+                raise BrokerError(reason, hint=self._config.refused_hint)
             case Broken(reason):
                 raise BrokerError(reason, hint="start again; the log above has the details")
 
