@@ -95,7 +95,8 @@ def test_wrong_password(tmp_path: Path, mosquitto: Broker) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ('federation = "f"\n', "device"),
+        ('federation = "f"\n', "state_dir"),
+        ('federation = "f"\nstate_dir = "s"\ndata.path = "d"\n', "device"),
         ('federation = "a b"\ndevice = "x"\nstate_dir = "s"\ndata.path = "d"\n', "federation"),
         (
             'federation = "f"\ndevice = "x"\nstate_dir = "s"\ndata.path = "d"\n'
