@@ -196,8 +196,12 @@ def test_before_the_first_figures_there_is_no_page(
         server.stop()
 
 
-def test_who_connects_and_says_nothing_makes_room(served: Served) -> None:
+def test_who_connects_and_says_nothing_makes_room(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Ten times as many as there is room for: the oldest are cut, a real scrape is answered."""
+    monkeypatch.setattr(metrics._Page, "timeout", 60.0)
+    monkeypatch.setattr(metrics, "CONNECTION_S", 60.0)
     address = served.config.metrics.address()
     with ExitStack() as stack:
         silent = [
@@ -212,6 +216,7 @@ def test_who_connects_and_says_nothing_makes_room(served: Served) -> None:
 
 
 def test_who_is_slow_is_cut_by_age(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics._Page, "timeout", 60.0)
     monkeypatch.setattr(metrics, "CONNECTION_S", 0.1)
     with socket.create_connection(served.config.metrics.address(), timeout=10) as link:
         link.send(b"GET /")
