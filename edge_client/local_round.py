@@ -54,10 +54,12 @@ def do_task(
     before: LocalState,
     keeping: Keeping,
     on_step: OnStep,
+    paused: Callable[[], bool] | None = None,
 ) -> Outcome:
     """Evaluate the model `start`, float32[elements_count], and train it if the task says so.
 
-    `on_step` follows each batch that is evaluated, too.
+    `on_step` follows each batch that is evaluated, too. Where `paused()` says that it will wait for
+    long, the progress is saved before it does.
 
     Raises:
         TrainingInterruptedError: `on_step` returned False.
@@ -72,27 +74,16 @@ def do_task(
         arrays = (*dataset.training, start, *optimizer.vectors)
         return basis_of(task, (*keeping.setup, str(optimizer.steps)), arrays)
 
-    saved = keeping.saved.load(basis) if task.kind == "train" else None
-    if saved is None:
-        trainer.set_parameters(start)
-        held_out = None
-        if dataset.held_out is not None:
-            judged = evaluate(trainer, *dataset.held_out, on_batch=lambda: on_step(0, 0.0))
-            held_out = _reportable(judged)
-        saved = Checkpoint(0, start, before.optimizer, (), 0, held_out)
-    else:
-        _log.info("round %d: goes on after epoch %d", task.round_id, saved.epochs)
-        trainer.set_parameters(np.concatenate((saved.parameters, start[len(saved.parameters) :])))
-    epochs_done, _, optimizer_state, losses, earlier_ms, held_out = saved
+    saved = _begun(task, trainer, dataset, start, before, keeping, basis, on_step)
+    epochs_done, _, optimizer_state, losses, earlier_ms, held_out, steps_done, partial = saved
     del saved  # its vectors are as large as the model
 
     def elapsed_ms() -> int:
         return earlier_ms + round((monotonic() - started_s) * 1000)
 
     def save(progress: Progress, parameters: Vector, losses: tuple[float, ...]) -> None:
-        checkpoint = Checkpoint(
-            progress.epochs, parameters, progress.optimizer, losses, elapsed_ms(), held_out
-        )
+        so_far = (progress.epochs, parameters, progress.optimizer, losses, elapsed_ms(), held_out)
+        checkpoint = Checkpoint(*so_far, progress.steps, progress.partial)
         keeping.saved.save(basis(), checkpoint)
         reach("client: progress saved")
         keeping.on_saved(progress.epochs)
@@ -111,11 +102,40 @@ def do_task(
         on_epoch=EpochSaver(trainer, task.plan.epochs, keeping.lost_ms_max, save, losses),
         on_step=on_step,
         enough=enough,
+        paused=paused,
         start_epoch=epochs_done,
+        start_step=steps_done,
+        partial=partial,
         optimizer_state=optimizer_state,
         reference=start,
     )
     return Outcome(result._replace(losses=losses + result.losses), elapsed_ms(), held_out)
+
+
+def _begun(
+    task: Task,
+    trainer: Trainer,
+    dataset: LocalDataset,
+    start: Vector,
+    before: LocalState,
+    keeping: Keeping,
+    basis: Callable[[], bytes],
+    on_step: OnStep,
+) -> Checkpoint:
+    """Where to go on: where the last life was, or at the beginning, with the model judged."""
+    saved = keeping.saved.load(basis) if task.kind == "train" else None
+    if saved is None:
+        trainer.set_parameters(start)
+        held_out = None
+        if dataset.held_out is not None:
+            judged = evaluate(trainer, *dataset.held_out, on_batch=lambda: on_step(0, 0.0))
+            held_out = _reportable(judged)
+        saved = Checkpoint(0, start, before.optimizer, (), 0, held_out)
+    else:
+        further = f" and {saved.steps} steps" if saved.steps else ""
+        _log.info("round %d: goes on after epoch %d%s", task.round_id, saved.epochs, further)
+        trainer.set_parameters(np.concatenate((saved.parameters, start[len(saved.parameters) :])))
+    return saved
 
 
 def _reportable(held_out: Metrics) -> Metrics | None:

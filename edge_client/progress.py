@@ -26,7 +26,7 @@ from edge_client.optimizers import OptimizerState
 from edge_client.vector_file import raw_bytes, read_vectors, split_values, write_vectors
 from fedtide.errors import StateError
 from fedtide.files import disk_errors_of
-from fedtide.measures import Metrics
+from fedtide.measures import Measure, Metrics, Natural
 from fedtide.messages import Task
 from fedtide.vectors import Vector
 
@@ -54,6 +54,10 @@ class Checkpoint(NamedTuple):
     """What the work has taken so far."""
     held_out: Metrics | None
     """Of the global model, on the device's held-out data."""
+    steps: int = 0
+    """Made of the epoch that follows."""
+    partial: Measure = Measure(0.0, 0.0)
+    """Of their loss."""
 
 
 class _Header(Struct, frozen=True, forbid_unknown_fields=True):
@@ -67,6 +71,8 @@ class _Header(Struct, frozen=True, forbid_unknown_fields=True):
     """The optimizer's."""
     sizes: tuple[int, ...]
     """Values of the model, and of each of the optimizer's vectors."""
+    epoch_steps: Natural = 0
+    partial: tuple[float, float] = (0.0, 0.0)
 
 
 class SavedProgress:
@@ -113,6 +119,8 @@ class SavedProgress:
                 held_out=checkpoint.held_out,
                 steps=steps,
                 sizes=tuple(map(len, vectors)),
+                epoch_steps=checkpoint.steps,
+                partial=(checkpoint.partial.sum, checkpoint.partial.weight),
             )
         )
         write_vectors(self._path, header, vectors)
@@ -148,13 +156,20 @@ class EpochSaver:
         self._saved_s = self._epoch_s = time.monotonic()
 
     def __call__(self, progress: Progress) -> None:
-        """After an epoch. A disk that is full costs the promise, not the training."""
-        self._losses.append(progress.loss)
+        """After an epoch, or within one before a pause, whose length nobody knows. A disk that is
+        full costs the promise, not the training."""
         now_s = time.monotonic()
+        if progress.steps:
+            self._store(progress, now_s)
+            return
+        self._losses.append(progress.loss)
         next_end_s = 2 * now_s - self._epoch_s
         self._epoch_s = now_s
         if progress.epochs == self._epochs or next_end_s - self._saved_s <= self._lost_s_max:
             return
+        self._store(progress, now_s)
+
+    def _store(self, progress: Progress, now_s: float) -> None:
         parameters = self._trainer.parameters()[: self._changing]
         try:
             self._save(progress, parameters, tuple(self._losses))
@@ -198,4 +213,6 @@ def _parsed(raw: bytes, values: Vector) -> tuple[bytes, Checkpoint] | None:
         header.losses,
         header.training_ms,
         header.held_out,
+        header.epoch_steps,
+        Measure(*header.partial),
     )

@@ -17,6 +17,8 @@ from fedtide.measures import Measure, Metrics, add_up
 from fedtide.plan import Plan
 from fedtide.vectors import Vector
 
+NOTHING_YET = Measure(0.0, 0.0)
+
 
 class Progress(NamedTuple):
     """How far training has come, at the end of an epoch."""
@@ -27,6 +29,10 @@ class Progress(NamedTuple):
     """Mean loss of the epoch, measured as its batches were trained."""
     optimizer: OptimizerState
     """Live: copy what is to be kept."""
+    steps: int = 0
+    """Made of the epoch that follows, if training pauses within it."""
+    partial: Measure = NOTHING_YET
+    """Of the loss of these steps."""
 
 
 OnStep = Callable[[int, float], bool | None]
@@ -88,7 +94,10 @@ def train(
     on_epoch: OnEpoch | None = None,
     on_step: OnStep | None = None,
     enough: Callable[[], bool] | None = None,
+    paused: Callable[[], bool] | None = None,
     start_epoch: int = 0,
+    start_step: int = 0,
+    partial: Measure = NOTHING_YET,
     optimizer_state: OptimizerState | None = None,
     reference: Vector | None = None,
 ) -> TrainResult:
@@ -97,9 +106,11 @@ def train(
     `on_step(steps, loss)` follows every step: it may sleep, to share the processor, and returns
     False to stop. `enough()` follows every step once there is a loss; True ends training, and what
     was learned is the result. `on_epoch(progress)` follows every epoch that did not end so: time to
-    save `trainer.parameters()` and the optimizer's state. To go on after a restart, give the
-    trainer what was saved, the number of epochs done as `start_epoch`, the optimizer's state, and
-    the round's initial model as `reference` (default: the model that the trainer has now).
+    save `trainer.parameters()` and the optimizer's state; and it follows a step after which
+    `paused()` is true: `on_step`, which comes next, will wait for long. To go on after a restart,
+    give the trainer what was saved, the number of epochs done as `start_epoch`, the steps of the
+    next one as `start_step` with their `partial` loss, the optimizer's state, and the round's
+    initial model as `reference` (default: the model that the trainer has now).
 
     Raises:
         TrainingInterruptedError: `on_step` returned False.
@@ -109,27 +120,29 @@ def train(
     examples = len(x)
     if not examples or examples != len(y):
         raise DataError(f"there are {examples:,} inputs and {len(y):,} labels to train on")
-    manifest = trainer.manifest
-    trained, shared = manifest.trained, slice(0, manifest.shared_count)
+    trained = trainer.manifest.trained
     old = trainer.parameters() if reference is None else reference
     optimizer = Optimizer(
         plan,
         trained.stop - trained.start,
-        anchor=old[trained.start : min(trained.stop, shared.stop)],
+        anchor=old[trained.start : min(trained.stop, trainer.manifest.shared_count)],
         state=optimizer_state,
     )
     stepper = _Stepper(trainer, plan, optimizer, x, y)
     steps_max = plan.steps_for(examples)
-    steps = min(start_epoch * steps_per_epoch(plan, examples), steps_max)
+    steps = min(start_epoch * steps_per_epoch(plan, examples) + start_step, steps_max)
     losses: list[float] = []
     ended = False
     for epoch in range(start_epoch, plan.epochs):
-        if ended or steps == steps_max:
+        if ended or (steps == steps_max and not start_step):
             break
-        total = Measure(0.0, 0.0)
-        for loss in stepper.epoch(epoch, steps_max - steps):
-            steps += 1
+        done, total = start_step, partial
+        start_step, partial = 0, NOTHING_YET
+        for loss in stepper.epoch(epoch, steps_max - steps, done):
+            steps, done = steps + 1, done + 1
             total = Measure(total.sum + loss.sum, total.weight + loss.weight)
+            if paused is not None and on_epoch is not None and paused():
+                on_epoch(Progress(epoch, 0.0, optimizer.state, done, total))
             if on_step is not None and on_step(steps, loss.mean or 0.0) is False:
                 raise TrainingInterruptedError(f"stopped after {steps} of {steps_max} steps")
             ended = enough is not None and total.weight > 0 and enough()
@@ -140,11 +153,18 @@ def train(
         losses.append(total.mean)
         if on_epoch is not None and not ended:
             on_epoch(Progress(epoch + 1, losses[-1], optimizer.state))
-    new = trainer.parameters()
+
+    return TrainResult(*_learned(trainer, old), optimizer.state, examples, tuple(losses), steps)
+
+
+def _learned(trainer: Trainer, old: Vector) -> tuple[Vector, Vector]:
+    """What travels, new - old, and the new values of what stays here."""
+    manifest, new = trainer.manifest, trainer.parameters()
+    shared = slice(0, manifest.shared_count)
     local = new[manifest.local].copy()
     delta = new[shared]
     delta -= old[shared]
-    return TrainResult(delta, local, optimizer.state, examples, tuple(losses), steps)
+    return delta, local
 
 
 class _Stepper:
@@ -166,17 +186,18 @@ class _Stepper:
         largest = -(-self._batch // self._parts)
         self._room = tuple(np.empty((largest, *a.shape[1:]), a.dtype) for a in (x, y))
 
-    def epoch(self, epoch: int, steps_max: int) -> Iterator[Measure]:
-        """Train one epoch, at most `steps_max` batches of it; the loss before each step."""
+    def epoch(self, epoch: int, steps_max: int, first: int) -> Iterator[Measure]:
+        """Train one epoch from its batch `first`, at most `steps_max` batches of it; the loss
+        before each step."""
         examples, plan = len(self._x), self._plan
         order = epoch_order(plan.seed, epoch, examples)
-        starts = range(0, examples, self._batch)[:steps_max]
+        starts = range(0, examples, self._batch)[: first + steps_max]
         seeds = [0] * (len(starts) * self._parts)
         if self._trainer.manifest.random:
             seeds = dropout_seeds(plan.seed, epoch, len(seeds))
-        for step, start in enumerate(starts):
-            first = step * self._parts
-            yield self._step(order[start : start + self._batch], seeds[first : first + self._parts])
+        for step in range(first, len(starts)):
+            chosen = order[starts[step] : starts[step] + self._batch]
+            yield self._step(chosen, seeds[step * self._parts : (step + 1) * self._parts])
 
     def _step(self, chosen: NDArray[np.int64], seeds: list[int]) -> Measure:
         trainer = self._trainer

@@ -237,7 +237,14 @@ class Worker:
         )
         start = _composed(job, before)
         learned, training_ms, held_out = do_task(
-            task, trainer, dataset, start, before, keeping, self._pace(job.dropped)
+            task,
+            trainer,
+            dataset,
+            start,
+            before,
+            keeping,
+            self._pace(job.dropped),
+            lambda: self._paused,
         )
         reach("client: training ended")
         blob = None
@@ -281,10 +288,11 @@ class Worker:
         def on_step(_steps: int, _loss: float) -> bool:
             nonlocal ended_s
             self.steps_count += 1
-            if rest_ratio > 0:
-                dropped.wait((time.monotonic() - ended_s) * rest_ratio)
+            busy_s = time.monotonic() - ended_s
             with self._gate:
                 self._gate.wait_for(lambda: dropped.is_set() or not self._paused)
+            if rest_ratio > 0:
+                dropped.wait(busy_s * rest_ratio)
             ended_s = time.monotonic()
             return not dropped.is_set()
 

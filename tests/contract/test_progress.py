@@ -329,6 +329,35 @@ def test_a_pause_stops_at_the_next_step_and_changes_nothing(
     assert (bench.done(bench.task()), bench.kept()) == whole
 
 
+@pytest.mark.parametrize("step", [1, 3, 4, 5, 15, 16])
+def test_a_power_cut_during_a_pause_costs_nothing(
+    bench: Bench, whole: tuple[Update, set[bytes]], monkeypatch: pytest.MonkeyPatch, step: int
+) -> None:
+    """At its first step, within an epoch of four, at its end, and at the very last of 16."""
+    made: list[int] = []
+    pace = Worker._pace
+
+    def watched(worker: Worker, dropped: threading.Event) -> Callable[[int, float], bool]:
+        on_step = pace(worker, dropped)
+
+        def pausing(count: int, loss: float) -> bool:
+            goes_on = on_step(count, loss)
+            made.append(count)
+            worker.pause(count == step - 1)  # so it never does in its second life
+            return goes_on
+
+        return pausing
+
+    monkeypatch.setattr(Worker, "_pace", watched)
+    day_ms = 86_400_000
+    died = bench.life(bench.task(), nth("client: progress saved", 1), day_ms)
+    assert isinstance(died[-1], TaskFailed)
+    assert made == list(range(step)), "it stood still before the next"
+    made.clear()
+    assert (bench.done(bench.task()), bench.kept()) == whole
+    assert made == list(range(step + 1, 17)), "no step is made twice"
+
+
 def test_a_paused_training_can_be_dropped(bench: Bench) -> None:
     reports: queue.SimpleQueue[Event | StateError] = queue.SimpleQueue()
     config = ClientConfig("f", bench.folder, DataConfig(bench.data), "d")

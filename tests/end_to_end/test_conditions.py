@@ -19,7 +19,7 @@ from tests import bundles
 from tests.faults.federation import make_data
 
 DEVICE_PYTHON = os.environ.get("FEDTIDE_DEVICE_PYTHON", sys.executable)
-WAIT_S = 60.0
+WAIT_S = 180.0
 
 
 class Machine:
@@ -69,7 +69,7 @@ def test_a_client_that_gets_hot_pauses_survives_a_power_cut_and_goes_on(
         local.add_coordinator(
             bundles.build("tiny_mlp"),
             rounds={"count": 1, "cohort_size": 1, "collect_ms": 600_000},
-            plan={"epochs": 100},
+            plan={"epochs": 40},
         )
         data = make_data(tmp_path / "data.npz", 1)
         training = {"cpu_share": 0.05, "lost_ms_max": 1}
