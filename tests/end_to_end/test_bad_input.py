@@ -212,7 +212,7 @@ def test_a_full_disk_is_told_and_loses_nothing(
     disk = tmp_path / "run" / victim
     disk.mkdir(parents=True)
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", str(disk)], check=False
+        ["mount", "-t", "tmpfs", "-o", "size=600k", "tmpfs", str(disk)], check=False
     )
     if mounted.returncode:
         pytest.skip("mount is not allowed here")
