@@ -261,10 +261,15 @@ def test_a_reload_of_the_broker_keeps_the_connections(machine: Machine) -> None:
     before = connections(machine)
     assert len(before) == 3
     pid = machine.show(unit("broker"), "MainPID")
+
+    def lists_read() -> int:  # it warns of this line each time
+        return machine.log(unit("broker")).count("ACL pattern 'fedtide/1/+/beacon'")
+
+    read = lists_read()
     for _ in range(3):
         machine.python("from fedtide.units import reload_broker; reload_broker()")
     a_round_is_made(machine)
-    assert machine.log(unit("broker")).count("Reloading config") >= 3
+    assert lists_read() == read + 3
     assert connections(machine) == before
     assert machine.show(unit("broker"), "MainPID") == pid
 
