@@ -128,7 +128,7 @@ def check_reachable(user: str, python: Path | None = None) -> None:
     python = python or Path(sys.executable)
     hint = (
         "install fedtide where every user can run it, then repeat this command with that one: "
-        "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install fedtide-*.whl"
+        "PIPX_HOME=/opt/pipx PIPX_BIN_DIR=/usr/local/bin pipx install ..., as docs/deploy.md says"
     )
     for path in (python, python.resolve()):  # an environment, and the Python that it was made with
         if any(path.is_relative_to(hidden) for hidden in _HIDDEN):

@@ -39,7 +39,15 @@ def broker_process(folder: Path) -> int | None:
     except (OSError, ValueError):
         return None
     # After a crash its number may be another program's.
-    return process if os.fsencode(configuration) in command else None
+    return process if any(_is_file(word, configuration) for word in command) else None
+
+
+def _is_file(word: bytes, path: Path) -> bool:
+    """Whether a word of a command line names this file, by whatever way through links."""
+    try:
+        return bool(word) and path.samefile(os.fsdecode(word))
+    except OSError:
+        return False
 
 
 def reload_lists(folder: Path) -> str:

@@ -29,6 +29,7 @@ from fedtide.mqtt import MqttTransport
 from fedtide.rollover import held_identity
 from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Received, Will
 from registrar.authority import Authority
+from registrar.broker_control import broker_process
 from registrar.office import now_ms, opened
 from tests.servers import Server, listening, refused, told
 
@@ -462,6 +463,14 @@ def test_a_revocation_while_the_broker_is_down_holds_from_its_start(tmp_path: Pa
         assert (
             server.device_command("revoke", "leaver") == "leaver was revoked already; done again\n"
         )
+
+
+def test_a_broker_that_was_started_by_way_of_a_link_is_found(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(tmp_path)
+    with Server(tmp_path / "link") as server:
+        folder = server.layout.broker_dir
+        assert broker_process(folder) == broker_process(folder.resolve()) == server.process_id
+    assert broker_process(folder) is None
 
 
 def test_a_claim_that_is_over_is_cut_off(server: Server) -> None:
