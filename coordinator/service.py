@@ -55,7 +55,7 @@ from fedtide.messages import (
     Welcome,
     decode,
 )
-from fedtide.objections import NO_MEMBER
+from fedtide.objections import NO_MEMBER, UNNUMBERED
 from fedtide.topics import Topics
 from fedtide.transport import (
     Connected,
@@ -215,6 +215,9 @@ class Service:
         told anything: the link sees to that."""
         device_id = self._topics.device_of(event.topic)
         if device_id is None:
+            return
+        if event.reason == UNNUMBERED:
+            self._voice.problem(device_id, event.regarding, event.reason)
             return
         self._refuse(device_id, event.regarding, event.reason)
         if event.reason == NO_MEMBER and self._fleet.left(device_id, at_ms):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from coordinator.marks import Marks
 from fedtide.members import Members
-from fedtide.objections import NO_MEMBER, replayed
-from fedtide.seal import Sealed
+from fedtide.objections import NO_MEMBER, UNNUMBERED, replayed
+from fedtide.seal import UNORDERED, Sealed
 from fedtide.topics import Topics
 from fedtide.transport import Transport
 from fedtide.trust import device_objection
@@ -36,6 +36,8 @@ class MemberTrust:
         objection = device_objection(self._members, device_id, topic, sealed)
         if objection is not None or topic != self._topics.up(device_id):
             return objection
+        if sealed.sequence == UNORDERED:
+            return UNNUMBERED
         newest = self._marks.advance(sealed.key_id.hex(), sealed.sequence)
         return None if newest is None else replayed(sealed.sequence, newest)
 

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedtide.errors import StateError
 from fedtide.messages import Envelope, decode
-from fedtide.objections import MISSING, REPLAYED
+from fedtide.objections import MISSING, REPLAYED, UNNUMBERED
 from fedtide.seal import OVERHEAD_BYTES, UNORDERED, Sealed, open_sealed, seal
 from fedtide.topics import Topics
 from fedtide.transport import (
@@ -120,8 +120,8 @@ class SealedTransport(Generic[L]):
 
 
 def _regarding(objection: str, sealed: Sealed) -> str:
-    """The sender's id for a message that is genuine and comes again, or too late."""
-    if not objection.startswith(REPLAYED):
+    """The sender's id for a message that is genuine and comes again, too late or unnumbered."""
+    if not objection.startswith((REPLAYED, UNNUMBERED)):
         return ""
     envelope = decode(sealed.message)
     return envelope.id if isinstance(envelope, Envelope) else envelope.regarding

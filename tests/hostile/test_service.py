@@ -37,7 +37,7 @@ from fedtide.messages import (
     Welcome,
     encode,
 )
-from fedtide.objections import NO_MEMBER
+from fedtide.objections import NO_MEMBER, UNNUMBERED
 from fedtide.transport import Unsealed
 from fedtide.vectors import decode_vector, encode_vector
 from simulator.faults.fake_learning import ELEMENTS
@@ -601,6 +601,19 @@ def test_what_nobody_has_sealed_is_counted_and_told_and_changes_nothing(
     counts = federation.store.counts()
     assert (counts["refused: seal replayed"], counts["refused: seal missing"]) == (1, 1)
     complete(federation)
+
+
+def test_a_question_beside_the_count_is_answered_without_a_complaint(
+    federation: Federation, caplog: pytest.LogCaptureFixture
+) -> None:
+    liar = peer(federation)
+    counts = federation.store.counts()
+    up = federation.topics.up("mallory")
+    federation.service.link_event(Unsealed(up, UNNUMBERED, "m7"), federation.now_ms)
+    federation.settle()
+    assert liar.heard[-1] == Problem("m7", UNNUMBERED)
+    assert federation.store.counts() == counts
+    assert not caplog.records
 
 
 def test_who_is_a_member_no_more_is_gone(federation: Federation) -> None:

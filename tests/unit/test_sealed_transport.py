@@ -25,7 +25,7 @@ from fedtide.keys import new_key, public_bytes
 from fedtide.members import Members
 from fedtide.memory import MemoryBroker, MemoryTransport
 from fedtide.messages import Problem, Receipt, Want, encode
-from fedtide.seal import OVERHEAD_BYTES, open_sealed, seal
+from fedtide.seal import OVERHEAD_BYTES, UNORDERED, open_sealed, seal
 from fedtide.sealed_transport import SealedTransport
 from fedtide.sequence import Sequence
 from fedtide.topics import Topics
@@ -266,6 +266,15 @@ def test_what_was_overtaken_is_not_heard(world: World) -> None:
     world.inject(UP, first)
     assert coordinator.received() == [(UP, b"second")]
     assert coordinator.reasons() == ["seal replayed"]
+
+
+def test_what_has_no_number_is_a_question_each_time(world: World) -> None:
+    alpha, coordinator = world.device(), world.coordinator()
+    for _ in range(2):
+        world.inject(UP, seal(UP, RECEIPT, alpha.identity.key, UNORDERED))
+    alpha.link.publish(UP, b"counted")
+    assert coordinator.received() == [(UP, b"counted")]
+    assert coordinator.reasons() == ["seal without a number"] * 2
 
 
 def test_the_mark_is_on_disk_before_a_receipt_is_heard_and_not_for_a_problem(world: World) -> None:
