@@ -254,7 +254,7 @@ def _answer(
     open_now = state.phase == "collecting" or (state.buffered and known is not None)
     if not open_now or known is None or place is None or known.answer not in ("none", "silent"):
         # Of an earlier round: declined or rejected, so that device is free again.
-        return Step((), has_answered(state, device_id, round_id))
+        return _look(has_answered(state, device_id, round_id), at_ms, config)
     answered = _with_member(known, answer=answer, update_id=update_id)
     state = _with(state, cohort=(*state.cohort[:place], answered, *state.cohort[place + 1 :]))
     if state.buffered or state.phase != "collecting":

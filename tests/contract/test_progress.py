@@ -320,13 +320,15 @@ def test_a_pause_stops_at_the_next_step_and_changes_nothing(
 
     def let_go() -> None:
         """Each step is one that was allowed."""
-        while True:
-            steps.get(timeout=60)
+        while steps.get() >= 0:
             workers[-1].pause(False)
 
     monkeypatch.setattr(Worker, "_pace", watched)
-    threading.Thread(target=let_go, daemon=True).start()
+    watcher = threading.Thread(target=let_go, daemon=True)
+    watcher.start()
     assert (bench.done(bench.task()), bench.kept()) == whole
+    steps.put(-1)
+    watcher.join(timeout=60)
 
 
 @pytest.mark.parametrize("step", [1, 3, 4, 5, 15, 16])

@@ -496,3 +496,12 @@ def test_where_nothing_else_helps_slow_devices_are_asked_again() -> None:
         if state.abandoned_in_a_row <= BUFFERED.abandoned_max // 2:
             assert not invited
     assert invited
+
+
+def test_a_slow_device_that_declines_its_earlier_task_is_invited_at_once() -> None:
+    _, state = play(RoundState(), DeviceArrived("a"))
+    for _ in range(3):  # it falls silent, the round is abandoned, the next one opens
+        _, state = play(state, TimeReached(), at_ms=state.deadline_at_ms or 0)
+    assert (state.round_id, state.idle, state.at_work()) == (2, True, ())
+    commands, _ = play(state, TaskDeclined(1, "a"), at_ms=7_500)
+    assert commands == [InviteDevices(("a",))]

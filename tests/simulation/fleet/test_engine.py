@@ -191,7 +191,7 @@ def test_epochs_are_saved_as_on_a_device(
         )
         for epoch in range(1, int(took_ms / epoch_ms) + 1):
             now_s = epoch * epoch_ms / 1_000
-            saver(cast(Any, SimpleNamespace(epochs=before + epoch, loss=0.0)))
+            saver(cast(Any, SimpleNamespace(epochs=before + epoch, steps=0, loss=0.0)))
     task = SimpleNamespace(plan=Plan(epochs=epochs))
     training = Training(cast(Any, task), Work(10 * epochs, 0.0, epoch_ms, 10), 0, before)
     assert training.epochs_saved(took_ms) == saved[-1]
