@@ -90,7 +90,7 @@ class Enrolment:
             if name.startswith(CLAIM_PREFIX):
                 certificate = self._join(name, topic, sealed, key, now_ms)
             else:
-                certificate = self._renew(topic, sealed, key, now_ms)
+                certificate = self._renew(name, topic, sealed, key, now_ms)
         except RefusedError as exc:
             reason = str(exc.args[0])
             _log.warning("%s is refused a certificate: %s", name, reason)
@@ -112,6 +112,8 @@ class Enrolment:
     ) -> Certificate | str:
         claim = self._registry.claim(claim_id)
         if claim is None:
+            if not any(is_sealed_by(former, topic, sealed) for former in self._keys_of(claim_id)):
+                return "there is no such claim, and it is not sealed by one that was replaced"
             raise RefusedError(
                 "this join code is unknown to the server: it has been replaced by a newer one, or "
                 "its device was removed"
@@ -151,13 +153,16 @@ class Enrolment:
         return device is not None and device.standing == "member" and device.key != key
 
     def _renew(
-        self, topic: str, sealed: Sealed, key: Ed25519PublicKey, now_ms: int
+        self, name: str, topic: str, sealed: Sealed, key: Ed25519PublicKey, now_ms: int
     ) -> Certificate | str:
         raw = public_bytes(key)
         if not is_sealed_by(raw, topic, sealed):
             return "it is not sealed by the key that it is about"
         device = self._registry.device_of_key(raw)
         if device is None or device.standing != "member":
+            holder = self._registry.device(name)
+            if raw not in self._keys_of(name) or (holder and holder.standing == "member"):
+                return "no device of this name has, or had and was revoked, the key in it"
             raise RefusedError("this device is no member of the federation: it has been revoked")
         newest = next(
             (
@@ -170,12 +175,23 @@ class Enrolment:
         # Who asks twice, as when the answer was lost, gets no second one.
         if newest is not None and device.new_name is None and _is_young(newest, now_ms):
             return newest
-        name = device.new_name or device.name
-        pem = self._authority.sign_device(name, key, _time(now_ms))
+        next_name = device.new_name or device.name
+        pem = self._authority.sign_device(next_name, key, _time(now_ms))
         certificate = self._registry.renew(device.name, pem, now_ms)
-        _log.info("device %r has a new certificate, as %r", device.name, name)
+        _log.info("device %r has a new certificate, as %r", device.name, next_name)
         self._members_changed()
         return certificate
+
+    def _keys_of(self, name: str) -> set[bytes]:
+        """Raw public keys that had a certificate of this name. A refusal to any other key would be
+        a false one, sealed by the authority, for whom the name belongs to."""
+        return {
+            public_bytes(key)
+            for certificate in self._registry.certificates()
+            if certificate.name == name
+            for key in [x509.load_pem_x509_certificate(certificate.pem).public_key()]
+            if isinstance(key, Ed25519PublicKey)
+        }
 
     def _say(self, name: str, message: FromRegistrar) -> Said:
         topic, number = self._topics.enrolled(name), self._take_number()

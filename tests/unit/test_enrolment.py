@@ -210,6 +210,31 @@ def test_a_revoked_device_gets_nothing_more(office: Office) -> None:
     assert "it has been revoked" in refusal.reason
 
 
+def test_nobody_gets_a_refusal_for_another(office: Office) -> None:
+    """The device would believe it: the authority has sealed it, and the broker knows the id."""
+    nobody = "no device of this name has, or had and was revoked, the key in it"
+    stranger, first = new_key(), office.join("pi-1")
+    assert office.ask("pi-1", stranger, stranger) == nobody
+    assert office.ask("pi-9", stranger, stranger) == nobody
+    office.registry.revoke("pi-1", NOW_MS)
+    assert office.ask("pi-1", stranger, stranger) == nobody
+    assert isinstance(office.ask("pi-1", first, first), Refusal)
+    assert office.ask("pi-2", first, first) == nobody
+    claim = office.invite("pi-1", "join-2")
+    assert isinstance(office.ask("pi-1", first, first), Refusal)
+    assert isinstance(office.ask("join-2", new_key(), claim), Enrolled)
+    assert office.ask("pi-1", first, first) == nobody, "another has the name by now"
+
+
+def test_a_claim_that_never_was_is_not_answered(office: Office) -> None:
+    old = office.invite("pi-1", "join-1")
+    office.invite("pi-1", "join-2")
+    nobody = "there is no such claim, and it is not sealed by one that was replaced"
+    assert office.ask("join-9", new_key(), new_key()) == nobody
+    assert office.ask("join-1", new_key(), new_key()) == nobody
+    assert isinstance(office.ask("join-1", new_key(), old), Refusal)
+
+
 def test_what_proves_to_be_from_nobody_is_not_answered(office: Office) -> None:
     claim, thief = office.invite("pi-1"), new_key()
     assert office.ask("join-1", thief, thief) == "it is not sealed by the claim's key"
