@@ -225,11 +225,6 @@ def is_running(role: Role) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def reload_broker() -> None:
-    """The broker reads access list and revoked certificates anew; connections stay."""
-    _systemctl("reload", unit_name("broker"))
-
-
 def remove(role: Role, folder: Path = FOLDER) -> None:
     """Stop the service and take its unit away, with the settings that were added to it."""
     path = folder / unit_name(role)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -65,6 +66,10 @@ class Installation:
             ConfigError: what is there does not fit what is wanted, or is damaged.
             StateError: the disk refuses.
         """
+        with self._as_owner():
+            self._make()
+
+    def _make(self) -> None:
         layout = self._layout
         self.make_folders()
         with as_owner_of(layout.home("registrar")):
@@ -93,13 +98,19 @@ class Installation:
             StateError: the disk refuses.
         """
         layout = self._layout
-        self._folder(layout.etc, 0o755)
-        self._folder(layout.var, 0o755)
-        self._folder(layout.broker_dir, 0o750, group="broker")
-        for role in ("broker", "coordinator", "registrar"):
-            self._folder(layout.home(role), 0o700, owner=role, group=role)
-        self._folder(layout.members.parent, 0o755, owner="registrar", group="registrar")
-        self._folder(layout.identity("observer").parent, 0o700)
+        with self._as_owner():
+            self._folder(layout.etc, 0o755)
+            self._folder(layout.var, 0o755)
+            self._folder(layout.broker_dir, 0o750, group="broker")
+            for role in ("broker", "coordinator", "registrar"):
+                self._folder(layout.home(role), 0o700, owner=role, group=role)
+            self._folder(layout.members.parent, 0o755, owner="registrar", group="registrar")
+            self._folder(layout.identity("observer").parent, 0o700)
+
+    def _as_owner(self) -> AbstractContextManager[None]:
+        """`root` may lie in somebody's own folder: then all of it is theirs."""
+        root = self._layout.root
+        return as_owner_of(next(path for path in (root, *root.parents) if path.exists()))
 
     def _folder(
         self, path: Path, mode: int, *, owner: Role | None = None, group: Role | None = None

@@ -70,7 +70,7 @@ def check_name(name: str) -> None:
     if not is_device_name(name):
         raise RefusedError(
             f"the name {name!r} is reserved",
-            hint=f"{', '.join(sorted(RESERVED_NAMES))} {CLAIM_PREFIX}... are the server's own",
+            hint=f"{', '.join(sorted(RESERVED_NAMES))}, {CLAIM_PREFIX}... are the server's own",
         )
 
 

@@ -196,6 +196,14 @@ def test_a_name_that_no_device_can_have_is_refused(
         registry.rename("kitchen", name, NOW_MS)
 
 
+def test_names_of_the_servers_own_are_listed(registry: Registry, authority: Authority) -> None:
+    with pytest.raises(RefusedError) as caught:
+        invite(registry, authority, "broker")
+    assert caught.value.hint == (
+        "broker, coordinator, observer, registrar, join-... are the server's own"
+    )
+
+
 def test_a_member_is_not_invited_again(registry: Registry, authority: Authority) -> None:
     join(registry, authority, "kitchen")
     with pytest.raises(RefusedError, match=r"there is a device 'kitchen' already"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -260,3 +261,16 @@ def test_a_claim_loses_everything_but_the_joining() -> None:
         assert f"topic deny fedtide/1/+/{topic}\n" in block + "\n"
     assert "enrol" not in block
     assert text.endswith("user gone\ntopic deny #\n")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
+def test_a_server_that_root_makes_in_somebodys_folder_is_theirs() -> None:
+    with tempfile.TemporaryDirectory() as name:  # pytest's own lies where nobody else gets
+        home = Path(name)
+        os.chown(home, 65534, 65534)
+        layout = Layout(home / "root", system=False)
+        init(layout)
+        assert {path.stat().st_uid for path in home.rglob("*")} == {65534}
+        before = tree(layout.root)
+        init(layout)
+        assert tree(layout.root) == before
