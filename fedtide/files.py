@@ -116,15 +116,17 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
-def remove_tree(folder: Path) -> None:
-    """Remove a folder of ours with everything in it, if it is there.
+def remove_tree(path: Path) -> None:
+    """Remove what is there: a folder with everything in it; a link itself, not what it leads to.
 
     Raises:
         StateError: the disk refuses.
     """
-    with disk_errors_of(folder.parent):
-        if folder.is_dir():
-            shutil.rmtree(folder)
+    with disk_errors_of(path.parent):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
 
 
 @contextmanager

@@ -36,6 +36,8 @@ RETRY_S = 2.0
 """Until a request is said again: its answer, or it, may be lost."""
 TOLD_S = 15.0
 """How often somebody who waits is told what for."""
+NEW_KEY_NAME = "device.pem"
+"""File of the device's key, until there is an identity."""
 GIVE_UP_PAUSE_MS = 200_000
 """A link that pauses for longer than this will not come up by itself."""
 
@@ -71,7 +73,7 @@ def enrol(code: JoinCode, folder: Path, identity: Path, wait_s: float, say: Say)
 
 
 def _key_in(folder: Path) -> Ed25519PrivateKey:
-    path = folder / "device.pem"
+    path = folder / NEW_KEY_NAME
     if not path.exists():
         save_key(path, new_key())
     return load_key(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import pwd
 import stat
@@ -25,7 +26,7 @@ from fedtide.config import load_config
 from fedtide.errors import ConfigError
 from fedtide.identity import write_identity
 from fedtide.join_code import JoinCode, write_join_code
-from fedtide.keys import new_key
+from fedtide.keys import new_key, save_key
 from fedtide.transport import Connected, Received
 from registrar.service import NAME_PAUSE_MS, NAMES_MAX, WAITING_MAX, Pace, _Inbox
 from tests.identities import NOW, Authority
@@ -251,6 +252,107 @@ def test_a_code_that_the_shell_took_apart_is_put_together(machine: Machine) -> N
     code = write_join_code(code_of())
     assert main(["device", "join", code[:100], code[100:500], code[500:]]) == 0
     assert "enrol join-1" in machine.done
+
+
+# ---- leaving ----
+
+
+def leave(folder: Path) -> int:
+    return main(["device", "leave", "--folder", str(folder)])
+
+
+def somebodys(folder: Path) -> list[Path]:
+    """Files of no device's, in folders that are called as a device's are."""
+    files = [folder / name for name in ("state/thesis.txt", "identity/photo", "joining/a", "lock")]
+    for file in files:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("precious")
+    return files
+
+
+def test_a_folder_of_no_device_is_left_as_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = somebodys(tmp_path / "d")
+    server = Authority()
+    server.identity(tmp_path / "server/identity", "coordinator")
+    (tmp_path / "empty").mkdir()
+    for name in ("d", "server", "empty"):
+        assert leave(tmp_path / name) == 0
+        told = capsys.readouterr().err
+        assert f"there is nothing to leave: no device is in {str(tmp_path / name)!r}" in told
+    assert main(["device", "leave", "--root", str(tmp_path / "d")]) == 0
+    assert [file.read_text() for file in files] == ["precious"] * len(files)
+    assert (tmp_path / "server/identity/key.pem").exists()
+    assert (tmp_path / "empty").is_dir()
+
+
+def test_without_a_configuration_goes_what_is_proven_to_be_a_devices(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    over = tmp_path / "over"
+    (over / "state").mkdir(parents=True)
+    key = new_key()
+    pem = AUTHORITY.certify("pi-1", key.public_key(), until=NOW.replace(year=NOW.year - 1))
+    write_identity(over / "identity", key, pem, AUTHORITY.pem, AUTHORITY.key_set())
+    assert leave(over) == 0
+    assert "device 'pi-1' has left this machine" in capsys.readouterr().err
+    assert not over.exists()
+
+    cut = tmp_path / "cut"
+    files = somebodys(cut)[:2]
+    save_key(cut / "joining/device.pem", key)
+    assert leave(cut) == 0
+    assert "what was left of a device is removed" in capsys.readouterr().err
+    assert not (cut / "joining").exists()
+    assert [file.read_text() for file in files] == ["precious"] * 2
+
+    half = tmp_path / "half"
+    for path in (half / "joining/device.pem", half / "identity/key.pem"):
+        path.parent.mkdir(parents=True)
+        save_key(path, key)
+    assert leave(half) == 0
+    assert not half.exists(), "a key without its certificate is not left behind"
+
+
+def test_the_configuration_goes_last_for_it_proves_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = Layout(tmp_path / "pi/client.toml", tmp_path / "pi", relative=True)
+    write_configuration(place, code_of(), None)
+    AUTHORITY.identity(place.identity, "pi-1")
+    place.state.mkdir()
+    removed = list[str]()
+    monkeypatch.setattr(leave_command, "remove_tree", lambda path: removed.append(path.name))
+    assert leave(place.home) == 0
+    assert removed == ["state", "identity", "client.toml"]
+
+
+def test_a_client_that_was_broken_into_does_not_hold_up_its_removal(
+    machine: Machine, data: Path, tmp_path: Path
+) -> None:
+    """Root meets links, a pipe and a folder where files are, and neither follows nor waits."""
+    place, elsewhere = machine.place, tmp_path / "elsewhere"
+    assert main(["device", "join", write_join_code(code_of()), "--data", str(data)]) == 0
+    elsewhere.mkdir()
+    (elsewhere / "file").write_text("precious")
+    place.state.symlink_to(elsewhere)
+    place.joining.symlink_to(tmp_path / "nowhere")
+    (place.home / "lock").unlink()
+    (place.home / "lock").mkdir()
+    (place.identity / "key.pem").unlink()
+    os.mkfifo(place.identity / "key.pem", 0o600)
+    process = multiprocessing.get_context("fork").Process(
+        target=lambda: os._exit(main(["device", "leave"]))
+    )
+    process.start()
+    process.join(timeout=20)
+    hung = process.is_alive()
+    process.kill()
+    assert not hung
+    assert process.exitcode == 0
+    assert not place.home.exists()
+    assert (elsewhere / "file").read_text() == "precious"
 
 
 # ---- the registrar under a flood ----
