@@ -86,8 +86,8 @@ def _add(parsed: argparse.Namespace) -> int:
         pem = office.authority.sign_claim(claim_id, key.public_key(), now, expires)
         expires_at_ms = round(expires.timestamp() * 1000)
         claim = Claim(claim_id, parsed.name, public_bytes(key), expires_at_ms, None)
-        known = office.registry.device(parsed.name) is not None
-        earlier = names_of(office.registry, parsed.name) if known else []
+        # Also of a name that is new: who had it before may still be connected by it.
+        earlier = names_of(office.registry, parsed.name)
         office.registry.invite(claim, pem, now_ms())
         undone = office.enforce(gone=earlier)
         config = office.config

@@ -70,10 +70,15 @@ def write_access(registry: Registry, authority: Authority, folder: Path, now_ms:
 
 
 def names_of(registry: Registry, device: str) -> list[str]:
-    """Every name under which the broker may know a device: its own first, those that it had, and of
-    claims on it."""
+    """Every name under which the broker may know a device: its own first, those that it had and no
+    other member has by now, and of claims on it."""
+    others = {
+        other.name
+        for other in registry.devices()
+        if other.standing == "member" and other.name != device
+    }
     certificates = reversed(registry.certificates(device))
-    return list(dict.fromkeys((device, *(c.name for c in certificates))))
+    return list(dict.fromkeys((device, *(c.name for c in certificates if c.name not in others))))
 
 
 def _is_claim(name: str) -> bool:

@@ -428,6 +428,34 @@ def test_a_member_of_the_same_name_gets_in_and_the_earlier_one_does_not(server: 
         assert not is_let_in(first)
 
 
+def test_a_name_that_was_given_up_is_its_new_holders(server: Server) -> None:
+    topics = server.topics
+    former = server.join("porch")
+    with connected(server.coordinator, "watch") as watch:
+        with connected(former, "porch") as mover:
+            rename(server, "porch", "garage")
+            server.device_command("add", "porch")
+            mover.await_event(Disconnected)
+        with connected(server.join("porch"), "porch") as holder:
+            watch.subscribe([topics.presence("+")], topics.presence("porch"), holder)
+            holder.publish(topics.presence("porch"), b"online", retain=True)
+            assert server.device_command("revoke", "garage") == "garage is revoked\n"
+            watch.publish(topics.presence("x"), b"end")
+            heard = watch.heard((topics.presence("x"), b"end"))
+            assert (topics.presence("porch"), b"") not in heard
+            assert holder.publish(topics.up("porch"), b"still here") is None
+            assert holder.lost == []
+
+
+def rename(server: Server, name: str, new_name: str) -> None:
+    """Give a member another name, as the registrar does it."""
+    server.device_command("rename", name, new_name)
+    key = load_identity(server.identities / name).key.public_key()
+    with opened(server.layout.registrar_toml) as office:
+        pem = office.authority.sign_device(new_name, key, datetime.now(UTC))
+        office.registry.renew(name, pem, now_ms())
+
+
 def test_a_session_of_tls_that_was_kept_does_not_outlive_a_revocation(server: Server) -> None:
     """A resumed session shows no certificate."""
     access = server.join("resumer")
