@@ -38,7 +38,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Take a backup; everything may run."""
     from backup.archive import total_bytes
     from backup.progress import Progress
-    from backup.sources import COORDINATOR_TOML, IDENTITY, REGISTRAR_TOML, of_file, of_folder
+    from backup.sources import COORDINATOR_TOML, IDENTITY, REGISTRAR_TOML, of_file, of_identity
     from backup.taking import take_backup
     from coordinator.config import CoordinatorConfig
     from registrar.config import RegistrarConfig
@@ -49,7 +49,7 @@ def run(parsed: argparse.Namespace) -> int:
     config = load_config(config_path, CoordinatorConfig)
     others = [of_file(COORDINATOR_TOML, config_path)]
     if config.identity is not None:
-        others += of_folder(IDENTITY, config.identity)
+        others += of_identity(IDENTITY, config.identity)
     registrar = None
     if registrar_path is not None:
         registrar = load_config(registrar_path, RegistrarConfig)

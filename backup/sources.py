@@ -6,23 +6,38 @@ import errno
 import io
 import os
 import sqlite3
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from backup.archive import Entry, is_entry_name, sha256_of
 from fedtide.bundle import open_bundle_dir, sha256_hex
-from fedtide.errors import BundleError, DamagedError
+from fedtide.errors import BundleError, DamagedError, StateError
 from fedtide.files import disk_errors_of
+from fedtide.identity import CA_NAME, CERTIFICATE_NAME, KEY_NAME, KEY_SET_NAME
 from fedtide.manifest import MANIFEST_NAME
 from fedtide.ownership import as_owner_of
+from fedtide.rollover import NEXT_NAME
 from registrar.config import RegistrarConfig
 
 BUNDLE, IDENTITY, REGISTRAR = "files/bundle/", "files/identity/", "files/registrar/"
 COORDINATOR_TOML, REGISTRAR_TOML = "files/coordinator.toml", "files/registrar.toml"
 MOSQUITTO_CONF = "files/mosquitto.conf"
 REGISTRY_NAME, LOCK_NAME = "registry.db", "lock"
+_NEEDED = (KEY_NAME, CERTIFICATE_NAME)
+_OPTIONAL = (
+    CA_NAME,
+    KEY_SET_NAME,
+    "sequence.0",
+    "sequence.1",
+    *(f"{NEXT_NAME}/{name}" for name in (KEY_NAME, CERTIFICATE_NAME, KEY_SET_NAME)),
+)
+IDENTITY_BYTES_MAX = 1_000_000
+"""Of each of its files; the largest has some hundred."""
+_INSPECT = "fedtide did not make that: find out who did, and put the file itself there"
 DOCTOR = "run `fedtide doctor` with the same configuration"
 
 
@@ -48,17 +63,28 @@ def of_file(name: str, path: Path) -> Source:
         return of_bytes(name, path.read_bytes())
 
 
-def of_folder(begin: str, folder: Path) -> Iterator[Source]:
-    """The files of a folder, but for locks and what is being written.
+def of_identity(begin: str, folder: Path) -> Iterator[Source]:
+    """Key and certificate in `folder`, and what else belongs to an identity as far as it is there;
+    nothing else: whoever owns the folder may have put anything into it.
 
     Raises:
-        StateError: it cannot be read.
+        StateError: something of it is missing, is no regular file, or cannot be read.
     """
-    with disk_errors_of(folder):
-        for path in sorted(folder.rglob("*")):
-            name = begin + path.relative_to(folder).as_posix()
-            if path.is_file() and path.name != LOCK_NAME and is_entry_name(name):
-                yield of_file(name, path)
+    for name in (*_NEEDED, *_OPTIONAL):
+        path = folder / name
+        with disk_errors_of(folder):
+            try:
+                with opened_as_owner(folder, name) as file:
+                    content = file.read(IDENTITY_BYTES_MAX + 1)
+            except FileNotFoundError as exc:
+                if name in _OPTIONAL:
+                    continue
+                raise StateError(f"there is no {str(path)!r}", hint=DOCTOR) from exc
+        if len(content) > IDENTITY_BYTES_MAX:
+            raise StateError(
+                f"{str(path)!r} has more than {IDENTITY_BYTES_MAX:,} bytes", hint=_INSPECT
+            )
+        yield of_bytes(begin + name, content)
 
 
 def registrar_sources(config: RegistrarConfig, copies: Path) -> list[Source]:
@@ -81,8 +107,8 @@ def registrar_sources(config: RegistrarConfig, copies: Path) -> list[Source]:
     path = copies / REGISTRY_NAME
     return [
         copied_database(REGISTRAR + REGISTRY_NAME, copy, path, str(config.state_dir)),
-        *of_folder(f"{REGISTRAR}authority/", config.authority),
-        *of_folder(f"{REGISTRAR}identity/", config.identity),
+        *of_identity(f"{REGISTRAR}authority/", config.authority),
+        *of_identity(f"{REGISTRAR}identity/", config.identity),
         of_file(MOSQUITTO_CONF, config.broker_dir / "mosquitto.conf"),
     ]
 
@@ -121,7 +147,11 @@ def bundle_sources(folder: Path, digest: str) -> list[Source]:
     Raises:
         BundleError: it is another one, or has names that no backup can hold.
     """
-    bundle = open_bundle_dir(folder)
+    try:
+        with as_owner_of(folder):
+            bundle = open_bundle_dir(folder)
+    except OSError as exc:
+        raise BundleError(f"no bundle in {str(folder)!r}: {exc.strerror}") from exc
     if bundle.digest != digest:
         raise BundleError(
             f"the bundle in {str(folder)!r} is {bundle.digest[:12]}, the state's is {digest[:12]}",
@@ -132,8 +162,31 @@ def bundle_sources(folder: Path, digest: str) -> list[Source]:
         entry = Entry(BUNDLE + name, info.size_bytes, info.sha256)
         if not is_entry_name(entry.name):
             raise BundleError(f"the bundle's file {name!r} has a name that no backup can hold")
-        sources.append(Source(entry, opener(folder / name)))
+        sources.append(Source(entry, partial(opened_as_owner, folder, name, links=True)))
     return sources
+
+
+def opened_as_owner(folder: Path, name: str, *, links: bool = False) -> BinaryIO:
+    """A regular file in a folder that is somebody else's, read with that one's rights only: what
+    lies there may lead to what is not his, or never end.
+
+    Raises:
+        StateError: it is a link (unless `links`), a pipe, a device or a folder.
+        OSError: its owner cannot read it.
+    """
+    path = folder / name
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
+    with as_owner_of(folder):
+        try:
+            descriptor = os.open(path, flags)
+        except OSError as exc:
+            if exc.errno != errno.ELOOP:
+                raise
+            raise StateError(f"{str(path)!r} is a link", hint=_INSPECT) from exc
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise StateError(f"{str(path)!r} is no regular file", hint=_INSPECT)
+    return os.fdopen(descriptor, "rb")
 
 
 def opener(path: Path) -> Callable[[], BinaryIO]:

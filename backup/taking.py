@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,7 +31,7 @@ from backup.sources import (
     Source,
     bundle_sources,
     copied_database,
-    opener,
+    opened_as_owner,
     private_file,
     registrar_sources,
 )
@@ -236,8 +237,10 @@ def _write_once(
 
 
 def _blob(folder: Path, digest: str) -> Source:
-    path = folder / digest
-    return Source(Entry(f"{BLOBS_ENTRY}/{digest}", path.stat().st_size, digest), opener(path))
+    size = (folder / digest).lstat().st_size
+    return Source(
+        Entry(f"{BLOBS_ENTRY}/{digest}", size, digest), partial(opened_as_owner, folder, digest)
+    )
 
 
 def _verify(path: Path, progress: Progress) -> None:
