@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fedtide import limits
-from fedtide.errors import BundleError
+from fedtide.errors import BundleError, denied
 from fedtide.manifest import MANIFEST_NAME, Manifest, parse_manifest
 
 
@@ -83,6 +83,8 @@ def open_bundle_dir(directory: Path) -> Bundle:
     """
     try:
         raw = _read_file(directory / MANIFEST_NAME, limits.MANIFEST_BYTES_MAX)
+    except PermissionError as exc:
+        raise denied(exc) from exc
     except OSError as exc:
         raise BundleError(
             f"no bundle in {str(directory)!r}: {exc.strerror}",

@@ -10,7 +10,7 @@ from typing import Literal
 
 from msgspec import Struct
 
-from fedtide.errors import FedtideError
+from fedtide.errors import FedtideError, denied
 
 Level = Literal["ok", "warning", "problem"]
 
@@ -41,6 +41,8 @@ def problem(what: str, todo: str = "") -> Finding:
 
 def failed(error: Exception) -> Finding:
     """A check ended with this error."""
+    if isinstance(error, PermissionError):
+        error = denied(error)
     if isinstance(error, FedtideError):
         return problem(str(error.args[0]), error.hint or "")
     return problem(f"a check failed: {type(error).__name__}: {error}", "this is a bug of fedtide")

@@ -15,7 +15,7 @@ from itertools import pairwise
 from typing import NamedTuple, Protocol
 
 from fedtide import __version__
-from fedtide.errors import ConfigError, FedtideError, install_hint
+from fedtide.errors import ConfigError, FedtideError, denied, install_hint
 from fedtide.failpoints import arm_from_environment
 from fedtide.logs import escaped, log_end
 
@@ -75,16 +75,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(arguments)
     except FedtideError as exc:
-        if not log_end(str(exc)):
-            # Much of a message is what a file or another program said.
-            lines = [escaped(line) for line in str(exc).split("\n")]
-            print("fedtide: error:", "\n".join(lines), file=sys.stderr)
-        return exc.exit_code
+        return _ended(exc)
+    except PermissionError as exc:
+        return _ended(denied(exc))
     except KeyboardInterrupt:
         print("fedtide: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:
         return 0
+
+
+def _ended(error: FedtideError) -> int:
+    if not log_end(str(error)):
+        # Much of a message is what a file or another program said.
+        lines = [escaped(line) for line in str(error).split("\n")]
+        print("fedtide: error:", "\n".join(lines), file=sys.stderr)
+    return error.exit_code
 
 
 def _run(arguments: list[str]) -> int:

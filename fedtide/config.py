@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct
 
-from fedtide.errors import ConfigError
+from fedtide.errors import ConfigError, denied
 from fedtide.limits import BLOCK_BYTES, CHUNK_HEADER_BYTES_MAX
 
 T = TypeVar("T")
@@ -136,6 +136,8 @@ def load_config(path: Path, kind: type[T], *, hint: str = _HINT) -> T:
     """
     try:
         raw = tomllib.loads(path.read_text(encoding="utf-8"))
+    except PermissionError as exc:
+        raise denied(exc) from exc
     except OSError as exc:
         raise ConfigError(
             f"cannot read {str(path)!r}: {exc.strerror}",

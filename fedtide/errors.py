@@ -13,6 +13,8 @@ Every message names what happened, the offending value and what was expected; `h
 do next.
 """
 
+import os
+
 
 class FedtideError(Exception):
     """Base of every error that ends a command with a message instead of a traceback."""
@@ -28,6 +30,9 @@ class FedtideError(Exception):
         return f"{message}\n\nhint: {self.hint}" if self.hint else message
 
 
+AS_ROOT = "run this as root: put sudo before the command"
+
+
 def install_hint(extra: str) -> str:
     """How to install what an extra of ours brings."""
     return f"in a copy of fedtide's repository: pip install '.[{extra}]'"
@@ -37,6 +42,13 @@ class ConfigError(FedtideError):
     """A configuration file, flag or path is wrong."""
 
     exit_code = 2
+
+
+def denied(error: PermissionError) -> ConfigError:
+    """What the system does not let this user do, whoever tried it."""
+    what = "what this command needs" if error.filename is None else repr(str(error.filename))
+    hint = AS_ROOT if os.geteuid() else None
+    return ConfigError(f"{what} is not yours to use: {error.strerror or error}", hint=hint)
 
 
 class BundleError(FedtideError):

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fedtide.errors import StateError
+from fedtide.errors import AS_ROOT, StateError
 from fedtide.failpoints import reach
 
 
@@ -140,7 +140,7 @@ def disk_errors_of(folder: Path) -> Iterator[None]:
             errno.ENOSPC: "free space on this disk, then start again; nothing was lost",
             errno.EDQUOT: "raise the quota, then start again; nothing was lost",
             errno.EROFS: "mount the disk writable, then start again",
-            errno.EACCES: "let this user read and write in the folder",
+            errno.EACCES: f"let this user read and write in the folder, or {AS_ROOT}",
         }
         raise StateError(
             f"cannot use the folder {str(folder)!r}: {exc.strerror or exc}",

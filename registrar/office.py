@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedtide.config import BrokerConfig, load_config
-from fedtide.errors import BrokerError, ConfigError
+from fedtide.errors import AS_ROOT, BrokerError, ConfigError
 from fedtide.files import disk_errors_of
 from fedtide.identity import load_identity
 from fedtide.ownership import as_owner_of
@@ -88,7 +88,7 @@ def opened(path: Path) -> Iterator[Office]:
     except OSError as exc:
         raise ConfigError(
             f"the registrar's folder {str(config.state_dir)!r} is not yours to use: {exc.strerror}",
-            hint="run this as root: put sudo before the command",
+            hint=AS_ROOT,
         ) from exc
     with as_owner_of(config.state_dir):
         authority = Authority.open(config.authority)
