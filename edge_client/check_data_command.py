@@ -12,7 +12,7 @@ from typing import Any
 
 from edge_client.config import ClientConfig
 from edge_client.data import Loaded, NotNowError, Problems, open_source
-from edge_client.data.config import DataConfig
+from edge_client.data.config import DataConfig, classes_line, sub_folders
 from edge_client.data.summary import summary
 from edge_client.holdings import stored_bundle
 from edge_client.tables import table
@@ -24,6 +24,8 @@ from fedtide.memory_limit import limit_memory
 
 Told = dict[str, Any]
 PROBLEMS_SHOWN = 5
+_LISTED = 10
+"""A longer list is told by its first half and its length."""
 _FLAGS = ("labels", "query", "function", "classes")
 
 
@@ -51,18 +53,32 @@ def run(parsed: argparse.Namespace) -> int:
     """
     start_logging(parsed)
     limit_memory()
-    config, state_dir = _configured(parsed)
+    supposed = _supposed_classes(parsed)
+    config, state_dir = _configured(parsed, supposed)
     bundle: Bundle | None = None
     if parsed.bundle is not None:
         bundle = open_bundle_dir(parsed.bundle)
     elif state_dir is not None:
         bundle = stored_bundle(state_dir)
     told = look(config, bundle)
+    if supposed:
+        line = classes_line(supposed)
+        told["notes"].insert(
+            0,
+            f"each sub-folder is taken for a class; in [data] of client.toml: {line}, in the order "
+            "of the model's outputs, the same on every device",
+        )
     print(json.dumps(told, indent=1) if parsed.json else as_text(told))
     return DataError.exit_code if told["refused"] else 0
 
 
-def _configured(parsed: argparse.Namespace) -> tuple[DataConfig, Path | None]:
+def _supposed_classes(parsed: argparse.Namespace) -> list[str]:
+    """Names of sub-folders, if a folder of images and nothing else is given."""
+    others = [name for name in _FLAGS if getattr(parsed, name) is not None]
+    return [] if others or parsed.data is None else sub_folders(Path(parsed.data))
+
+
+def _configured(parsed: argparse.Namespace, supposed: list[str]) -> tuple[DataConfig, Path | None]:
     given = [name for name in ("data", *_FLAGS) if getattr(parsed, name) is not None]
     if parsed.config is not None:
         if given:
@@ -75,6 +91,8 @@ def _configured(parsed: argparse.Namespace) -> tuple[DataConfig, Path | None]:
         raise ConfigError("which data? give --config FILE or --data PATH", hint="see docs/data.md")
     if "classes" in raw:
         raw["classes"] = raw["classes"].split(",")
+    elif supposed:
+        raw["classes"] = supposed
     return convert_config(raw, DataConfig, "the command line"), None
 
 
@@ -161,5 +179,7 @@ def _short(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name}: {_short(entry)}" for name, entry in value.items()) or "none"
     if isinstance(value, list):
+        if len(value) > _LISTED:
+            return f"{', '.join(map(str, value[: _LISTED // 2]))}, … ({len(value):,})"
         return ", ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -55,10 +55,11 @@ class ConditionsConfig(Struct, frozen=True, forbid_unknown_fields=True):
     metered: Literal["wait", "use"] = "use"
     metered_interfaces: tuple[str, ...] | None = None
     """Patterns of names; None: NetworkManager says which are metered."""
-    hours: tuple[str, ...] = ()
+    hours: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None
+    """None: at all hours."""
 
     def __post_init__(self) -> None:
-        for text in self.hours:
+        for text in self.hours or ():
             parse_window(text)
         if self.temperature_c_resume is not None and (
             self.temperature_c_max is None or self.temperature_c_resume > self.temperature_c_max

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,6 +22,8 @@ _SUFFIXES: dict[str, Kind] = {
     ".sqlite3": "sqlite",
 }
 _TABLES: frozenset[Kind] = frozenset({"csv", "sqlite"})
+_CLASSES_TOLD = 100
+"""Most names of sub-folders in a message."""
 _USED_BY: dict[str, frozenset[Kind]] = {
     "labels_path": frozenset({"npy"}),
     "query": frozenset({"sqlite"}),
@@ -34,6 +38,29 @@ _USED_BY: dict[str, frozenset[Kind]] = {
     "time_ms_max": frozenset({"sqlite", "function"}),
 }
 """A key that has no effect is an error: somebody believes that it has."""
+
+
+def sub_folders(path: Path) -> list[str]:
+    """Names of the folders in `path`, sorted; of a path that cannot be looked into, none."""
+    try:
+        with os.scandir(path) as entries:
+            return sorted(e.name for e in entries if e.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+
+
+def classes_line(names: list[str]) -> str:
+    """The line of `[data]` that makes classes of these names; TOML writes a list as JSON does."""
+    return f"classes = {json.dumps(names, ensure_ascii=False)}"
+
+
+def _classes_needed(path: Path | None) -> str:
+    names = [] if path is None else sub_folders(path)
+    line = f"; its own are: {classes_line(names)}" if 0 < len(names) <= _CLASSES_TOLD else ""
+    return (
+        "a folder of images needs `data.classes`, the names of its sub-folders in the order of the "
+        f"model's outputs{line}"
+    )
 
 
 class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,9 +107,7 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
                 "a database needs both `data.path` and `data.query` (SELECT inputs, label ...)"
             )
         if kind == "images" and self.classes is None:
-            raise ValueError(
-                "a folder of images needs `data.classes`, the names of its sub-folders"
-            )
+            raise ValueError(_classes_needed(self.path))
         if self.classes is not None and len(set(self.classes)) != len(self.classes):
             raise ValueError("a name occurs twice in `data.classes`")
         defaults = DataConfig.__struct_defaults__

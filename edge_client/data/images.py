@@ -32,6 +32,8 @@ PIXELS_MAX = 1 << 26
 _SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".pgm", ".ppm"})
 _FORMATS = ("PNG", "JPEG", "BMP", "PPM")
 """No other decoder sees a byte."""
+_OPENED = 100
+"""Images whose headers are read to describe the folder."""
 _YOUNG_S = 5.0
 """An image that was written so recently and cannot be decoded is not done yet."""
 _EXACT = {1: ("L", "1"), 3: ("RGB", "P")}
@@ -67,21 +69,22 @@ class ImageFolders:
         return hashlib.sha256(repr(files).encode(errors="surrogateescape")).digest()
 
     def describe(self) -> dict[str, Any]:
-        """Images of each class, and their sizes and modes as far as the first hundred tell."""
+        """Images of each class, and their sizes and modes as the oldest hundred have them."""
         from PIL import Image
 
         files, left_out = self._files()
         counts = Counter(file.class_name for file in files)
         kinds: Counter[str] = Counter()
-        for file in files[:100]:
+        for file in files[:_OPENED]:
             try:
                 with Image.open(self._of(file), formats=_FORMATS) as image:
                     kinds[f"{image.width}x{image.height} {image.mode}"] += 1
             except Exception:  # noqa: BLE001 - Pillow's plugins raise what they like
                 kinds["unreadable"] += 1
+        unopened = {"not opened": len(files) - _OPENED} if len(files) > _OPENED else {}
         return {
             "classes": {name: counts[name] for name in self._classes},
-            "images": dict(kinds.most_common()),
+            "images": dict(kinds.most_common()) | unopened,
             "left_out": dict(left_out),
         }
 

@@ -148,3 +148,32 @@ def test_names_in_the_data_do_not_reach_the_terminal_as_they_are(
     (tmp_path / "d.csv").write_text("a\x1b[31m,y\n1,\x1b]0;x\x07\n")
     _, out = ask(capsys, "--data", tmp_path / "d.csv")
     assert "\x1b" not in out
+
+
+def test_a_long_list_of_columns_is_told_by_its_beginning_and_length(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ",".join(f"pixel{number}" for number in range(1784))
+    (tmp_path / "d.csv").write_text(f"{names}\n{'0,' * 1783}1\n")
+    _, out = ask(capsys, "--data", tmp_path / "d.csv")
+    assert "pixel0, pixel1, pixel2, pixel3, pixel4, … (1,784)\n" in out
+    _, out = ask(capsys, "--data", tmp_path / "d.csv", "--json")
+    assert json.loads(out)["seen"]["columns"][-1] == "pixel1783"
+
+
+def test_a_folder_of_images_without_classes_tells_its_sub_folders(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kind = KINDS["images"](tmp_path)
+    kind.write(*examples(120))
+    code, out = ask(capsys, "--data", tmp_path / "images")
+    assert code == 0
+    assert "ant: 40, bee: 40, cat: 40\n" in out
+    assert "4x4 L: 100, not opened: 20\n" in out
+    line = 'classes = ["ant", "bee", "cat"]'
+    assert f"in [data] of client.toml: {line}, in the order of the model's outputs" in out
+    toml = config_file(tmp_path, 'path = "images"')
+    code, out = ask(capsys, "--config", toml)
+    assert (code, line in out) == (2, True), out
+    toml = config_file(tmp_path, f'path = "images"\n{line}')
+    assert ask(capsys, "--config", toml)[0] == 0

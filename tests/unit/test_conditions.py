@@ -232,6 +232,7 @@ def test_when_it_opens() -> None:
     ("keys", "said"),
     [
         ({"hours": ["22-6"]}, "conditions: hours has '22-6', expected such as '22:00-06:00'"),
+        ({"hours": []}, "conditions.hours is []: expected"),
         ({"hours": ["24:00-06:00"]}, "hours has '24:00-06:00'"),
         ({"hours": ["06:00-24:01"]}, "hours has"),
         ({"hours": ["06:60-07:00"]}, "hours has"),
