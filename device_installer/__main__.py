@@ -26,7 +26,9 @@ import venv
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
+from device_installer.client_state import owner_of
 from device_installer.layout import SERVICE, Layout, link, remove, sync_folder, write_script
 from device_installer.package import Package
 from device_installer.telling import Refused, say
@@ -117,14 +119,30 @@ def _build(package: Package, folder: Path, layout: Layout) -> None:
 
 
 def _fault_of(folder: Path, layout: Layout) -> str | None:
-    """What is wrong with a version, tried with this device's configuration and saved state. What
-    it imports is compiled on the way, which the service's user could not keep."""
+    """What is wrong with a version, tried with this device's configuration and saved state. Those
+    are read with the rights of the client's user, who cannot keep what Python compiles: root does
+    that before, and reads nothing of theirs."""
     command = [str(folder / "bin/python"), "-I", "-m", "edge_client.self_check"]
-    if layout.config.exists():
-        command += ["--config", str(layout.config)]
+    fault = _fault_that_says(command)
+    if fault is not None or not layout.config.exists():
+        return fault
+    return _fault_that_says([*command, "--config", str(layout.config)], owner_of(layout))
+
+
+def _fault_that_says(command: list[str], owner: tuple[int, int] | None = None) -> str | None:
+    """Why a self-check fails that has the rights of `owner` (user and group), or ours."""
+    rights: dict[str, Any] = {}
+    if owner is not None:
+        rights = {"user": owner[0], "group": owner[1], "extra_groups": ()}
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=_CHECK_S, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_CHECK_S,
+            check=False,
+            **rights,
         )
     except (OSError, subprocess.TimeoutExpired) as exc:
         return str(exc)

@@ -6,14 +6,12 @@ systemd's stands by to undo that if this program is killed.
 
 from __future__ import annotations
 
-import os
-import shutil
 import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
+from device_installer.client_state import give_back, keep
 from device_installer.layout import SERVICE, Layout, remove
 from device_installer.telling import Refused, say
 
@@ -69,8 +67,10 @@ def end_trial(layout: Layout, come_up_s: float) -> None:
     if reason is not None and kept.is_dir():
         say(f"the version before cannot go on: {reason}; it gets back the state that it had")
         systemd("systemctl", "stop", SERVICE)
-        for path in kept.iterdir():
-            _copy(path, layout.state / path.name)
+        try:
+            give_back(kept, layout)
+        except OSError as exc:  # whatever the client has put there keeps nobody from going on
+            say(f"the state cannot be given back: {exc}")
         reason = _start(come_up_s)
     say(f"the version before is running again{f', but {reason}' if reason else ''}")
     remove(layout.trial)
@@ -86,19 +86,10 @@ def _stand_by(delay_s: float, command: list[str]) -> None:
 
 
 def _keep_state(layout: Layout) -> None:
-    """A copy of the state whose format a version may change; the rest of it is named by content."""
     beside = layout.trial / "state.tmp"
     beside.mkdir(mode=0o700)
-    for path in layout.state.glob("session.*"):
-        _copy(path, beside / path.name)
+    keep(layout, beside)
     beside.rename(layout.trial / "state")
-
-
-def _copy(source: Path, target: Path) -> None:
-    status = source.stat()
-    target.unlink(missing_ok=True)
-    shutil.copy2(source, target)
-    os.chown(target, status.st_uid, status.st_gid)
 
 
 def _is_wanted() -> bool:
