@@ -30,7 +30,7 @@ def add_actions(actions: argparse._SubParsersAction[Any]) -> None:
     add_layout_arguments(join)
     join.add_argument(
         "--wait",
-        type=int,
+        type=_seconds,
         default=WAIT_S,
         metavar="SECONDS",
         help=f"longest wait for the server's answer ({WAIT_S})",
@@ -46,6 +46,12 @@ def _join(parsed: argparse.Namespace) -> int:
     from edge_client.membership.join_command import join
 
     return join(parsed)
+
+
+def _seconds(text: str) -> int:
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of seconds from 1")
+    return int(text)
 
 
 def _leave(parsed: argparse.Namespace) -> int:

@@ -94,8 +94,10 @@ def _member(layout: Layout, code: JoinCode, wait_s: int) -> Identity:
 def _existing(layout: Layout, code: JoinCode) -> Identity | None:
     """What an earlier attempt, or an earlier life, has left; None: nothing that can be used.
 
+    Nothing is removed here: one that is over stays until there is another.
+
     Raises:
-        ConfigError: it has nothing to do with this join code.
+        ConfigError: it has nothing to do with this join code, or is over and was made with it.
     """
     folder = layout.identity
     if not (folder / CERTIFICATE_NAME).exists():
@@ -109,13 +111,21 @@ def _existing(layout: Layout, code: JoinCode) -> Identity | None:
             f"this machine is device {identity.name!r} of another server's federation already",
             hint=leave,
         )
-    over = identity.certificate.not_valid_after_utc <= datetime.now(UTC)
-    claim = folder / _JOINED_BY
+    over_at, claim = identity.certificate.not_valid_after_utc, folder / _JOINED_BY
+    over = over_at <= datetime.now(UTC)
+    used = claim.read_text(encoding="utf-8", errors="replace") if claim.exists() else None
+    if over and used == code.claim:
+        # Asked with a new key, the server would have to think that the code was stolen.
+        raise ConfigError(
+            f"this machine is device {identity.name!r} by this join code, and its certificate was "
+            f"valid until {over_at:%Y-%m-%d %H:%M} UTC",
+            hint="check this machine's clock; if it is right, join by a new code. On the server: "
+            f"fedtide device revoke {identity.name}, then add it again",
+        )
     if over:
         _tell(f"the certificate of {identity.name!r} is over; joining anew")
-        remove_tree(folder)
         return None
-    if claim.exists() and claim.read_text(encoding="utf-8", errors="replace") != code.claim:
+    if used not in (None, code.claim):
         raise ConfigError(
             f"this machine is device {identity.name!r} already, by another join code; this one "
             "was not used",

@@ -21,8 +21,14 @@ from edge_client.membership.grant import Grant, grant_of
 from fedtide.config import BrokerConfig
 from fedtide.errors import BrokerError, ConfigError
 from fedtide.failpoints import reach
-from fedtide.files import make_folder, remove_tree, write_atomically
-from fedtide.identity import certificate_request, write_identity
+from fedtide.files import (
+    disk_errors_of,
+    make_folder,
+    remove_tree,
+    sync_folder,
+    write_atomically,
+)
+from fedtide.identity import CERTIFICATE_NAME, certificate_request, write_identity
 from fedtide.inquiry import Inquiry
 from fedtide.join_code import JoinCode
 from fedtide.keys import load_key, new_key, public_bytes, save_key
@@ -53,6 +59,7 @@ class _Claim(NamedTuple):
 
 def enrol(code: JoinCode, folder: Path, identity: Path, wait_s: float, say: Say) -> Grant:
     """Join with `code`: afterwards `identity` is whole, and `folder`, with what is under way, gone.
+    An identity that is there is replaced, once the other is granted.
 
     Raises:
         BrokerError: no broker, or nobody answers within `wait_s`.
@@ -66,10 +73,20 @@ def enrol(code: JoinCode, folder: Path, identity: Path, wait_s: float, say: Say)
     ca = x509.load_der_x509_certificate(code.ca)
     grant = _Asking(code, claim, key, ca, say).ask(wait_s)
     reach("join: answer heard")
+    _remove_identity(identity)
     write_identity(identity, key, grant.certificate, ca.public_bytes(Encoding.PEM), grant.key_set)
     reach("join: identity written")
     remove_tree(folder)
     return grant
+
+
+def _remove_identity(folder: Path) -> None:
+    """The certificate first: without it there is none, wherever this is cut short."""
+    if folder.exists():
+        remove_tree(folder / CERTIFICATE_NAME)
+        with disk_errors_of(folder):
+            sync_folder(folder)
+        remove_tree(folder)
 
 
 def _key_in(folder: Path) -> Ed25519PrivateKey:

@@ -16,15 +16,16 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from edge_client.config import ClientConfig
-from edge_client.membership import join_command, layout, leave_command, service
+from edge_client.membership import join_command, joining, layout, leave_command, service
 from edge_client.membership.configuration import require_ours, write_configuration
 from edge_client.membership.grant import Grant
 from edge_client.membership.layout import Layout, layout_of
 from fedtide import units
 from fedtide.cli import main
 from fedtide.config import load_config
-from fedtide.errors import ConfigError
-from fedtide.identity import write_identity
+from fedtide.errors import BrokerError, ConfigError, StateError
+from fedtide.files import remove_tree
+from fedtide.identity import load_identity, write_identity
 from fedtide.join_code import JoinCode, write_join_code
 from fedtide.keys import new_key, save_key
 from fedtide.transport import Connected, Received
@@ -238,6 +239,75 @@ def test_an_identity_that_is_over_is_replaced(
     assert main(["device", "join", write_join_code(code_of("join-2"))]) == 0
     assert "enrol join-2" in machine.done
     assert "the certificate of 'pi-1' is over; joining anew" in capsys.readouterr().err
+
+
+def over_identity(folder: Path, claim: str) -> dict[str, bytes]:
+    """Of a device whose certificate this machine's clock calls over; its files."""
+    key = new_key()
+    over = AUTHORITY.certify("pi-1", key.public_key(), until=NOW.replace(year=NOW.year - 1))
+    write_identity(folder, key, over, AUTHORITY.pem, AUTHORITY.key_set())
+    (folder / "joined_by").write_text(claim)
+    (folder / "former_name").write_text("pi-0")
+    return contents(folder)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_an_identity_that_is_over_stays_until_there_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock may be what is wrong, and the server may be away."""
+    folder = tmp_path / "pi/identity"
+    before = over_identity(folder, "join-1")
+    words = ["device", "join", write_join_code(code_of("join-2")), "--folder", str(folder.parent)]
+
+    def nobody(*_: object) -> Grant:
+        raise BrokerError("nobody answers")
+
+    monkeypatch.setattr(joining._Asking, "ask", nobody)
+    assert main(words) == 6
+    assert contents(folder) == before
+
+    def grant(asking: joining._Asking, _wait_s: float) -> Grant:
+        pem = AUTHORITY.certify("pi-2", asking._key.public_key())
+        return Grant("pi-2", pem, AUTHORITY.key_set())
+
+    def cut(path: Path) -> None:
+        if path == folder:
+            raise StateError("the power goes")
+        remove_tree(path)
+
+    monkeypatch.setattr(joining._Asking, "ask", grant)
+    monkeypatch.setattr(joining, "remove_tree", cut)
+    assert main(words) != 0
+    assert "certificate.pem" not in contents(folder), "half of an identity is none"
+    monkeypatch.setattr(joining, "remove_tree", remove_tree)
+    assert main(words) == 0
+    assert load_identity(folder).name == "pi-2"
+    assert contents(folder)["joined_by"] == b"join-2"
+    assert "former_name" not in contents(folder)
+
+
+def test_a_code_that_made_the_identity_that_is_over_is_not_used_again(
+    machine: Machine, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Used with another key, it would look stolen."""
+    before = over_identity(machine.place.identity, "join-1")
+    assert main(["device", "join", write_join_code(code_of("join-1"))]) == 2
+    assert "enrol join-1" not in machine.done
+    assert contents(machine.place.identity) == before
+    told = capsys.readouterr().err
+    assert "this machine is device 'pi-1' by this join code, and its certificate was valid" in told
+    assert "check this machine's clock" in told
+
+
+@pytest.mark.parametrize("wait", ["-5", "0", "1.5", "x", "9" * 5000])
+def test_a_wait_of_no_time_is_refused(wait: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["device", "join", "code", f"--wait={wait}"])
+    assert "is no whole number of seconds from 1" in capsys.readouterr().err
 
 
 def test_a_device_of_another_federation_stays_that(
