@@ -1,7 +1,8 @@
 """`fedtide doctor client.toml`: this device, its data, its broker, and who answers there.
 
-It disturbs nobody: the state is read only, the link has a name of its own, and the coordinator is
-asked for a blob that it cannot have, which it answers and which makes no device known to it.
+It disturbs nobody: the state is read only, and the coordinator is asked for a blob that it cannot
+have, which it answers and which makes no device known to it. The link has a name of its own; where
+the broker gives a device one connection only and its client has it, there is no link.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from edge_client.holdings import stored_bundle
 from edge_client.linking import with_name
 from edge_client.saved_session import STATE_NAME, SavedSession
 from edge_client.trainers.opening import available_runtimes
-from fedtide.access import Access, Entrance, entrance
+from fedtide.access import CLIENT_TELLS, Access, Entrance, entrance, is_taken
 from fedtide.broker_check import Probe, check_access, forbidden
 from fedtide.checkup import Finding, examine, failed, ok, problem, warning
 from fedtide.config import load_config
@@ -155,6 +156,22 @@ def _broker(config: ClientConfig, way: Entrance, until_s: float) -> Iterator[Fin
         yield finding
         if finding.level == "problem":
             return
+    if not is_taken(config.identity):
+        for finding in _from_within(config, way, until_s):
+            # A client that starts meanwhile ends our link: what we miss then says nothing.
+            if finding.level != "ok" and is_taken(config.identity):
+                break
+            yield finding
+        else:
+            return
+    yield ok(
+        "what goes on at the broker is not tried: the client that runs here has this device's one "
+        f"connection, and tells how it is ({CLIENT_TELLS})"
+    )
+
+
+def _from_within(config: ClientConfig, way: Entrance, until_s: float) -> Iterator[Finding]:
+    """What only a link of this device's can tell."""
     picture = Picture(config.federation, way.verified)
     with Inquiry(config.broker, "doctor", sealer=way.sealer) as inquiry:
         probe = Probe(inquiry, picture, until_s)

@@ -9,10 +9,17 @@ from typing import NamedTuple
 from msgspec import Struct
 
 from fedtide.config import BrokerConfig
+from fedtide.host_check import is_locked
 from fedtide.messages import Identifier
 from fedtide.picture import Verified
-from fedtide.topics import Topics
+from fedtide.topics import Topics, is_device_name
 from fedtide.transport import Connect, Deliver, Transport
+
+CLIENT_TELLS = (
+    "systemctl status fedtide-client, journalctl -u fedtide-client; on the server: "
+    "sudo fedtide status /etc/fedtide/coordinator.toml"
+)
+"""Where a running client says how it is, without another connection of its name."""
 
 Sealer = Callable[[Connect, Deliver], Transport]
 """Makes a link on which messages are sealed and opened."""
@@ -33,6 +40,19 @@ class Entrance(NamedTuple):
     broker: BrokerConfig
     sealer: Sealer | None
     verified: Verified
+
+
+def is_taken(identity: Path | None) -> bool:
+    """Whether a running client holds the one connection that a device's identity has.
+
+    The broker lets each device in once (Mosquitto's `use_username_as_clientid`), so whoever else
+    comes with its certificate would cut the client off. A server's roles may have several.
+    """
+    if identity is None or not is_locked(identity):
+        return False
+    from fedtide.identity import load_identity  # who has no identity needs no cryptography
+
+    return is_device_name(load_identity(identity).name)
 
 
 def entrance(access: Access) -> Entrance:

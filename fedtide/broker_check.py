@@ -24,6 +24,7 @@ from fedtide.errors import FedtideError
 from fedtide.inquiry import Inquiry
 from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
 from fedtide.messages import Chunk, encode
+from fedtide.paho_client import tls_alert
 from fedtide.picture import Picture
 from fedtide.sending import chunk_blocks_for
 from fedtide.transport import (
@@ -37,6 +38,7 @@ from fedtide.transport import (
 )
 
 TCP_S = 3.0
+REFUSAL_S = 0.5
 CONNECT_S = 7.0
 """Long enough for a broker that is silent to MQTT 5 and answers MQTT 3.1.1."""
 TRIP_S = 3.0
@@ -81,12 +83,29 @@ def check_access(config: BrokerConfig) -> Iterator[Finding]:
             assert context is not None
             with context.wrap_socket(link, server_hostname=config.host) as secure:
                 yield ok(f"TLS with {where}: {secure.version()}, the certificate is trusted")
+                if config.certificate_file is not None and (alert := _refusal(secure)):
+                    yield problem(
+                        f"the broker does not take our certificate: {alert}", config.refused_hint
+                    )
         except (OSError, ssl.SSLError, ValueError) as exc:
             yield problem(
                 f"no TLS with {where}: {exc}",
                 "check broker.ca_file, that broker.host is a name in the broker's certificate, "
                 "that its port speaks TLS, and this machine's clock",
             )
+
+
+def _refusal(link: ssl.SSLSocket) -> str:
+    """Why the broker refuses our certificate, which it judges after the handshake; empty: it does
+    not within a moment."""
+    link.settimeout(REFUSAL_S)
+    try:
+        link.recv(1)
+    except TimeoutError:
+        return ""
+    except ssl.SSLError as exc:
+        return tls_alert(exc)
+    return ""
 
 
 def _reach_hint(exc: OSError, config: BrokerConfig) -> str:

@@ -59,9 +59,8 @@ class Client(paho.Client):
             raise OSError(errno.EMSGSIZE, f"a packet of {bufsize} bytes")
         try:
             return super()._sock_recv(bufsize)
-        except ssl.SSLError as exc:  # such as SSLV3_ALERT_CERTIFICATE_REVOKED
-            _, _, alert = (exc.reason or "").partition("_ALERT_")
-            self.tls_alert = alert.replace("_", " ").lower()
+        except ssl.SSLError as exc:
+            self.tls_alert = tls_alert(exc)
             raise
 
     def loop_misc(self) -> MQTTErrorCode:
@@ -71,6 +70,12 @@ class Client(paho.Client):
     def ping(self) -> None:
         """Ask the broker for a sign of life."""
         self._send_pingreq()
+
+
+def tls_alert(error: ssl.SSLError) -> str:
+    """What the other side says was wrong; empty: it said nothing."""
+    _, _, alert = (error.reason or "").partition("_ALERT_")  # SSLV3_ALERT_CERTIFICATE_REVOKED
+    return alert.replace("_", " ").lower()
 
 
 def reset(sock: Any) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from fedtide.access import Access, entrance
+from fedtide.access import CLIENT_TELLS, Access, entrance, is_taken
 from fedtide.config import load_config
 from fedtide.errors import BrokerError, ConfigError
 from fedtide.inquiry import Inquiry
@@ -65,6 +65,11 @@ def run(parsed: argparse.Namespace) -> int:
         BrokerError: the broker does not let us in, or nothing is known to it of this federation.
     """
     access = _access(parsed)
+    if is_taken(access.identity):
+        raise ConfigError(
+            "the client that runs with this identity has its one connection: looking would end it",
+            hint=CLIENT_TELLS,
+        )
     way = entrance(access)
     picture = Picture(access.federation, way.verified)
     with Inquiry(way.broker, "status", sealer=way.sealer) as inquiry:

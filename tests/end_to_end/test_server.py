@@ -22,6 +22,7 @@ import msgspec
 import pytest
 
 from demo.brokers import HOST
+from fedtide.cli import main
 from fedtide.config import BrokerConfig
 from fedtide.identity import load_identity, write_identity
 from fedtide.keys import new_key, public_bytes, save_key
@@ -547,6 +548,34 @@ def test_the_doctor_knows_a_healthy_server_and_a_sick_one(tmp_path: Path) -> Non
     said = told("doctor", config, code=8)
     assert "PROBLEM no broker runs" in said
     assert "is not what the registry says: alpha" in said
+
+
+def test_nobody_who_looks_cuts_a_running_client_off(
+    server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A device has one connection: the client's, while it runs."""
+    access = server.join("at-work")
+    assert access.key_file is not None
+    identity = access.key_file.parent
+    config = tmp_path / "client.toml"
+    config.write_text(
+        f'federation = "tides"\nidentity = "{identity}"\nstate_dir = "state"\n'
+        f'[broker]\nhost = "{access.host}"\nport = {access.port}\n[data]\npath = "x.npz"\n'
+    )
+    with held_identity(identity, "client"), connected(access, "at-work") as client:
+        main(["doctor", str(config)])
+        said = capsys.readouterr().out
+        assert "ok      TLS with" in said
+        assert "is not tried: the client that runs here has this device's one connection" in said
+        assert "journalctl -u fedtide-client" in refused("status", "--once", str(config))
+        assert client.publish(server.topics.up("at-work"), b"still here") is None
+        assert client.lost == []
+        server.device_command("revoke", "at-work")
+        main(["doctor", str(config)])
+        said = capsys.readouterr().out
+        assert "PROBLEM the broker does not take our certificate: certificate revoked" in said
+    main(["doctor", str(config)])
+    assert "is not tried" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
