@@ -168,7 +168,7 @@ class Installation:
         key = key or new_key()
         certificate = authority.sign_role(role, key.public_key())
         with as_owner_of(self._layout.home("registrar")):
-            registry.certify_role(certificate, now_ms())
+            registry.revoke_others(registry.add_role(certificate, now_ms()), now_ms())
         with as_owner_of(folder.parent):
             write_identity(folder, key, certificate, authority.certificate_pem, key_set)
         self.made.append(folder)

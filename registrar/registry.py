@@ -289,13 +289,16 @@ class Registry:
             )
             return before
 
-    def certify_role(self, certificate: bytes, now_ms: int) -> None:
-        """Note the certificate, PEM, of one of the server's own parts; earlier ones of its name are
-        revoked."""
-        name = common_name(x509.load_pem_x509_certificate(certificate))
+    def add_role(self, certificate: bytes, now_ms: int) -> Certificate:
+        """Note the certificate, PEM, of one of the server's own parts, beside the earlier ones."""
         with self._change():
-            self._revoke_certificates("device IS NULL AND name = ?", now_ms, name)
-            self._add_certificate(None, certificate, now_ms)
+            return self._add_certificate(None, certificate, now_ms)
+
+    def revoke_others(self, newest: Certificate, now_ms: int) -> None:
+        """Revoke the other certificates of a part of the server."""
+        which = "device IS NULL AND name = ? AND serial != ?"
+        with self._change():
+            self._revoke_certificates(which, now_ms, newest.name, f"{newest.serial:x}")
 
     # --- How --------------------------------------------------------------------------------------
 
@@ -338,10 +341,10 @@ class Registry:
             if not certificate.name.startswith(CLAIM_PREFIX)
         )
 
-    def _revoke_certificates(self, which: str, now_ms: int, *names: str) -> None:
+    def _revoke_certificates(self, which: str, now_ms: int, *values: str) -> None:
         self._db.execute(
             f"UPDATE certificates SET revoked_at_ms = ? WHERE revoked_at_ms IS NULL AND ({which})",  # noqa: S608
-            (now_ms, *names),
+            (now_ms, *values),
         )
 
     def _rows(self, statement: str, *values: object) -> list[tuple[Any, ...]]:

@@ -11,14 +11,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from fedtide import units
 from fedtide.config import load_config
 from fedtide.errors import ConfigError
-from fedtide.files import write_atomically
-from fedtide.identity import KEY_SET_NAME
+from fedtide.files import disk_errors_of, write_atomically
+from fedtide.identity import KEY_SET_NAME, load_identity
+from fedtide.keys import public_bytes
 from fedtide.ownership import as_owner_of
 from fedtide.rollover import prepare_rollover
 from registrar.layout import Layout
 from registrar.office import Office, now_ms, opened
+from registrar.records import Certificate
 
 _SYSTEM = Layout(Path("/"), system=True)
+_ROLE = "coordinator"
+_HINT = "--coordinator-config FILE names another coordinator.toml"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,9 +38,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """Make the key, let the coordinator take it, and shut the old one out."""
-    folder = _identity(parsed.coordinator_config)
+    settings = load_config(parsed.coordinator_config, dict)  # as who we are, not the registrar
     with opened(parsed.config) as office:
-        _prepare(office, folder)
+        _replace(office, _identity(office, parsed.coordinator_config, settings))
         restarted = (
             os.getuid() == 0
             and parsed.coordinator_config == _SYSTEM.coordinator_toml
@@ -46,7 +50,7 @@ def run(parsed: argparse.Namespace) -> int:
         if restarted:
             with as_owner_of(office.config.broker_dir):
                 units.start("coordinator")
-        undone = office.enforce(gone=["coordinator"])
+        undone = office.enforce(gone=[_ROLE])
     print("the coordinator has a new key; devices learn it when they next come")
     if not restarted:
         print("restart the coordinator now: with its old key it is not let in again")
@@ -55,27 +59,47 @@ def run(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def _prepare(office: Office, folder: Path) -> None:
+def _replace(office: Office, folder: Path) -> None:
+    """The old key counts until there is a whole next one: cut short, the coordinator goes on."""
     state_dir = office.config.state_dir
+    newest: list[Certificate] = []
 
     def certify(key: Ed25519PublicKey) -> bytes:
-        pem = office.authority.sign_role("coordinator", key)
+        pem = office.authority.sign_role(_ROLE, key)
         with as_owner_of(state_dir):
-            office.registry.certify_role(pem, now_ms())
+            newest.append(office.registry.add_role(pem, now_ms()))
         return pem
 
-    with as_owner_of(folder):
+    with disk_errors_of(folder), as_owner_of(folder):
         key_set = prepare_rollover(folder, office.topics, office.authority.key, certify)
     # New devices get it with their certificate.
     write_atomically(office.config.identity / KEY_SET_NAME, key_set)
+    office.registry.revoke_others(newest[-1], now_ms())
 
 
-def _identity(path: Path) -> Path:
-    """The coordinator's identity, as its configuration names it."""
-    named = load_config(path, dict).get("identity")
+def _identity(office: Office, path: Path, settings: dict[str, object]) -> Path:
+    """The folder of the coordinator's identity, as the settings in `path` name it.
+
+    Raises:
+        ConfigError: it is not the coordinator's, or not of this federation.
+    """
+    named = settings.get("identity")
     if not isinstance(named, str):
         raise ConfigError(
-            f"{str(path)!r} has no `identity`: this coordinator has no key",
-            hint="--coordinator-config FILE names another coordinator.toml",
+            f"{str(path)!r} has no `identity`: this coordinator has no key", hint=_HINT
         )
-    return path.parent / Path(named).expanduser()
+    folder = path.parent / Path(named).expanduser()
+    with disk_errors_of(folder), as_owner_of(folder):
+        identity = load_identity(folder)
+    if identity.name != _ROLE:
+        raise ConfigError(
+            f"the identity of {str(path)!r} is that of {identity.name!r}, not the {_ROLE}'s",
+            hint=_HINT,
+        )
+    ours, authority = office.config.federation, public_bytes(office.authority.key)
+    if settings.get("federation") != ours or identity.authority != authority:
+        raise ConfigError(
+            f"the {_ROLE} of {str(path)!r} is not of the federation {ours!r} of this registrar",
+            hint=f"{_HINT}, --config another registrar.toml",
+        )
+    return folder

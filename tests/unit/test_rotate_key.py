@@ -1,0 +1,142 @@
+"""`fedtide server rotate-key`: the right key, and the old one counts until there is a new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from fedtide import files, rollover
+from fedtide.errors import StateError
+from fedtide.identity import load_identity, read_certificate
+from fedtide.rollover import held_identity
+from registrar import rotate_command
+from registrar.layout import Layout
+from registrar.office import opened
+from tests.servers import refused, told
+
+COORDINATOR, REGISTRAR = 65534, 65533
+
+
+def made(layout: Layout, federation: str = "tides") -> Layout:
+    told("server", "init", "localhost", "--federation", federation, "--root", str(layout.root))
+    return layout
+
+
+def words(layout: Layout, coordinator_toml: Path | None = None) -> list[str]:
+    which = str(coordinator_toml or layout.coordinator_toml)
+    config = str(layout.registrar_toml)
+    return ["server", "rotate-key", "--config", config, "--coordinator-config", which]
+
+
+def good(layout: Layout, name: str = "coordinator") -> list[int]:
+    """Serial numbers of the certificates that are not revoked."""
+    with opened(layout.registrar_toml) as office:
+        every = office.registry.certificates()
+    return [c.serial for c in every if c.name == name and c.revoked_at_ms is None]
+
+
+def serial(layout: Layout) -> int:
+    """Of the certificate in use."""
+    return read_certificate(layout.identity("coordinator") / "certificate.pem").serial_number
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    return made(Layout(tmp_path / "root", system=False))
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """One that everybody may look into; pytest's own lies where nobody else gets."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can become somebody else")
+def test_each_service_is_another_user(folder: Path) -> None:
+    layout = made(Layout(folder / "root", system=False))
+    for role, owner in (("coordinator", COORDINATOR), ("registrar", REGISTRAR)):
+        home = layout.var / role
+        for path in (home, *home.rglob("*")):
+            os.chown(path, owner, owner)
+    shutil.chown(layout.members.parent, REGISTRAR, REGISTRAR)
+    shutil.chown(layout.members, REGISTRAR, REGISTRAR)
+    before = serial(layout)
+    assert told(*words(layout)).startswith("the coordinator has a new key")
+    for role, owner in (("coordinator", COORDINATOR), ("registrar", REGISTRAR)):
+        assert {path.stat().st_uid for path in (layout.var / role).rglob("*")} == {owner}
+    with held_identity(layout.identity("coordinator"), "coordinator") as identity:
+        assert good(layout) == [identity.certificate.serial_number] != [before]
+
+
+@pytest.mark.parametrize("step", range(1, 6))
+def test_cut_short_the_key_in_use_counts_until_there_is_a_next_one(
+    layout: Layout, step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk is full at one write after another."""
+    left = step
+
+    def write(*arguments: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise StateError("no room", no_room=True)
+        real(*arguments)  # type: ignore[arg-type]
+
+    real = files._write
+    monkeypatch.setattr(files, "_write", write)
+    with opened(layout.registrar_toml) as office:
+        try:
+            rotate_command._replace(office, layout.identity("coordinator"))
+        except StateError:
+            assert serial(layout) in good(layout)
+        else:
+            assert step == 5, "every write was cut"
+    monkeypatch.undo()
+    told(*words(layout))
+    with held_identity(layout.identity("coordinator"), "coordinator") as identity:
+        assert good(layout) == [identity.certificate.serial_number]
+    assert len(good(layout, "registrar")) == len(good(layout, "observer")) == 1
+
+
+def test_nothing_is_revoked_before_the_next_key_is_there(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def cut(folder: Path) -> None:
+        raise StateError(f"{folder}: cut")
+
+    monkeypatch.setattr(rollover, "_remove_next", cut)
+    refused(*words(layout))
+    assert not (layout.identity("coordinator") / "next").exists()
+    assert serial(layout) in good(layout)
+
+
+def test_only_the_coordinator_of_this_federation_gets_another_key(
+    layout: Layout, tmp_path: Path
+) -> None:
+    other = made(Layout(tmp_path / "other", system=False), "ebb")
+    same = made(Layout(tmp_path / "same", system=False))
+    missing = tmp_path / "missing.toml"
+    missing.write_text('federation = "tides"\nidentity = "nowhere"\n')
+    misnamed = tmp_path / "misnamed.toml"
+    misnamed.write_text(f'federation = "ebb"\nidentity = "{layout.identity("coordinator")}"\n')
+    before = good(layout)
+    for path, said in (
+        (layout.registrar_toml, "that of 'registrar', not the coordinator's"),
+        (other.coordinator_toml, "not of the federation 'tides' of this registrar"),
+        (same.coordinator_toml, "not of the federation 'tides' of this registrar"),
+        (missing, "nowhere"),
+        (misnamed, "not of the federation 'tides' of this registrar"),
+        (layout.etc, "Is a directory"),
+    ):
+        assert said in refused(*words(layout, path))
+    assert good(layout) == before == [serial(layout)]
+    for one in (layout, other, same):
+        assert load_identity(one.identity("coordinator"))
+        assert not (one.identity("coordinator") / "next").exists()
