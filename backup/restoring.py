@@ -1,7 +1,8 @@
 """Putting a backup back, into empty folders only: everything is verified before anything counts.
 
 What is unpacked lies in a folder `.restoring` until all of it is there and fits together; it is
-then moved, the database last. A coordinator does not start on blobs without a database.
+then moved, the database last; what fails takes all of it back. A coordinator does not start on
+blobs without a database, and no server is made anew while `.restoring` lies in a folder of it.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import io
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -23,8 +24,8 @@ from coordinator.store import Store
 from fedtide.errors import ConfigError, DamagedError, FedtideError, StateError
 from fedtide.files import disk_errors_of, make_folder, sync_folder, write_public
 from fedtide.ownership import as_owner_of
+from registrar.layout import STAGING_NAME
 
-STAGING_NAME = ".restoring"
 STATE, FILES = "state/", "files/"
 TEXT_BYTES_MAX = 1_000_000
 SPARE_BYTES = 10_000_000
@@ -63,6 +64,7 @@ def restore_backup(
         wanted = [entry for entry in contents.entries if entry.name.startswith(tuple(targets))]
         for folder in targets.values():
             _require_room(folder, total_bytes(wanted) + SPARE_BYTES)
+        placed: list[Path] = []
         try:
             for folder in targets.values():
                 _make_staging(folder)
@@ -70,15 +72,13 @@ def restore_backup(
             read = _unpack(file, contents, targets, texts or {}, progress)
             if STATE in targets and contents.run_id:
                 _prepare_state(targets[STATE], contents)
+            for name, text in read.items():
+                placed.append((texts or {})[name])
+                write_public(placed[-1], text)
             for folder in targets.values():
-                _move(folder)
-            for name, content in read.items():
-                write_public((texts or {})[name], content)
+                _move(folder, placed)
         except BaseException:
-            for folder in targets.values():
-                if folder.exists():
-                    with as_owner_of(folder):
-                        shutil.rmtree(folder / STAGING_NAME, ignore_errors=True)
+            _take_back(placed, targets.values())
             raise
     return contents
 
@@ -192,7 +192,7 @@ def _prepare_state(folder: Path, contents: Contents) -> None:
             raise type(exc)(told, hint=exc.hint) from exc
 
 
-def _move(folder: Path) -> None:
+def _move(folder: Path, placed: list[Path]) -> None:
     staging = folder / STAGING_NAME
     with as_owner_of(folder), disk_errors_of(folder):
         for path in sorted(staging.iterdir(), key=lambda path: path.name == "coordinator.db"):
@@ -200,6 +200,18 @@ def _move(folder: Path) -> None:
                 for inner in (path, *path.rglob("*")):
                     if inner.is_dir():
                         sync_folder(inner)
-            path.rename(folder / path.name)
+            placed.append(folder / path.name)
+            path.rename(placed[-1])
         staging.rmdir()
         sync_folder(folder)
+
+
+def _take_back(placed: list[Path], folders: Iterable[Path]) -> None:
+    """As far as the disk lets us. Where something was placed, nothing was before."""
+    for path in (*reversed(placed), *(folder / STAGING_NAME for folder in folders)):
+        if path.parent.exists():
+            with suppress(OSError), as_owner_of(path.parent):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)

@@ -39,12 +39,7 @@ def restore_server(path: Path, root: Path, progress: Progress) -> tuple[Contents
         REGISTRAR_TOML: layout.registrar_toml,
         MOSQUITTO_CONF: layout.mosquitto_conf,
     }
-    folders = {
-        STATE: layout.home("coordinator") / "state",
-        BUNDLE: layout.bundle,
-        IDENTITY: layout.identity("coordinator"),
-        REGISTRAR: layout.home("registrar"),
-    }
+    folders = dict(zip((REGISTRAR, BUNDLE, IDENTITY, STATE), layout.restored, strict=True))
     contents = check_backup(path, progress)
     names = {entry.name for entry in contents.entries}
     if not names.issuperset(texts):

@@ -12,12 +12,13 @@ from pathlib import Path
 from fedtide import units
 from fedtide.config import load_config
 from fedtide.errors import ConfigError
+from fedtide.files import disk_errors_of
 from fedtide.system_user import make_user
 from fedtide.topics import is_identifier
 from registrar.broker_files import LOOPBACK
 from registrar.config import RegistrarConfig
 from registrar.installation import Installation, Wanted
-from registrar.layout import ROLES, Layout, Role
+from registrar.layout import ROLES, STAGING_NAME, Layout, Role
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 
@@ -106,7 +107,7 @@ def _check(layout: Layout, wanted: Wanted) -> None:
 
     Raises:
         ConfigError: this user may not, a path cannot stand in Mosquitto's configuration, Mosquitto
-            is missing, or there is another federation.
+            is missing, a restoration was cut short, or there is another federation.
     """
     if not str(layout.root).isprintable():
         raise ConfigError(f"--root {str(layout.root)!r} has characters that do not print")
@@ -120,6 +121,7 @@ def _check(layout: Layout, wanted: Wanted) -> None:
             f"the broker is not installed: there is no {units.MOSQUITTO}",
             hint="apt install mosquitto && systemctl disable --now mosquitto: fedtide runs its own",
         )
+    _check_restored(layout)
     if not layout.registrar_toml.exists():
         return
     known = load_config(layout.registrar_toml, RegistrarConfig)
@@ -134,6 +136,19 @@ def _check(layout: Layout, wanted: Wanted) -> None:
                 f"{str(layout.registrar_toml)!r} says",
                 hint="repeat the command as it was; ports are changed in the files of "
                 f"{str(layout.etc)!r}; one server has one federation",
+            )
+
+
+def _check_restored(layout: Layout) -> None:
+    """Beside half of an old server no new authority is made."""
+    for folder in layout.restored:
+        with disk_errors_of(folder):
+            unfinished = (folder / STAGING_NAME).exists()
+        if unfinished:
+            raise ConfigError(
+                f"a restoration was cut short: {str(folder / STAGING_NAME)!r} is there",
+                hint="repeat `fedtide server restore`; if it says that something is there already, "
+                f"move {str(layout.etc)!r} and {str(layout.var)!r} away first",
             )
 
 

@@ -17,6 +17,8 @@ from typing import Literal, NamedTuple
 Role = Literal["broker", "coordinator", "registrar"]
 ROLES: tuple[Role, ...] = ("broker", "registrar", "coordinator")
 """In the order in which they start."""
+STAGING_NAME = ".restoring"
+"""In each folder that a backup is put back into, until what belongs there is in place."""
 
 
 class Layout(NamedTuple):
@@ -76,3 +78,10 @@ class Layout(NamedTuple):
     def members(self) -> Path:
         """The list of members."""
         return self.var / "members" / "members.json"
+
+    @property
+    def restored(self) -> tuple[Path, Path, Path, Path]:
+        """What a backup brings back: the registrar's, the bundle, the coordinator's identity and
+        state. The root of trust comes first."""
+        state = self.home("coordinator") / "state"
+        return self.home("registrar"), self.bundle, self.identity("coordinator"), state

@@ -27,7 +27,7 @@ from backup.archive import (
     write_archive,
 )
 from backup.progress import Progress
-from backup.restoring import FILES, STAGING_NAME, STATE, check_backup, restore_backup
+from backup.restoring import FILES, STATE, check_backup, restore_backup
 from backup.sources import of_bytes
 from backup.taking import HOLD_NAME, take_backup
 from coordinator.config import CoordinatorConfig, HistoryConfig
@@ -39,6 +39,7 @@ from fedtide.config import load_config
 from fedtide.errors import ConfigError, DamagedError, StateError
 from fedtide.files import locked
 from registrar.config import RegistrarConfig
+from registrar.layout import STAGING_NAME
 from tests.federation import Federation
 from tests.servers import Server, refused, told
 
