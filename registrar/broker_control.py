@@ -63,24 +63,34 @@ def reload_lists(folder: Path) -> str:
     return ""
 
 
-def end_connections(config: BrokerConfig, topics: Topics, names: Iterable[str]) -> None:
+def end_connections(config: BrokerConfig, topics: Topics, names: Iterable[str]) -> dict[str, str]:
     """End every connection that goes by one of `names`, and clear the presence that it has left.
+    The names for which that failed, each with the reason: the others are not left for one.
 
     `config`: how the registrar reaches the listener for services, with its certificate.
 
     Raises:
-        BrokerError: the broker is not reached, refuses us, or does not answer.
+        ConfigError: its files cannot be used.
     """
+    failed = {}
     for name in names:
-        with Inquiry(config, "revocation", client_id=name) as inquiry:
-            inquiry.connect(ANSWER_S)  # in its place: the one before has to go
-            if name.startswith(CLAIM_PREFIX):  # it is never present
-                continue
-            token = inquiry.link.publish(topics.presence(name), b"", retain=True)
-            if not any(
-                isinstance(event, Delivered) and event.token == token
-                for event in inquiry.events(ANSWER_S)
-            ):
-                raise BrokerError(
-                    f"the broker did not confirm within {ANSWER_S:g} s that {name!r} is gone"
-                )
+        try:
+            _end(config, topics, name)
+        except BrokerError as exc:
+            failed[name] = str(exc.args[0])
+    return failed
+
+
+def _end(config: BrokerConfig, topics: Topics, name: str) -> None:
+    with Inquiry(config, "revocation", client_id=name) as inquiry:
+        inquiry.connect(ANSWER_S)  # in its place: the one before has to go
+        if name.startswith(CLAIM_PREFIX):  # it is never present
+            return
+        token = inquiry.link.publish(topics.presence(name), b"", retain=True)
+        if not any(
+            isinstance(event, Delivered) and event.token == token
+            for event in inquiry.events(ANSWER_S)
+        ):
+            raise BrokerError(
+                f"the broker did not confirm within {ANSWER_S:g} s that {name!r} is gone"
+            )

@@ -41,10 +41,16 @@ def write_members(registry: Registry, path: Path) -> None:
         _write_if_new(path, msgspec.json.encode({"devices": devices}) + b"\n")
 
 
-def write_access(registry: Registry, authority: Authority, folder: Path, now_ms: int) -> list[str]:
+def write_access(
+    registry: Registry,
+    authority: Authority,
+    folder: Path,
+    now_ms: int,
+    ended: Iterable[str] = (),
+) -> list[str]:
     """Replace the broker's access list and list of revoked certificates where they say anything
-    else than the registry. The names of claims that were confined and are not any more: their
-    connections must end.
+    else than the registry. The names of claims that are over: their connections must end. Until
+    they are among `ended` they stay confined, since without rules they would have a device's.
 
     Raises:
         StateError: the disk is full, read-only or failing.
@@ -61,12 +67,11 @@ def write_access(registry: Registry, authority: Authority, folder: Path, now_ms:
             c for c in certificates if c.revoked_at_ms is not None and c.not_after_ms > now_ms
         ]
         denied = {c.name for c in revoked if is_device_name(c.name)} - taken
-        before = _text(folder / ACL_NAME)
+        over = _confined(folder) - claims - set(ended)
         # The certificates first: who is on that list cannot come again under milder rules.
         _write_revoked(folder / CRL_NAME, authority, revoked, now_ms)
-        _write_if_new(folder / ACL_NAME, access_list(claims, denied).encode())
-    confined = {line.removeprefix("user ") for line in before.splitlines() if line[:5] == "user "}
-    return sorted(name for name in confined - claims if _is_claim(name))
+        _write_if_new(folder / ACL_NAME, access_list(claims | over, denied).encode())
+    return sorted(over)
 
 
 def names_of(registry: Registry, device: str) -> list[str]:
@@ -79,6 +84,13 @@ def names_of(registry: Registry, device: str) -> list[str]:
     }
     certificates = reversed(registry.certificates(device))
     return list(dict.fromkeys((device, *(c.name for c in certificates if c.name not in others))))
+
+
+def _confined(folder: Path) -> set[str]:
+    """The claims that the access list has rules for."""
+    lines = _text(folder / ACL_NAME).splitlines()
+    names = {line.removeprefix("user ") for line in lines if line.startswith("user ")}
+    return set(filter(_is_claim, names))
 
 
 def _is_claim(name: str) -> bool:

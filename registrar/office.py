@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fedtide.config import BrokerConfig, load_config
-from fedtide.errors import AS_ROOT, BrokerError, ConfigError
+from fedtide.errors import AS_ROOT, ConfigError
 from fedtide.files import disk_errors_of
 from fedtide.identity import load_identity
 from fedtide.ownership import as_owner_of
@@ -46,22 +46,38 @@ class Office(NamedTuple):
         """
         write_members(self.registry, self.config.members)
         folder = self.config.broker_dir
-        with disk_errors_of(folder), as_owner_of(folder):
-            released = write_access(self.registry, self.authority, folder, at_ms or now_ms())
+        over = self._write_access(at_ms)
         why = reload_lists(folder)
         if why:
             return [f"{why}: its lists are written, and hold from its next start"]
-        leaving = list(dict.fromkeys((*gone, *released)))
+        open_ones = self._end(dict.fromkeys((*gone, *over)))
+        ended = set(over) - open_ones.keys()
+        if ended:
+            self._write_access(at_ms, ended)
+            reload_lists(folder)
+        if not open_ones:
+            return []
+        return [
+            f"open connections of {', '.join(open_ones)} are not ended: "
+            f"{next(iter(open_ones.values()))}; what they say is not believed, but until they end "
+            "they hear what the broker's lists allow their names: repeat the command"
+        ]
+
+    def _write_access(self, at_ms: int | None, ended: Iterable[str] = ()) -> list[str]:
+        folder = self.config.broker_dir
+        with disk_errors_of(folder), as_owner_of(folder):
+            return write_access(self.registry, self.authority, folder, at_ms or now_ms(), ended)
+
+    def _end(self, names: Iterable[str]) -> dict[str, str]:
+        """End connections; those that still may be open, each with the reason."""
+        names = list(names)
+        if not names:
+            return {}
         try:
-            if leaving:
-                with as_owner_of(folder):  # root reads the registrar's key, and writes nothing
-                    end_connections(self._link(), self.topics, leaving)
-        except (BrokerError, ConfigError) as exc:
-            return [
-                f"open connections of {', '.join(leaving)} are not ended: {exc.args[0]}; until "
-                "they end they can neither say nor hear anything"
-            ]
-        return []
+            with as_owner_of(self.config.broker_dir):  # root reads the registrar's key
+                return end_connections(self._link(), self.topics, names)
+        except ConfigError as exc:
+            return dict.fromkeys(names, str(exc.args[0]))
 
     def _link(self) -> BrokerConfig:
         identity = load_identity(self.config.identity)

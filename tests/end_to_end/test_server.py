@@ -24,7 +24,9 @@ import pytest
 from demo.brokers import HOST
 from fedtide.cli import main
 from fedtide.config import BrokerConfig
+from fedtide.errors import BrokerError
 from fedtide.identity import load_identity, write_identity
+from fedtide.inquiry import Inquiry
 from fedtide.keys import new_key, public_bytes, save_key
 from fedtide.mqtt import MqttTransport
 from fedtide.rollover import held_identity
@@ -394,7 +396,7 @@ def test_who_is_revoked_is_mute_and_deaf_before_the_connection_ends(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The access list alone: nobody ends the connection here."""
-    monkeypatch.setattr("registrar.office.end_connections", lambda *_: None)
+    monkeypatch.setattr("registrar.office.end_connections", lambda *_: {})
     topics = server.topics
     with (
         connected(server.coordinator, "watch") as watch,
@@ -511,6 +513,37 @@ def test_a_claim_that_is_over_is_cut_off(server: Server) -> None:
         with opened(server.layout.registrar_toml) as office:
             assert office.enforce(at_ms=two_days_later) == []
         claim.await_event(Disconnected)
+        with opened(server.layout.registrar_toml) as office:
+            office.enforce()
+
+
+def test_a_claim_that_cannot_be_cut_off_stays_confined(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = sorted((server.add("slow"), server.add("slower")), key=lambda code: code.claim)
+    stuck, other = codes
+    accesses = [claim_access(server, c.claim, c.certificate, c.key) for c in codes]
+    acl = server.layout.broker_dir / "acl"
+    two_days_later = now_ms() + 2 * 86_400_000
+
+    def inquiry(config: BrokerConfig, purpose: str, client_id: str) -> Inquiry:
+        if client_id == stuck.claim:
+            raise BrokerError("no broker answered")
+        return Inquiry(config, purpose, client_id)
+
+    with connected(accesses[0], stuck.claim) as claim, connected(accesses[1], other.claim) as cut:
+        with monkeypatch.context() as patched, opened(server.layout.registrar_toml) as office:
+            patched.setattr("registrar.broker_control.Inquiry", inquiry)
+            [undone] = office.enforce(at_ms=two_days_later)
+        assert f"open connections of {stuck.claim} are not ended: no broker answered" in undone
+        cut.await_event(Disconnected)  # for all that the one before it failed
+        assert f"user {stuck.claim}\n" in acl.read_text()
+        assert f"user {other.claim}\n" not in acl.read_text()
+        assert claim.publish(server.topics.up(stuck.claim), b"x") == "Not authorized"
+        with opened(server.layout.registrar_toml) as office:
+            assert office.enforce(at_ms=two_days_later) == []
+        claim.await_event(Disconnected)
+        assert f"user {stuck.claim}\n" not in acl.read_text()
         with opened(server.layout.registrar_toml) as office:
             office.enforce()
 
