@@ -169,8 +169,10 @@ def uninstall(layout: Layout, *, purge: bool) -> None:
     remove(layout.current, layout.previous, layout.home)
     if joined and not purge:
         say(
-            "kept: this device's configuration, identity and state (/etc/fedtide, /var/lib/fedtide)"
+            "kept: what joining made: configuration, identity and state (/etc/fedtide, "
+            f"/var/lib/fedtide), the service {SERVICE} and its user"
         )
+        say("to remove that, too: install again, then fedtide device leave, then uninstall")
     say("removed: fedtide")
 
 

@@ -27,6 +27,7 @@ def make_wheel(
         f"Name: {name}",
         f"Version: {version}",
         "Provides-Extra: client",
+        "Provides-Extra: images",
         *(f"Requires-Dist: {requirement}" for requirement in requires),
     ]
     members = {path: text.encode() for path, text in files.items()}

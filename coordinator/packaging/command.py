@@ -19,6 +19,7 @@ from fedtide.files import disk_errors_of, write_atomically
 MACHINES = ("aarch64", "x86_64")
 PYTHONS = ("3.11", "3.13")
 """Of Raspberry Pi OS 12 and 13."""
+EXTRAS = ("images",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,6 +36,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="X.Y",
         help="of the devices; several times for several (default: 3.11 and 3.13)",
     )
+    parser.add_argument(
+        "--with",
+        dest="extras",
+        action="append",
+        choices=EXTRAS,
+        default=[],
+        help="what some devices need beside: Pillow, for data in folders of images",
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to be written")
     parser.add_argument(
         "--wheel", type=Path, metavar="FILE", help="another fedtide than the one that runs here"
@@ -47,18 +56,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(parsed: argparse.Namespace) -> int:
     """Make the file."""
     own = _own(parsed.wheel)
-    wheels_of = {}
-    for python in dict.fromkeys(parsed.python or PYTHONS):
+    pythons = list(dict.fromkeys(parsed.python or PYTHONS))
+    for python in pythons:
         if re.fullmatch(r"3\.\d{1,2}", python) is None:
             raise ConfigError(f"--python {python!r} is no version of Python", hint="as in 3.11")
+    extras = list(dict.fromkeys(parsed.extras))
+    path = parsed.out or _file_of(own.version, parsed.arch, pythons, extras)
+    _check_writable(path)  # before minutes of fetching
+    wheels_of = {}
+    for python in pythons:
         print(f"wheels for Python {python} on {parsed.arch} ...", flush=True)
         with tempfile.TemporaryDirectory() as folder:
             target = Target(python, parsed.arch)
-            wheels_of[python] = download(own, target, Path(folder), parsed.wheels)
+            wheels_of[python] = download(
+                own, target, Path(folder), parsed.wheels, ("client", *extras)
+            )
         for wheel in wheels_of[python]:
             print(f"  {wheel.name} {wheel.version}  {len(wheel.content) / 1e6:.1f} MB")
     content, manifest = make_run_file(own.version, parsed.arch, wheels_of)
-    path = parsed.out or Path(f"fedtide-client-{own.version}-{parsed.arch}.run")
     with disk_errors_of(path.parent):
         write_atomically(path, content)
     for python, described in manifest["pythons"].items():
@@ -66,6 +81,20 @@ def run(parsed: argparse.Namespace) -> int:
     print(f"{path}: {len(content) / 1e6:.1f} MB, SHA-256 {hashlib.sha256(content).hexdigest()}")
     print(f"on the device, as root: sh {path.name}")
     return 0
+
+
+def _file_of(version: str, machine: str, pythons: list[str], extras: list[str]) -> Path:
+    """Named after all that it is for, as a wheel is."""
+    tags = ".".join(f"cp{python.replace('.', '')}" for python in pythons)
+    return Path(f"{'-'.join(('fedtide-client', *extras, version, tags, machine))}.run")
+
+
+def _check_writable(path: Path) -> None:
+    """Raises ConfigError, StateError: no file can be written there."""
+    if path.is_dir():
+        raise ConfigError(f"--out {str(path)!r} is a folder", hint="name a file in it")
+    with disk_errors_of(path.parent), tempfile.TemporaryFile(dir=path.parent):
+        pass
 
 
 def _own(path: Path | None) -> Wheel:

@@ -98,8 +98,14 @@ class Wheel(NamedTuple):
         return min([*found, _GLIBC_OLDEST] if "manylinux2014" in self.file_name else found or [0])
 
 
-def download(own: Wheel, target: Target, folder: Path, source: Path | None = None) -> list[Wheel]:
-    """Our wheel and those that its client needs, for `target`, by name; files go to `folder`.
+def download(
+    own: Wheel,
+    target: Target,
+    folder: Path,
+    source: Path | None = None,
+    extras: Sequence[str] = ("client",),
+) -> list[Wheel]:
+    """Our wheel and those that its `extras` need, for `target`, by name; files go to `folder`.
 
     pip takes them from where this machine's pip is told to, or from the folder `source` alone.
 
@@ -115,7 +121,7 @@ def download(own: Wheel, target: Target, folder: Path, source: Path | None = Non
         f"--python-version={target.python}",
         *(f"--platform={platform}" for platform in platforms),
         *(("--no-index", f"--find-links={source}") if source else ()),
-        f"{folder / own.file_name}[client]",
+        f"{folder / own.file_name}[{','.join(extras)}]",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -126,18 +132,20 @@ def download(own: Wheel, target: Target, folder: Path, source: Path | None = Non
             hint="is the package index reachable? --wheels FOLDER takes wheels from a folder",
         )
     wheels = [Wheel(path.name, path.read_bytes()) for path in sorted(folder.glob("*.whl"))]
-    check_complete(wheels, target)
+    check_complete(wheels, target, extras)
     return wheels
 
 
-def check_complete(wheels: Iterable[Wheel], target: Target) -> None:
+def check_complete(
+    wheels: Iterable[Wheel], target: Target, extras: Sequence[str] = ("client",)
+) -> None:
     """Make sure that nothing is missing there.
 
     Raises:
         ConfigError: pip, which judges conditions by the Python that it runs in, left one out.
     """
     known = {wheel.name: wheel for wheel in wheels}
-    todo: list[tuple[str, Sequence[str]]] = [("fedtide", ("client",))]
+    todo: list[tuple[str, Sequence[str]]] = [("fedtide", extras)]
     done = set()
     while todo:
         name, extras = todo.pop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import sys
 import time
 import warnings
 from collections import Counter
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 from edge_client.data import Loaded, Problems
 from edge_client.data.collector import Collector, class_indices
 from edge_client.data.config import DataConfig
-from fedtide.errors import DataError, install_hint
+from fedtide.errors import DataError
 from fedtide.manifest import Array, Manifest
 
 if TYPE_CHECKING:
@@ -48,6 +49,16 @@ class _File(NamedTuple):
     size: int
 
 
+def _pillow_hint() -> str:
+    """How Pillow comes to where this fedtide is installed."""
+    if "/opt/fedtide/versions/" in sys.prefix:
+        return "on the server: fedtide server package --with images; then install that file here"
+    prefix = Path(sys.prefix)
+    if (prefix / "pipx_metadata.json").exists():
+        return f"PIPX_HOME={prefix.parent.parent} pipx inject fedtide pillow"
+    return f"{sys.executable} -m pip install pillow"
+
+
 class ImageFolders:
     """See the module."""
 
@@ -60,7 +71,7 @@ class ImageFolders:
         except ImportError as exc:
             raise DataError(
                 "folders of images need the Python package 'pillow', which is not installed",
-                hint=install_hint("images"),
+                hint=_pillow_hint(),
             ) from exc
 
     def stamp(self) -> Hashable:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,21 @@ def test_a_folder_of_images_without_classes_tells_its_sub_folders(
     assert (code, line in out) == (2, True), out
     toml = config_file(tmp_path, f'path = "images"\n{line}')
     assert ask(capsys, "--config", toml)[0] == 0
+
+
+def test_without_pillow_the_hint_is_for_the_place_where_fedtide_is_installed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
+    (tmp_path / "images" / "ant").mkdir(parents=True)
+    pipx = tmp_path / "pipx/venvs/fedtide"
+    pipx.mkdir(parents=True)
+    (pipx / "pipx_metadata.json").touch()
+    for prefix, hint in (
+        ("/opt/fedtide/versions/1.0-cp311-0", "fedtide server package --with images"),
+        (str(pipx), f"PIPX_HOME={tmp_path}/pipx pipx inject fedtide pillow"),
+        ("/usr", f"{sys.executable} -m pip install pillow"),
+    ):
+        monkeypatch.setattr(sys, "prefix", prefix)
+        code, out = ask(capsys, "--data", tmp_path / "images")
+        assert (code, hint in out) == (4, True), out

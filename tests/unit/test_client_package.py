@@ -57,6 +57,38 @@ def test_made_twice_from_the_same_wheels_it_is_the_same(
     assert out.read_bytes() == first
 
 
+def test_with_images_its_wheel_is_there_and_the_name_says_what_the_file_is_for(
+    shelf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = make_client("1.0", "", ("needed; extra == 'client'", "other; extra == 'images'"))
+    monkeypatch.chdir(tmp_path)
+    words = ["server", "package", "--wheel", str(save(client, tmp_path)), "--wheels", str(shelf)]
+    assert main([*words, "--python", PYTHON, "--arch", "x86_64", "--with", "images"]) == 0
+    tag = f"cp{PYTHON.replace('.', '')}"
+    with zipfile.ZipFile(f"fedtide-client-images-1.0-{tag}-x86_64.run") as archive:
+        assert "wheels/other-1.0-py3-none-any.whl" in archive.namelist()
+    assert main([*words, "--python", PYTHON, "--arch", "x86_64"]) == 0
+    with zipfile.ZipFile(f"fedtide-client-1.0-{tag}-x86_64.run") as archive:
+        assert "wheels/other-1.0-py3-none-any.whl" not in archive.namelist()
+
+
+@pytest.mark.parametrize(("out", "code"), [("absent/client.run", 7), ("folder", 2)])
+def test_where_no_file_can_be_written_nothing_is_fetched(
+    out: str,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    wheel = save(make_client("1.0"), tmp_path)
+    assert main(["server", "package", "--wheel", str(wheel), "--out", out]) == code
+    said = capsys.readouterr()
+    assert repr(out.partition("/")[0]) in said.err
+    assert "wheels for" not in said.out
+
+
 def test_several_pythons_share_what_is_the_same() -> None:
     one, two = (make_wheel("needed", version, {}) for version in ("1.0", "2.0"))
     client = make_client("1.0")

@@ -113,6 +113,20 @@ def test_installed_updated_taken_back_and_removed(
     ] == before
 
 
+def test_what_is_uninstalled_before_leaving_says_what_is_kept_and_how_it_goes(
+    files: dict[str, Path], python: Path, root: Path
+) -> None:
+    assert run(files["1.0"], python, "--root", str(root)).returncode == 0
+    config = root / "etc/fedtide/client.toml"
+    config.parent.mkdir(parents=True)
+    config.touch()
+    done = run(files["1.0"], python, "--root", str(root), "--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert "the service fedtide-client.service and its user" in done.stdout
+    assert "install again, then fedtide device leave, then uninstall" in done.stdout
+    assert config.exists()
+
+
 def test_what_is_installed_can_be_read_and_run_by_everybody(
     files: dict[str, Path], python: Path, root: Path
 ) -> None:
