@@ -131,8 +131,9 @@ def resume(
 def _heard(state: State, message: ToDevice, at_ms: int) -> Step:
     match message:
         case Beacon(online=False):
-            return Step((), _with(state, coordinator_session=""))
+            return Step((), _with(state, coordinator_session="", coordinator_gone=True))
         case Beacon(session=session):
+            state = _with(state, coordinator_gone=False)
             if session != state.coordinator_session and state.connected:
                 # What was sent while nobody listened is lost: this one will say what it misses.
                 return _greet(_with(state, coordinator_session=session, offers={}), at_ms)

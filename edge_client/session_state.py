@@ -28,6 +28,8 @@ class State(Struct, frozen=True):
     connected: bool = False
     welcomed: bool = False
     coordinator_session: str = ""
+    coordinator_gone: bool = False
+    """Its beacon says so: it is off, or has finished."""
     hello: Wait | None = None
     hello_ms: int = HELLO_MS
     offers: dict[str, Wait] = {}

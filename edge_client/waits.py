@@ -121,6 +121,12 @@ def waits_of(
         pause = f" {duration(state.retry_ms)} after each failure" if state.retry_ms else ""
         text = f"no link to the broker, trying again{pause}: {state.link_reason}"
         waits["link"] = Wait(text, first_ms=LINK_FIRST_MS)
+    elif not state.welcomed and state.coordinator_gone:
+        text = (
+            f"the coordinator of federation {state.durable.federation!r} has finished, or was "
+            "stopped; this device goes on by itself when it is back"
+        )
+        waits["coordinator"] = Wait(text, notice=text)
     elif not state.welcomed:
         waits["coordinator"] = Wait(
             f"no coordinator of federation {state.durable.federation!r} answers; "

@@ -20,7 +20,7 @@ from fedtide.notify import Notify
 from fedtide.patience import Patience
 from fedtide.sequence import Sequence, epoch_ms
 from fedtide.topics import Topics
-from fedtide.transport import Connected, LinkEvent, Received
+from fedtide.transport import Connected, Disconnected, LinkEvent, Received
 from registrar.authority import Authority
 from registrar.config import RegistrarConfig
 from registrar.enforcement import write_members
@@ -91,6 +91,8 @@ class Service:
         self._pace = Pace()
         self._told: dict[str, str] = {}
         self._connected = False
+        self._lost = ""
+        """Why there is no link, as it was logged last."""
         self._look_at_ms = 0
 
     def deadline_at_ms(self) -> int | None:
@@ -104,6 +106,11 @@ class Service:
                 _log.info("connected over %s; devices can join and renew", protocol)
                 self._link.subscribe([self._topics.enrol("+")])
                 self._connected, self._told, self._look_at_ms = True, {}, at_ms
+                self._lost = ""
+            case Disconnected(reason, retry_ms):
+                if reason != self._lost:
+                    _log.warning("%s; trying again in %d s", reason, max(1, round(retry_ms / 1000)))
+                self._connected, self._lost = False, reason
             case Received(topic, payload):
                 self._received(topic, payload, at_ms)
             case _:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from itertools import count
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 from cryptography import x509
@@ -32,10 +33,12 @@ from fedtide.messages import (
 )
 from fedtide.seal import is_sealed_by, open_sealed, seal
 from fedtide.topics import Topics
+from fedtide.transport import Connected, Disconnected
 from registrar.authority import DEVICE_LIFE, Authority
 from registrar.enrolment import Enrolment, Said
 from registrar.records import Claim, common_name
 from registrar.registry import Registry
+from registrar.service import Service
 
 NOW = datetime.now(UTC)
 NOW_MS = round(NOW.timestamp() * 1000)
@@ -289,3 +292,17 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Office:
 def test_no_request_raises(shared: Office, der: bytes) -> None:
     payload = seal(TOPICS.enrol("join-1"), encode(Enrol(der), "1"), new_key(), 1)
     assert isinstance(shared.enrolment.answer(TOPICS.enrol("join-1"), payload, NOW_MS), str)
+
+
+def test_a_broker_that_is_away_is_told_once_for_each_reason(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    office, link = Office(tmp_path), Mock()
+    service = Service(TOPICS, office.registry, office.enrolment, link)
+    away, lost = Disconnected("no broker at x:1: refused", 2_000), Disconnected("lost", 1_000)
+    for event in (away, away, Connected("MQTT 5", 1_000_000), lost, away):
+        service.link_event(event, 0)
+    first = "no broker at x:1: refused; trying again in 2 s"
+    assert caplog.messages == [first, "lost; trying again in 1 s", first]
+    assert service.deadline_at_ms() is None

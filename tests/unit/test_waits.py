@@ -7,6 +7,8 @@ import itertools
 import pytest
 
 from edge_client.durable import Durable
+from edge_client.session_events import Heard
+from edge_client.session_machine import step as stepped
 from edge_client.session_state import State
 from edge_client.waits import (
     FIRST_MS,
@@ -19,6 +21,7 @@ from edge_client.waits import (
     duration,
     waits_of,
 )
+from fedtide.messages import Beacon
 from tests.property.test_session_machine import task_of, update_of
 
 OWING = Durable(federation="f", outbox=(update_of(task_of(1)),))
@@ -52,6 +55,15 @@ def test_a_missing_link_is_told_sooner_and_when_it_is_tried_again() -> None:
     hour = told_at(waits, 3_600_000)
     assert hour[:3] == [2 * LINK_FIRST_MS, 4 * LINK_FIRST_MS, 8 * LINK_FIRST_MS]
     assert len(hour) <= 7
+
+
+def test_a_coordinator_that_said_goodbye_has_finished_or_was_stopped() -> None:
+    state = State(durable=Durable(federation="home"), connected=True)
+    gone = stepped(state, Heard(Beacon(False, "s")), 0).state
+    said = waits_of(gone, None, 0)["coordinator"]
+    assert said.notice.startswith("the coordinator of federation 'home' has finished, or was")
+    back = stepped(gone, Heard(Beacon(True, "t")), 0).state
+    assert "has answered yet" in waits_of(back, None, 0)["coordinator"].notice
 
 
 def test_a_coordinator_that_has_not_answered_is_noted_once_before_it_is_overdue() -> None:
