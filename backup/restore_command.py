@@ -15,8 +15,8 @@ What happened after {made_at} is not known here:
   2. devices that joined since then have to join again
   3. make what is missing, and start everything (with every HOST that devices use):
      {then}
-  4. if the coordinator's key was changed since then (fedtide server rotate-key), change it again,
-     once more than it was changed: devices believe a higher version only
+  4. if the coordinator's key was changed since then (fedtide server rotate-key), change it again;
+     once is enough, however often it was changed
 """
 
 

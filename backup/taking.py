@@ -39,7 +39,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.figures import BACKUP_NAME
 from coordinator.store import Store
 from fedtide import __version__
-from fedtide.errors import DamagedError, StateError
+from fedtide.errors import ConfigError, DamagedError, StateError
 from fedtide.files import disk_errors_of, locked, sync_folder
 from fedtide.ownership import as_owner_of
 from registrar.config import RegistrarConfig
@@ -61,10 +61,12 @@ def take_backup(
     registry and authority are in it, too.
 
     Raises:
+        ConfigError: no file can be written there.
         StateError: there is no state, it is damaged, or a disk is full or failing.
         BundleError: the bundle of the configuration is not there, or not that of the state.
     """
     out = out.absolute()
+    _require_place(out)
     work = out.with_name(f".{out.name}.new")
     with disk_errors_of(out.parent), locked(work, "backup"):
         try:
@@ -80,6 +82,19 @@ def take_backup(
         with as_owner_of(config.state_dir):
             (config.state_dir / BACKUP_NAME).touch(mode=0o600)
     return contents
+
+
+def _require_place(out: Path) -> None:
+    """Before an hour's work.
+
+    Raises:
+        ConfigError: its folder is not there, or something that is no file is.
+    """
+    with disk_errors_of(out.parent):
+        if not out.parent.is_dir():
+            raise ConfigError(f"--out {str(out)!r}: there is no such folder", hint="make it first")
+        if out.exists() and not out.is_file():
+            raise ConfigError(f"--out {str(out)!r} is no file", hint="name a file in a folder")
 
 
 def _taken(

@@ -53,6 +53,7 @@ class Kept:
         rounds = {"devices_min": 3, **rounds}
         self.federation = Federation(folder / "first", local=0, plan=None, **rounds)
         self.out = folder / "backups" / "state.backup"
+        self.out.parent.mkdir()
         bundle = folder / "bundle"
         bundle.mkdir()
         manifest = self.federation.bundle.manifest
@@ -295,6 +296,24 @@ def test_no_state_and_another_bundle_are_messages(tmp_path: Path) -> None:
     assert not list(kept.out.parent.iterdir())
 
 
+def test_where_no_file_can_be_written_is_said_before_anything_is_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = Kept(tmp_path)
+    monkeypatch.setattr(taking, "_taken", None)
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(tmp_path.rglob("*"))
+    for out, match in (
+        (tmp_path / "no" / "such" / "f", "there is no such folder"),
+        (tmp_path / "pipe" / "f", "there is no such folder"),
+        (tmp_path, "is no file"),
+        (tmp_path / "pipe", "is no file"),
+    ):
+        with pytest.raises(ConfigError, match=match):
+            take_backup(kept.config, [], out, QUIET)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
 def test_roots_backup_leaves_no_file_of_its_own_in_the_services_folder(tmp_path: Path) -> None:
     kept = Kept(tmp_path)
@@ -335,7 +354,8 @@ def test_a_server_whose_coordinator_has_not_run_yet(
     key = (layout.home("registrar") / "authority" / "key.pem").read_bytes()
     members = layout.members.read_bytes()
     shutil.rmtree(layout.root)
-    told("server", "restore", str(out), "--root", str(layout.root))
+    said = told("server", "restore", str(out), "--root", str(layout.root))
+    assert "change it again;\n     once is enough" in said
     assert (layout.home("registrar") / "authority" / "key.pem").read_bytes() == key
     server.init()
     assert layout.members.read_bytes() == members
