@@ -27,6 +27,7 @@ from fedtide.messages import Chunk, encode
 from fedtide.paho_client import tls_alert
 from fedtide.picture import Picture
 from fedtide.sending import chunk_blocks_for
+from fedtide.topics import DOCTOR_PREFIX
 from fedtide.transport import (
     Connected,
     Delivered,
@@ -123,7 +124,7 @@ class Probe:
         self._inquiry = inquiry
         self._picture = picture
         self._until_s = until_s
-        self.device_id = f"doctor-{secrets.token_hex(4)}"
+        self.device_id = f"{DOCTOR_PREFIX}{secrets.token_hex(4)}"
         """No device's name: what is said under it concerns nobody."""
         self.connected = Connected("", 0)
 

@@ -23,9 +23,17 @@ from fedtide.limits import BLOCK_BYTES, CHUNK_HEADER_BYTES_MAX
 T = TypeVar("T")
 _IDENTIFIER_RULE = "a name of letters, digits, '.', '_' or '-', at most 64"
 _HINT = "docs/configuration.md lists every key and its meaning"
+_BYTES_MAX = 1_000_000
 _VALUE_CHARS_MAX = 60
 """Of a value that a message quotes."""
-_KINDS = {"int": "a whole number", "float": "a number", "str": "text", "object": "a table"}
+_KINDS = {
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "str": "text",
+    "array": "a list",
+    "object": "a table",
+}
 _BOUNDS = {">=": "at least", "<=": "at most", ">": "above", "<": "below"}
 _log = logging.getLogger(__name__)
 
@@ -135,17 +143,30 @@ def load_config(path: Path, kind: type[T], *, hint: str = _HINT) -> T:
             names the key.
     """
     try:
-        raw = tomllib.loads(path.read_text(encoding="utf-8"))
+        raw = tomllib.loads(_read(path))
     except PermissionError as exc:
         raise denied(exc) from exc
     except OSError as exc:
         raise ConfigError(
             f"cannot read {str(path)!r}: {exc.strerror}",
-            hint=f"a relative path begins in the current folder; {hint}",
+            hint=hint
+            if path.is_absolute()
+            else f"a relative path begins in the current folder; {hint}",
         ) from exc
     except (ValueError, RecursionError) as exc:  # TOMLDecodeError is not all it raises
         raise ConfigError(f"{str(path)!r} is not TOML: {exc}", hint=hint) from exc
     return convert_config(raw, kind, repr(str(path)), folder=path.parent, hint=hint)
+
+
+def _read(path: Path) -> str:
+    """A device or a pipe may never end, and what is no configuration may be of any size."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise OSError(None, "it is no regular file")
+    with path.open("rb") as file:
+        raw = file.read(_BYTES_MAX + 1)
+    if len(raw) > _BYTES_MAX:
+        raise OSError(None, f"it is longer than {_BYTES_MAX:,} bytes")
+    return raw.decode()
 
 
 def convert_config(
@@ -194,7 +215,7 @@ def explained(text: str, raw: Any, kind: Any) -> str:
     """
     text, _, place = text.partition(" - at `$")
     text = re.sub(r"`?str`? matching regex .*", _IDENTIFIER_RULE, text)
-    text = re.sub(r"^Expected `(\w+)` ([<>]=?) (\S+)$", _in_words, text)
+    told, text = text, _in_words(text)
     name, value, wanted = place.strip(".`"), raw, kind
     keys = re.findall(r"[^.[\]]+", name)
     name = re.sub(r"\[(\d+)\](\.?)", _counted, name)
@@ -206,7 +227,7 @@ def explained(text: str, raw: Any, kind: Any) -> str:
         else:  # in a table with names of the user's own, which msgspec does not tell
             return f"{name}: {text}"
     choices = _choices(wanted)
-    if choices and text.startswith(
+    if choices and told.startswith(
         ("Invalid enum value", "Expected `str`", "Expected `int | str`")
     ):
         text = f"expected {' or '.join(choices)}"
@@ -229,7 +250,22 @@ def _counted(place: re.Match[str]) -> str:
     return f" {int(number) + 1}" + (": " if goes_on else "")
 
 
-def _in_words(expected: re.Match[str]) -> str:
+def _in_words(text: str) -> str:
+    """A programmer's words in a person's."""
+    text = re.sub(
+        r"^Object missing required field `(.*?)`", r"the required key `\1` is missing", text
+    )
+    text = re.sub(r"^Expected `(\w+)` ([<>]=?) (\S+)$", _bound, text)
+    return re.sub(r"^Expected `(\w+(?: \| \w+)*)`(, got `.*`$)?", _kinds, text)
+
+
+def _kinds(expected: re.Match[str]) -> str:
+    kinds = expected.group(1).split(" | ")
+    kept = [k for k in kinds if k != "null" and not (k == "int" and "float" in kinds)]
+    return f"Expected {' or '.join(_KINDS.get(kind, kind) for kind in kept)}"
+
+
+def _bound(expected: re.Match[str]) -> str:
     kind, relation, bound = expected.groups()
     return f"Expected {_KINDS.get(kind, kind)}, {_BOUNDS[relation]} {bound.removesuffix('.0')}"
 

@@ -34,6 +34,9 @@ RESERVED_NAMES = frozenset({"coordinator", "registrar", "broker", "observer"})
 CLAIM_PREFIX = "join-"
 """Names of one-time joins begin with it, and no device's does."""
 
+DOCTOR_PREFIX = "doctor-"
+"""Under names that begin with it doctors ask; no new device's does."""
+
 
 def is_device_name(text: str) -> bool:
     """Whether a device may be called so where each has a certificate in its name."""

@@ -37,7 +37,7 @@ def add_actions(actions: Any) -> None:
         type=_duration,
         default=timedelta(hours=1),
         metavar="TIME",
-        help="how long the join code is good for: 30m, 1h, 7d (default: 1h)",
+        help="how long the join code is good for: 30m, 1h, 7d; 1m to 30d (default: 1h)",
     )
     adding.add_argument(
         "--out", type=Path, metavar="FILE", help="write the join code to FILE, for its owner only"
@@ -126,7 +126,7 @@ def _list(parsed: argparse.Namespace) -> int:
     if not devices:
         print("no devices yet; the first one: fedtide device add NAME")
         return 0
-    rows = [("NAME", "STANDING", "SINCE", "CERTIFICATE UNTIL", "")]
+    rows = [("NAME", "STANDING", "SINCE", "CERTIFICATE UNTIL", "NOTE")]
     for device in devices:
         until = _date(device["certificate_until_ms"])
         since = _date(device["changed_at_ms"])

@@ -8,9 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from fedtide.broker_check import CONNECT_S, check_access
-from fedtide.checkup import Finding, examine, ok, problem, warning
+from fedtide.checkup import Finding, examine, failed, ok, problem, warning
 from fedtide.config import load_config
-from fedtide.errors import BrokerError
+from fedtide.errors import BrokerError, FedtideError
 from fedtide.files import disk_errors_of
 from fedtide.host_check import check_clock
 from fedtide.identity import CERTIFICATE_NAME, load_identity, read_certificate
@@ -26,7 +26,11 @@ SOON_MS = 30 * 86_400_000
 
 def check(path: Path, seconds: float) -> Iterator[Finding]:
     """Everything that can be found out within `seconds`."""
-    config = load_config(path, RegistrarConfig)
+    try:
+        config = load_config(path, RegistrarConfig)
+    except FedtideError as exc:
+        yield failed(exc)
+        return
     yield ok(f"{str(path)!r} is a registrar's configuration, of {config.federation!r}")
     # One after another: to be somebody else is a matter of the whole process.
     yield from examine([("the registrar", lambda: _checks(path, config))], seconds)

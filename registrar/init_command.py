@@ -10,6 +10,7 @@ import shlex
 from pathlib import Path
 
 from fedtide import units
+from fedtide.bundle import open_bundle_dir
 from fedtide.config import load_config
 from fedtide.errors import ConfigError
 from fedtide.files import disk_errors_of
@@ -106,6 +107,7 @@ def _check(layout: Layout, wanted: Wanted) -> None:
     """What can be seen to fail before anything is done.
 
     Raises:
+        BundleError: there is no bundle where one is said to be.
         ConfigError: this user may not, a path cannot stand in Mosquitto's configuration, Mosquitto
             is missing, a restoration was cut short, or there is another federation.
     """
@@ -122,6 +124,8 @@ def _check(layout: Layout, wanted: Wanted) -> None:
             hint="apt install mosquitto && systemctl disable --now mosquitto: fedtide runs its own",
         )
     _check_restored(layout)
+    if wanted.bundle is not None:
+        open_bundle_dir(wanted.bundle)
     if not layout.registrar_toml.exists():
         return
     known = load_config(layout.registrar_toml, RegistrarConfig)

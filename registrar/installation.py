@@ -4,8 +4,8 @@ repeated, nothing changes, and what was cut short goes on."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -15,7 +15,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from fedtide.bundle import open_bundle_dir
 from fedtide.errors import ConfigError
-from fedtide.files import disk_errors_of, make_folder, sync_folder, write_atomically, write_public
+from fedtide.files import (
+    disk_errors_of,
+    locked,
+    make_folder,
+    sync_folder,
+    write_atomically,
+    write_public,
+)
 from fedtide.identity import (
     CA_NAME,
     CERTIFICATE_NAME,
@@ -64,9 +71,9 @@ class Installation:
 
         Raises:
             ConfigError: what is there does not fit what is wanted, or is damaged.
-            StateError: the disk refuses.
+            StateError: the disk refuses, or another is at it.
         """
-        with self._as_owner():
+        with self._as_owner(), self._alone():
             self._make()
 
     def _make(self) -> None:
@@ -111,6 +118,15 @@ class Installation:
         """`root` may lie in somebody's own folder: then all of it is theirs."""
         root = self._layout.root
         return as_owner_of(next(path for path in (root, *root.parents) if path.exists()))
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Of two at once, one is told of the other."""
+        run = self._layout.root / "run"
+        with disk_errors_of(run):
+            run.mkdir(parents=True, exist_ok=True)  # everybody may look into it
+        with locked(run / "fedtide-server-init", "`fedtide server init`, which is at work"):
+            yield
 
     def _folder(
         self, path: Path, mode: int, *, owner: Role | None = None, group: Role | None = None

@@ -92,6 +92,12 @@ def opened(path: Path) -> Iterator[Office]:
         ConfigError: the configuration or the authority cannot be used, or not by this user.
         StateError: the registry cannot be used.
     """
+    if not path.exists():
+        raise ConfigError(
+            f"there is no {str(path)!r}",
+            hint="this machine is no server (`fedtide server init` makes it one), or its file is "
+            "elsewhere: --config FILE",
+        )
     config = load_config(path, RegistrarConfig)
     try:
         config.state_dir.stat()

@@ -9,7 +9,13 @@ from cryptography.x509.oid import NameOID
 from msgspec import Struct
 
 from fedtide.errors import ConfigError
-from fedtide.topics import CLAIM_PREFIX, RESERVED_NAMES, is_device_name, is_identifier
+from fedtide.topics import (
+    CLAIM_PREFIX,
+    DOCTOR_PREFIX,
+    RESERVED_NAMES,
+    is_device_name,
+    is_identifier,
+)
 
 Standing = Literal["invited", "member", "revoked"]
 
@@ -67,10 +73,11 @@ def check_name(name: str) -> None:
             f"{name!r} cannot be a device's name",
             hint="a name of letters, digits, '.', '_' or '-', at most 64, no sign first",
         )
-    if not is_device_name(name):
+    if not is_device_name(name) or name.startswith(DOCTOR_PREFIX):
         raise RefusedError(
             f"the name {name!r} is reserved",
-            hint=f"{', '.join(sorted(RESERVED_NAMES))}, {CLAIM_PREFIX}... are the server's own",
+            hint=f"{', '.join(sorted(RESERVED_NAMES))}, {CLAIM_PREFIX}..., {DOCTOR_PREFIX}... are "
+            "the server's own",
         )
 
 

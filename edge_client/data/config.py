@@ -122,7 +122,7 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
         if self.function is not None:
             return "function"
         if self.path is None:
-            raise ValueError("Object missing required field `path`, or `function`")
+            raise ValueError("the required key `path`, or `function`, is missing")
         if self.query is not None:
             return "sqlite"
         suffix = self.path.suffix.lower()

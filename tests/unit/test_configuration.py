@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import tomllib
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import Annotated, TypeVar, get_args
 
 import msgspec
 import pytest
@@ -198,14 +198,14 @@ def test_each_wrong_thing_of_a_client_is_named(
         ("plan.batch_size = 'every'", "plan.batch_size is 'every': expected a number or 'all'"),
         ("broker.port = 70000", "broker.port is 70000: expected a whole number, at most 65535"),
         ("plan.betas = [0.5, 2]", "plan.betas 2 is 2: expected a number, below 1"),
-        ("plan.betas = [1, 2, 3]", "plan.betas is [1, 2, 3]: expected `array` of length 2"),
+        ("plan.betas = [1, 2, 3]", "plan.betas is [1, 2, 3]: expected a list of length 2"),
         ("evaluation.data = 7", "evaluation.data is 7: expected a path"),
         (f"evaluation.batch_size = '{'x' * 99}'", f"evaluation.batch_size is '{'x' * 59}…: "),
         ("plan.nesterov = true", "plan: nesterov needs a momentum above 0"),
         ("plan.rate = 1", "plan: unknown key 'rate'; known are epochs, "),
-        ("plan = 7", "plan is 7: expected `object`"),
+        ("plan = 7", "plan is 7: expected a table"),
         ("encoding = {z = 1}", "encoding is {'z': 1}: expected 'f32' or 'f16'"),
-        ("broker.port = {z = 1}", "broker.port is {'z': 1}: expected `int`"),
+        ("broker.port = {z = 1}", "broker.port is {'z': 1}: expected a whole number"),
         ("broker.password_file = 1234", "broker.password_file is wrong: Expected a path"),
     ],
 )
@@ -224,15 +224,18 @@ class Nested(msgspec.Struct, forbid_unknown_fields=True):
     perhaps: Tide | None = None
     many: tuple[Tide, ...] = ()
     named: dict[str, Tide] = {}
+    rate: Annotated[float, msgspec.Meta(gt=0)] | None = None
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("perhaps.hours = 'x'", "perhaps.hours is 'x': expected `int`"),
+        ("perhaps.hours = 'x'", "perhaps.hours is 'x': expected a whole number"),
+        ("rate = 'x'", "rate is 'x': expected a number"),
+        ("many = [{}]", "many 1: the required key `hours` is missing"),
         ("perhaps = {hour = 1}", "perhaps: unknown key 'hour'; did you mean 'hours'?"),
-        ("many = [{hours = 1}, {hours = 'x'}]", "many 2: hours is 'x': expected `int`"),
-        ("named.a.hours = 'x'", "named[...].hours: Expected `int`"),
+        ("many = [{hours = 1}, {hours = 'x'}]", "many 2: hours is 'x': expected a whole number"),
+        ("named.a.hours = 'x'", "named[...].hours: Expected a whole number"),
     ],
 )
 def test_tables_in_arrays_and_tables_that_may_be_absent(
@@ -311,6 +314,10 @@ def test_no_file_no_toml_no_text(tmp_path: Path) -> None:
     (tmp_path / "b.toml").write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match="is not TOML"):
         load_config(tmp_path / "b.toml", ClientConfig)
+    with pytest.raises(ConfigError, match="no regular file"):
+        load_config(Path("/dev/zero"), ClientConfig)
+    with pytest.raises(ConfigError, match="longer than 1,000,000 bytes"):
+        load(tmp_path, "#" * 1_000_001, ClientConfig)
     with pytest.raises(tomllib.TOMLDecodeError):
         tomllib.loads("federation = ")
 

@@ -71,6 +71,7 @@ def said(findings: list[str], *parts: str) -> bool:
         (b"x = 1\n", "is neither a coordinator's configuration"),
         (b"bundle = 3\nnonsense = 4\n", "PROBLEM"),
         (b'device = "a/b"\n', "PROBLEM"),
+        (b'broker_dir = "b"\nport = 0\n', "PROBLEM"),
     ],
 )
 def test_wrong_files(

@@ -184,7 +184,21 @@ def test_a_certificate_of_another_name_is_refused(registry: Registry, authority:
 
 
 @pytest.mark.parametrize(
-    "name", ["", "-x", "a/b", "a+", "#", "é", "x" * 65, "coordinator", "observer", "join-1", "a\n"]
+    "name",
+    [
+        "",
+        "-x",
+        "a/b",
+        "a+",
+        "#",
+        "é",
+        "x" * 65,
+        "coordinator",
+        "observer",
+        "join-1",
+        "doctor-1",
+        "a\n",
+    ],
 )
 def test_a_name_that_no_device_can_have_is_refused(
     registry: Registry, authority: Authority, name: str
@@ -200,7 +214,7 @@ def test_names_of_the_servers_own_are_listed(registry: Registry, authority: Auth
     with pytest.raises(RefusedError) as caught:
         invite(registry, authority, "broker")
     assert caught.value.hint == (
-        "broker, coordinator, observer, registrar, join-... are the server's own"
+        "broker, coordinator, observer, registrar, join-..., doctor-... are the server's own"
     )
 
 

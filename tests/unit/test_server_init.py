@@ -203,6 +203,20 @@ def test_what_cannot_be_is_refused_with_a_reason(
     layout: Layout, more: list[str], said: str
 ) -> None:
     assert said in refused(*init_words(layout, *more))
+    assert not layout.root.exists(), "nothing was done before"
+
+
+def test_of_two_at_once_one_is_told_of_the_other(layout: Layout) -> None:
+    with files.locked(layout.root / "run" / "fedtide-server-init", "test"):
+        assert "another `fedtide server init`, which is at work" in refused(*init_words(layout))
+        assert not layout.etc.exists()
+    init(layout)
+
+
+def test_a_machine_that_is_no_server(layout: Layout) -> None:
+    said = refused("device", "list", "--config", str(layout.registrar_toml))
+    assert "this machine is no server (`fedtide server init` makes it one)" in said
+    assert "relative path" not in said
 
 
 def test_another_federation_ports_and_hosts_are_refused(layout: Layout) -> None:

@@ -152,7 +152,7 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        (BASE.replace("devices = 20", ""), "fleet: Object missing required field `devices`"),
+        (BASE.replace("devices = 20", ""), "fleet: the required key `devices` is missing"),
         (BASE.replace("devices", "device"), "fleet: unknown key 'device'; did you mean 'devices'?"),
         (BASE.replace("20", "0"), "fleet.devices is 0: expected a whole number, at least 1"),
         (BASE.replace('"tides"', '"a b"'), "name is 'a b'"),
@@ -256,7 +256,7 @@ def test_files_are_relative_to_the_scenario(tmp_path: Path) -> None:
             f"{BASE}[[policy]]\nname = 'a'\nplan.nesterov = true",
             "nesterov needs a momentum above 0",
         ),
-        (f"{BASE}[[policy]]\nrounds.quorum = 9", "policy 1: Object missing required field `name`"),
+        (f"{BASE}[[policy]]\nrounds.quorum = 9", "policy 1: the required key `name` is missing"),
     ],
 )
 def test_each_wrong_thing_is_named(tmp_path: Path, text: str, said: str) -> None:
