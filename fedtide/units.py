@@ -10,6 +10,7 @@ import pwd
 import re
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -206,15 +207,16 @@ def start(*roles: Role) -> None:
     """Now and at each boot; returns when they have said that they are ready.
 
     Raises:
-        FedtideError: one does not come up; the message ends with what it logged last.
+        FedtideError: one does not come up; the message ends with what this start logged last.
     """
     _systemctl("enable", *map(unit_name, roles))
     for role in roles:
+        began_s = time.time()
         try:
             _systemctl("restart", unit_name(role), seconds_max=None)
         except FedtideError as exc:
             raise FedtideError(
-                f"{unit_name(role)} does not start:\n{log_of(role)}",
+                f"{unit_name(role)} does not start:\n{_log_of(role, began_s)}",
                 hint=f"journalctl -u {unit_name(role)} has the whole log",
             ) from exc
 
@@ -240,10 +242,12 @@ def remove(role: Role, folder: Path = FOLDER) -> None:
         _systemctl("daemon-reload")
 
 
-def log_of(role: Role, lines: int = 10) -> str:
-    """The last lines that the service logged."""
-    command = ["journalctl", "--no-pager", "-o", "cat", "-n", str(lines), "-u", unit_name(role)]
-    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+def _log_of(role: Role, since_s: float, lines: int = 10) -> str:
+    """The last lines that the service logged since then: those of earlier failures mislead."""
+    command = ["journalctl", "--quiet", "--no-pager", "-o", "cat", "-u", unit_name(role)]
+    command += ["--since", f"@{since_s:.6f}"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    return "\n".join(done.stdout.strip().splitlines()[-lines:])
 
 
 def _systemctl(*words: str, seconds_max: float | None = _ANSWER_S) -> None:

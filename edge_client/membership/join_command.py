@@ -63,9 +63,10 @@ def join(parsed: argparse.Namespace) -> int:
         _tell(f"    fedtide device join {_again(parsed)} --data PATH")
         return 0
     if layout.user is None:
-        self_test(layout, _tell)
+        problems = self_test(layout, _tell)
         reach("join: tested")
-        _tell("joined; nothing was started. To run the client:")
+        first = "Correct what is a PROBLEM above; then, to" if problems else "To"
+        _tell(f"joined; nothing was started. {first} run the client:")
         _tell(f"    fedtide client --config {layout.config}")
         return 0
     unit = unit_of(layout, data)

@@ -17,15 +17,14 @@ SECONDS = 60.0
 """A Raspberry Pi's SD card may need ten of them to import the runtime."""
 
 
-def self_test(layout: Layout, say: Callable[[str], None], unit: str = "") -> None:
+def self_test(layout: Layout, say: Callable[[str], None], unit: str = "") -> int:
     """Try it out, and say what comes of it; as the service of `unit` would find it, if there is
-    one: its sandbox shows other folders than those that a user sees."""
+    one: its sandbox shows other folders than those that a user sees. 0: the client can run."""
     if is_locked(layout.state):
         say("its client is running, so nothing is tried out beside it")
-        return
+        return 0
     if unit:
-        units.try_out(unit, "doctor", str(layout.config))
-        return
+        return units.try_out(unit, "doctor", str(layout.config))
     problems = 0
     for finding in check(layout.config, SECONDS):
         sign = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}[finding.level]
@@ -35,3 +34,4 @@ def self_test(layout: Layout, say: Callable[[str], None], unit: str = "") -> Non
         problems += finding.level == "problem"
     if problems:
         say(f"{problems} problems; `fedtide doctor {layout.config}` looks again")
+    return problems

@@ -340,6 +340,22 @@ def somebodys(folder: Path) -> list[Path]:
     return files
 
 
+@pytest.mark.parametrize("problems", [0, 2])
+def test_a_client_that_cannot_run_yet_is_not_said_to_be_ready(
+    machine: Machine,
+    data: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    problems: int,
+) -> None:
+    monkeypatch.setattr(join_command, "layout_of", lambda _: machine.place._replace(user=None))
+    monkeypatch.setattr(join_command, "self_test", lambda *_: problems)
+    machine.place.config.parent.mkdir(parents=True)
+    assert main(["device", "join", write_join_code(code_of()), "--data", str(data)]) == 0
+    said = capsys.readouterr().err
+    assert ("Correct what is a PROBLEM above; then, to run" in said) == bool(problems), said
+
+
 def test_a_folder_of_no_device_is_left_as_it_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,8 +11,8 @@ from typing import get_args
 
 import pytest
 
-from fedtide.errors import ConfigError
-from fedtide.units import Role, check_reachable, install, remove, render, unit_name
+from fedtide.errors import ConfigError, FedtideError
+from fedtide.units import Role, check_reachable, install, remove, render, start, unit_name
 
 ROLES: tuple[Role, ...] = get_args(Role)
 ANALYZE = shutil.which("systemd-analyze")
@@ -131,3 +131,18 @@ def test_who_cannot_run_fedtide_is_told() -> None:
         check_reachable("fedtide-of-nowhere", Path("/bin/true"))
     with pytest.raises(ConfigError, match="cannot run '/bin/false': exit code 1"):
         check_reachable("nobody", Path("/bin/false"))
+
+
+def test_a_start_that_fails_tells_its_own_log_not_that_of_an_earlier_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commands = {
+        "systemctl": "[ $1 != restart ]",
+        "journalctl": "seq 1 30; case $* in *--since\\ @[1-9]*) ;; *) echo old ;; esac",
+    }
+    for name, text in commands.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(FedtideError, match=r"(?s)does not start:\n21\n.*\n30\n\n"):
+        start("client")
