@@ -15,9 +15,14 @@ from fedtide.files import disk_errors_of
 from fedtide.host_check import check_clock
 from fedtide.identity import CERTIFICATE_NAME, load_identity, read_certificate
 from fedtide.inquiry import Inquiry
+from fedtide.key_set import open_key_set
+from fedtide.keys import public_bytes
+from fedtide.messages import KeySet
 from fedtide.ownership import as_owner_of
+from fedtide.topics import Topics
 from registrar.broker_control import broker_process
 from registrar.config import RegistrarConfig
+from registrar.installation import hosts_of
 from registrar.office import Office, now_ms, opened
 from registrar.records import Device
 
@@ -40,9 +45,20 @@ def _checks(path: Path, config: RegistrarConfig) -> Iterator[Finding]:
     with opened(path) as office:
         yield _life("the authority", office.authority.certificate.not_valid_after_utc)
         yield from check_clock(config.state_dir)
+        yield from _federation(config, office)
         yield from _devices(office)
         yield from _members(office)
     yield from _broker(config)
+
+
+def _federation(config: RegistrarConfig, office: Office) -> Iterator[Finding]:
+    """A key set is sealed for one federation."""
+    raw, authority = load_identity(config.identity).key_set(), public_bytes(office.authority.key)
+    if not isinstance(open_key_set(Topics(config.federation), raw, authority), KeySet):
+        yield problem(
+            f"federation is {config.federation!r}, and the registrar has no key set of it",
+            "correct `federation`: it is as `fedtide server init` was told; no device can join",
+        )
 
 
 def _devices(office: Office) -> Iterator[Finding]:
@@ -97,6 +113,14 @@ def _broker(config: RegistrarConfig) -> Iterator[Finding]:
     with disk_errors_of(config.broker_dir), as_owner_of(config.broker_dir):
         certificate = read_certificate(config.broker_dir / CERTIFICATE_NAME)
         process = broker_process(config.broker_dir)
+        hosts = hosts_of(certificate)
+        if config.host.lower() not in hosts:
+            yield problem(
+                f"host is {config.host!r}, which the broker's certificate is not for: no device "
+                "that joins would believe it",
+                f"correct `host` to one of {', '.join(sorted(hosts))}, or have another certificate "
+                "signed: docs/deploy.md",
+            )
         yield _life("the broker's certificate", certificate.not_valid_after_utc)
         if process is None:
             yield problem(

@@ -288,3 +288,21 @@ def test_a_server_that_root_makes_in_somebodys_folder_is_theirs() -> None:
         before = tree(layout.root)
         init(layout)
         assert tree(layout.root) == before
+
+
+@pytest.mark.parametrize(
+    ("there", "wrong", "said"),
+    [
+        (f'host = "{HOST}"', 'host = "a b"', "host is 'a b', which the broker's certificate"),
+        ('federation = "tides"', 'federation = "zz"', "federation is 'zz', and the registrar has"),
+    ],
+)
+def test_a_doctor_sees_what_would_keep_devices_out(
+    layout: Layout, there: str, wrong: str, said: str
+) -> None:
+    init(layout)
+    assert said not in told("doctor", str(layout.registrar_toml), code=8)  # no broker runs
+    text = layout.registrar_toml.read_text()
+    assert there in text
+    layout.registrar_toml.write_text(text.replace(there, wrong))
+    assert f"PROBLEM {said}" in told("doctor", str(layout.registrar_toml), code=8)
