@@ -39,6 +39,8 @@ class DeviceFacts(NamedTuple):
     """Its own (buffered mode)."""
     task_round: int = 0
     """Of the task that it was given last."""
+    revoked: bool = False
+    """It is a member no more."""
     newly_invited: bool = False
     """It had another task, or none, a moment ago."""
 
@@ -291,6 +293,13 @@ def _devices(facts: Facts) -> Iterator[Finding]:
 
 def _device(device: DeviceFacts, facts: Facts) -> Iterator[Finding]:
     name, doing = device.device_id, f": {device.doing}" if device.doing else ""
+    if device.revoked:
+        if device.answer:
+            yield warning(
+                f"{name} is revoked: nothing from it counts, and no round waits for it",
+                f"nothing; or let it in again: fedtide device add {name}",
+            )
+        return
     says = device.doing if device.phase != "offline" else ""
     if "another installation uses the name" in says:
         yield warning(f"{name}: {says}", "give each device a name, and a state_dir, of its own")

@@ -15,6 +15,7 @@ from coordinator.diagnosis import DeviceFacts, Facts, confirmed, diagnose, seem_
 from coordinator.inquest import Known, damage, read_store, upload_quiet_ms
 from coordinator.linking import ROLE
 from coordinator.plans import check_against
+from coordinator.revocations import members_of
 from coordinator.round_state import RoundState
 from fedtide.access import Access, entrance
 from fedtide.broker_check import Probe, Trip, check_access, forbidden
@@ -25,6 +26,7 @@ from fedtide.errors import FedtideError
 from fedtide.host_check import check_clock, check_folder, is_locked
 from fedtide.identity_check import check_identity, check_refused
 from fedtide.inquiry import Inquiry
+from fedtide.members import Members
 from fedtide.messages import Problem, encode
 from fedtide.picture import Picture
 from fedtide.topics import Topics
@@ -243,6 +245,12 @@ class _Case:
 
     # ---- the diagnosis ----
 
+    def _members(self) -> Members | None:
+        try:
+            return members_of(self._config)
+        except FedtideError:  # who enters the broker is told of it
+            return None
+
     def look_again(self) -> bool:
         """Presences and then the database, a moment later; False: that could not be done."""
         left_s = self._until_s - time.monotonic()
@@ -273,7 +281,7 @@ class _Case:
             beacon=snapshot.coordinator,
             reachable=self._reached,
             deadline_ms=left,
-            devices=_devices(state, known, picture, now_ms),
+            devices=_devices(state, known, picture, now_ms, self._members()),
             answered_ms=() if known is None else known.answered_ms,
             late_count=0 if known is None else known.late_count,
             declines=() if known is None else tuple(known.declines.values()),
@@ -283,7 +291,11 @@ class _Case:
 
 
 def _devices(
-    state: RoundState, known: Known | None, picture: Picture, now_ms: int
+    state: RoundState,
+    known: Known | None,
+    picture: Picture,
+    now_ms: int,
+    members: Members | None,
 ) -> tuple[DeviceFacts, ...]:
     answers = {member.device_id: member for member in state.cohort}
     heard = {} if known is None else known.heard_at_ms
@@ -307,6 +319,7 @@ def _devices(
                 answer_reason=verdict,
                 quarantined_ms=max(0, until_ms - now_ms),
                 quarantined_because=because,
+                revoked=members is not None and members.has_revoked(name),
             )
         )
     return tuple(devices)

@@ -26,6 +26,7 @@ from coordinator.job_thread import JobThread
 from coordinator.ledger import begin_run
 from coordinator.linking import connect, identified
 from coordinator.plans import check_against
+from coordinator.revocations import members_of
 from coordinator.service import Service
 from coordinator.store import Store
 from coordinator.traffic import Traffic
@@ -122,7 +123,8 @@ def _run(config: CoordinatorConfig, identity: Identity | None, bundle: Bundle, s
         config.rounds.aggregate_ms,
     )
     taker = FigureTaker(store, lambda: aggregation.last_ms)
-    service = Service(config, bundle, store, link, aggregation.start, session)
+    members = members_of(config)
+    service = Service(config, bundle, store, link, aggregation.start, session, members)
     try:
         with _metrics(config, traffic, taker, inbox) as show:
             service.start(clock.now_ms())

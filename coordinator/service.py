@@ -17,6 +17,7 @@ from coordinator.fleet import TWIN_REFUSED, Fleet, twin_notice
 from coordinator.intake import Intake
 from coordinator.ledger import Ledger
 from coordinator.publishing import Publisher
+from coordinator.revocations import Revocations
 from coordinator.round_machine import (
     AbandonRound,
     AggregateRound,
@@ -43,6 +44,7 @@ from fedtide.bundle import Bundle
 from fedtide.failpoints import reach
 from fedtide.limits import DEVICES_MAX
 from fedtide.measures import quality
+from fedtide.members import Members
 from fedtide.messages import (
     Chunk,
     Decline,
@@ -84,6 +86,7 @@ class Service:
         link: Transport,
         start_job: Callable[[AggregateJob], None],
         session: str,
+        members: Members | None = None,
     ) -> None:
         self._config = config
         self._bundle = bundle
@@ -98,8 +101,8 @@ class Service:
         shared = bundle.manifest.shared_count
         self._intake = Intake(config, shared, store, self._ledger, self._voice)
         self._fleet = Fleet(session, config.hello_ms, DEVICES_MAX)
-        self._connected = False
-        self._told = ""
+        self._revocations = Revocations(members)
+        self._connected, self._told = False, ""
         self._published: RoundState | None = None
         self.finished: FinishFederation | None = None
 
@@ -125,15 +128,17 @@ class Service:
 
     def next_deadline_at_ms(self) -> int | None:
         """When to call `time_reached`, whatever else happens."""
-        fleet_at_ms, write_at_ms = self._fleet.next_deadline_at_ms(), self._ledger.write_at_ms
-        deadlines = (self._state.deadline_at_ms, fleet_at_ms, write_at_ms)
+        state, write_at_ms = self._state, self._ledger.write_at_ms
+        others = (self._fleet.next_deadline_at_ms(), self._revocations.deadline_at_ms(state))
+        deadlines = (state.deadline_at_ms, write_at_ms, *others)
         return min((at_ms for at_ms in deadlines if at_ms is not None), default=None)
 
     def time_reached(self, at_ms: int) -> None:
         """Let time pass: deadlines of the round, and devices that fell silent."""
         self._voice.time_reached(at_ms)
-        for device_id in self._fleet.silent(at_ms):
-            self._apply(DeviceLeft(device_id), at_ms)
+        gone: list[Event] = [DeviceLeft(device_id) for device_id in self._fleet.silent(at_ms)]
+        for event in gone + self._revocations.events(self._state, at_ms):
+            self._apply(event, at_ms)
         if self._state.deadline_at_ms is not None and at_ms >= self._state.deadline_at_ms:
             self._apply(TimeReached(), at_ms)
         self._ledger.write_presence(at_ms)

@@ -70,6 +70,10 @@ class Members:
             self._stamp, self._keys = None, {}
         return self._keys.get(device_id)
 
+    def has_revoked(self, device_id: str) -> bool:
+        """Whether it is surely no member (any more): the file can be read, and does not name it."""
+        return self.key(device_id) is None and self._stamp is not None
+
     def _stat(self) -> _Stamp:
         status = self._path.stat()
         return status.st_mtime_ns, status.st_ino, status.st_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ import pytest
 from coordinator import aggregate_job, intake, vetting
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
 from coordinator.config import CoordinatorConfig
+from coordinator.revocations import Revocations
 from coordinator.round_machine import RoundState
 from coordinator.round_state import few
 from coordinator.service import LATELY_MS
@@ -23,6 +25,7 @@ from coordinator.voice import PROBLEMS_MAX, PROBLEMS_MS
 from fedtide.blobs import BlobStore
 from fedtide.limits import BLOCK_BYTES, MESSAGE_BYTES_MAX
 from fedtide.measures import Measure, Metrics
+from fedtide.members import Members
 from fedtide.messages import (
     BlobRef,
     Chunk,
@@ -625,3 +628,29 @@ def test_who_is_a_member_no_more_is_gone(federation: Federation) -> None:
     assert federation.store.counts()["refused: seal of no member"] == 1
     federation.service.link_event(event, federation.now_ms)
     complete(federation)
+
+
+def test_no_round_waits_for_a_device_that_is_revoked(
+    federation: Federation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its connection is cut at once, so that it says nothing more, not even that it goes."""
+    peer(federation)
+    path = tmp_path / "members.json"
+    key = {"key": "00" * 32}
+    path.write_text(json.dumps({"devices": {"a": key, "b": key, "mallory": key}}))
+    service = federation.service
+    service._revocations = Revocations(Members(path))
+    path.with_suffix(".new").write_text(json.dumps({"devices": {"a": key, "b": key}}))
+    service.time_reached(federation.now_ms)
+    assert "mallory" in {member.device_id for member in service._state.at_work()}
+    path.with_suffix(".new").replace(path)
+    deadline_at_ms = service.next_deadline_at_ms()
+    assert deadline_at_ms is not None
+    assert deadline_at_ms <= federation.now_ms + 2_000
+    service.time_reached(deadline_at_ms)
+    assert {member.device_id for member in service._state.at_work()} == {"a", "b"}
+    assert not service._state.is_online("mallory")
+    assert "mallory is revoked: round 1 waits for it no more" in caplog.text
+    path.write_text("{")  # who cannot be read about is not taken for revoked
+    service.time_reached(deadline_at_ms + 2_000)
+    assert {member.device_id for member in service._state.at_work()} == {"a", "b"}

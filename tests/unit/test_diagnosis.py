@@ -64,6 +64,8 @@ HOT = waits_of(State(training_held="71 °C"), None, 0)["conditions"].text
 CASES = [
     Case("all is well", facts("collecting", HERE, device("b", "training"), deadline_ms=9_000), "ok",
          "round 3: 0 of 2 updates, 2 devices at work, 9.0 s left"),
+    Case("revoked", facts("collecting", HERE, device("b", "", revoked=True)), "warning",
+         "b is revoked: nothing from it counts", "device add b"),
     Case("progress", facts("collecting", HERE, device("b")), "ok", "a is training: epoch 2 of 5"),
     Case("not running", facts("collecting", HERE, running=False, beacon="offline"), "problem",
          "the coordinator is not running: no round can go on", "fedtide coordinator"),
