@@ -125,11 +125,11 @@ class Renewal:
             _log.error("the registrar refuses another certificate: %s", body.reason)
             self._answered(at_ms)
         elif isinstance(body, Enrolled) and body.regarding == self._id != "":
-            self._answered(at_ms)
             grant = grant_of(body, self._topics, self._identity.key, self._ca)
             if isinstance(grant, Grant):
+                self._answered(at_ms)
                 self._take(grant)
-            else:
+            else:  # a certificate of another's: the registrar's answer to us is still to come
                 _log.error("the registrar's answer is not taken: %s", grant)
 
     def _answered(self, at_ms: int) -> None:
