@@ -4,7 +4,9 @@ anew. The rest, the broker's certificate, access lists, units, is made by repeat
 
 from __future__ import annotations
 
+import re
 import shlex
+from collections.abc import Iterable
 from pathlib import Path
 
 from backup.archive import Contents
@@ -20,6 +22,7 @@ from backup.sources import (
 )
 from fedtide.config import load_config
 from fedtide.errors import ConfigError
+from fedtide.files import write_atomically
 from fedtide.system_user import make_user
 from registrar.config import RegistrarConfig
 from registrar.installation import Installation, Wanted
@@ -63,7 +66,31 @@ def restore_server(path: Path, root: Path, progress: Progress) -> tuple[Contents
     Installation(layout, nothing).make_folders()
     restore_backup(path, folders, progress, texts)
     config = load_config(layout.registrar_toml, RegistrarConfig)
+    _move_paths(_root_of(config, layout), layout, texts.values())
     words = ["fedtide", "server", "init", config.host, "--federation", config.federation]
     words += ["--port", str(config.port), "--local-port", str(config.broker.port)]
     words += [] if layout.system else ["--root", str(layout.root)]
     return contents, shlex.join(words)
+
+
+def _root_of(config: RegistrarConfig, layout: Layout) -> Path | None:
+    """Under which the server lay that the backup was taken of; None: it is no tree of ours."""
+    within = layout.home("registrar").relative_to(layout.root).parts
+    there = config.state_dir
+    return there.parents[len(within) - 1] if there.parts[-len(within) :] == within else None
+
+
+def _move_paths(before: Path | None, layout: Layout, texts: Iterable[Path]) -> None:
+    """What is restored works on its own files, never on those of the server that it was, which
+    may be running."""
+    if before is None or before == layout.root:
+        return
+    for text in texts:
+        said = text.read_text(encoding="utf-8")
+        for folder in (layout.etc, layout.var):
+            former = re.escape(str(before / folder.relative_to(layout.root)))
+            now = str(folder).replace("\\", r"\\")
+            said = re.sub(rf"{former}(?=[/\"\s])", now, said)
+        mode = text.stat().st_mode & 0o777
+        write_atomically(text, said.encode())
+        text.chmod(mode)

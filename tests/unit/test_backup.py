@@ -361,6 +361,21 @@ def test_a_server_whose_coordinator_has_not_run_yet(
     assert layout.members.read_bytes() == members
 
 
+def test_a_server_that_is_restored_elsewhere_leaves_the_one_that_it_was_alone(
+    tmp_path: Path,
+) -> None:
+    server, elsewhere, out = Server(tmp_path), tmp_path / "elsewhere", tmp_path / "server.backup"
+    configurations = "--config", str(server.layout.coordinator_toml), "--registrar"
+    told("server", "backup", *configurations, str(server.layout.registrar_toml), "--out", str(out))
+    told("server", "restore", str(out), "--root", str(elsewhere))
+    for text in Path(elsewhere / "etc").rglob("*.*"):
+        said = text.read_text()
+        assert str(server.layout.root) not in said
+        assert said.count(str(elsewhere)) == (
+            server.layout.root / text.relative_to(elsewhere)
+        ).read_text().count(str(server.layout.root))
+
+
 def test_a_whole_server_is_not_restored_over_another_nor_from_half_a_backup(tmp_path: Path) -> None:
     server, kept = Server(tmp_path), Kept(tmp_path)
     kept.take()

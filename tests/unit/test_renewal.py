@@ -172,6 +172,7 @@ def test_what_is_no_answer_to_this_question_or_not_ours_is_not_taken(
     device.answer(device.grant(key_set=b"junk"), DUE_MS)
     assert (device.identity.folder / "certificate.pem").read_bytes() == before
     assert device.reconnects == 0
+    assert (device.renewal.deadline_at_ms() or 0) < DUE_MS + DAY_MS, "the true answer may come"
     for said in ("of another key", "not signed by", "of ['coordinator']", "be read", "key set"):
         assert said in caplog.text
 
