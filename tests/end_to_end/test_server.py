@@ -636,7 +636,7 @@ def test_what_cannot_be_is_refused_with_a_reason(
 
 def test_a_server_that_is_none_is_a_message(tmp_path: Path) -> None:
     missing = tmp_path / "registrar.toml"
-    assert "cannot read" in refused("device", "list", "--config", str(missing))
+    assert "this machine is no server" in refused("device", "list", "--config", str(missing))
     server = Server(tmp_path)
     shutil.rmtree(server.layout.home("registrar"))
     said = refused("device", "list", "--config", str(server.layout.registrar_toml))
