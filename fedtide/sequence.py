@@ -1,6 +1,6 @@
 """The numbers of what one key seals: each higher than any before it, over every restart.
 
-They are reserved ahead, so that flash is written once in thousands of messages. A number is at
+They are reserved ahead, so that flash is written once in a thousand messages. A number is at
 least the time in ms since the epoch when the reservation was made: should the file be lost, the
 clock makes up for it; and where there is no clock (a Pi boots in 1970) the file does.
 """
@@ -15,8 +15,9 @@ from pathlib import Path
 from fedtide.errors import DamagedError
 from fedtide.generations import Generations
 
-RESERVED = 10_000
-"""Numbers that a restart may skip: ten seconds of the clock, so that it is not outrun."""
+RESERVED = 1_000
+"""Numbers that a restart may skip: a second of the clock, which a process needs to start. So
+restarts do not outrun it, and of two copies of one identity the one that began last is ahead."""
 BEHIND_MS_MAX = 86_400_000
 """A clock that is further ahead was wrong before and is right now, or nothing was said for long:
 one write a day is cheap."""

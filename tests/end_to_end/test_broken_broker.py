@@ -79,9 +79,9 @@ def test_replays_after_both_sides_were_killed(siege: Siege) -> None:
     siege.processes["coordinator"].start()
     siege.wait_for_updates("beta", more=1)
     siege.refused_once_more("seal replayed", lambda: say(up, offered))
-    after = len(siege.log("alpha"))
+    heard = len(siege.intruder.heard)
     siege.processes["alpha"].start()
-    siege.wait_for_log("alpha", "connected over", after)
+    newest(siege.topics.presence("alpha"), Presence, newer_than=heard)  # said once it listens
     siege.refused_by("alpha", "seal replayed", lambda: say(down, receipt))
     siege.wait_for_updates("alpha", "beta")
     update_id = offer.update.update_id
@@ -124,7 +124,6 @@ def test_a_device_that_signs_as_another(siege: Siege) -> None:
     siege.refused_once_more("seal of no member", lambda: siege.intruder.say(stranger, forged))
 
 
-@pytest.mark.slow  # both may begin with the same reserved numbers; who is heard then is a race
 def test_two_devices_with_one_identity(siege: Siege) -> None:
     """Who started last is heard. The other is refused, and told; nothing counts twice."""
     siege.copy_identity("beta", "copy")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_it_begins_with_the_clock_and_counts(tmp_path: Path) -> None:
     assert [sequence.take() for _ in range(3)] == [NOW_MS, NOW_MS + 1, NOW_MS + 2]
 
 
-def test_thousands_of_numbers_cost_one_write(tmp_path: Path, writes: list[int]) -> None:
+def test_a_thousand_numbers_cost_one_write(tmp_path: Path, writes: list[int]) -> None:
     sequence = Sequence(tmp_path, Clock())
     sequence.take()
     writes.clear()
@@ -53,7 +54,7 @@ def test_thousands_of_numbers_cost_one_write(tmp_path: Path, writes: list[int]) 
     assert len(writes) <= 2  # the file, and its folder where it is new
 
 
-def test_a_restart_goes_on_above_and_skips_ten_seconds_at_most(tmp_path: Path) -> None:
+def test_a_restart_goes_on_above_and_skips_a_second_at_most(tmp_path: Path) -> None:
     clock = Clock()
     last = [Sequence(tmp_path, clock).take() for _ in range(100)][-1]
     assert last <= NOW_MS + 100 * RESERVED
@@ -66,6 +67,19 @@ def test_a_pi_that_boots_in_1970_goes_on_where_it_was(tmp_path: Path) -> None:
     without_clock = Sequence(tmp_path, Clock(12_000))
     assert without_clock.take() > last
     assert without_clock.take() == last + RESERVED + 1
+
+
+def test_of_two_copies_the_one_that_began_last_is_ahead(tmp_path: Path) -> None:
+    clock = Clock()
+    (tmp_path / "card").mkdir()
+    before = Sequence(tmp_path / "card", clock).take()
+    shutil.copytree(tmp_path / "card", tmp_path / "copy")
+    clock.now_ms += 2_000
+    copy = Sequence(tmp_path / "copy", clock)
+    heard = [copy.take() for _ in range(100)]
+    assert heard[0] > before
+    clock.now_ms += 2_000
+    assert Sequence(tmp_path / "card", clock).take() > heard[-1]
 
 
 def test_a_lost_file_is_made_good_by_the_clock(tmp_path: Path) -> None:
