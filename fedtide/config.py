@@ -77,8 +77,11 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
     def refused_hint(self) -> str:
         """What to look at when the broker does not let us in."""
         if self.certificate_file is not None:
-            return "its certificate may be revoked: fedtide device show NAME, on the server"
-        return "check broker.username and broker.password_file"
+            return (
+                "is its certificate revoked, or this another federation's broker? On the server: "
+                "fedtide device show NAME, journalctl -u fedtide-broker"
+            )
+        return "check broker.username and broker.password_file, and the broker's accounts"
 
     def password(self) -> str | None:
         """First line of `password_file`.
@@ -228,14 +231,14 @@ def explained(text: str, raw: Any, kind: Any) -> str:
             return f"{name}: {text}"
     choices = _choices(wanted)
     if choices and told.startswith(
-        ("Invalid enum value", "Expected `str`", "Expected `int | str`")
+        ("Invalid enum value", "Expected `str`, ", "Expected `int | str`")
     ):
         text = f"expected {' or '.join(choices)}"
     if isinstance(value, dict) and (known := _keys(wanted)):
         text = re.sub(r"^Object contains unknown field `(.*)`$", _unknown(known), text)
         return f"{name}: {text}" if name else text
     if "password" in name:
-        return f"{name} is wrong: {text}"
+        return f"{name} is wrong: {text[0].lower()}{text[1:]}"
     return f"{name} is {shortened(value)}: {text[0].lower()}{text[1:]}"
 
 
@@ -256,6 +259,7 @@ def _in_words(text: str) -> str:
         r"^Object missing required field `(.*?)`", r"the required key `\1` is missing", text
     )
     text = re.sub(r"^Expected `(\w+)` ([<>]=?) (\S+)$", _bound, text)
+    text = re.sub(r"(?<= of length )[<>]=", lambda told: _BOUNDS[told[0]], text)
     return re.sub(r"^Expected `(\w+(?: \| \w+)*)`(, got `.*`$)?", _kinds, text)
 
 
@@ -290,9 +294,9 @@ def _keys(wanted: Any) -> dict[str, Any]:
 
 
 def _choices(wanted: Any) -> list[str]:
-    """The words that a type allows; a number is one of them where it may be one."""
+    """The words that a type allows; any text or number is one of them where it may be one."""
     if get_origin(wanted) is Literal:
         return [repr(choice) for choice in get_args(wanted)]
-    if wanted in (int, float):
-        return ["a number"]
+    if wanted in (int, float, str):
+        return ["text" if wanted is str else "a number"]
     return [choice for part in get_args(wanted) for choice in _choices(part)]

@@ -206,7 +206,7 @@ def test_each_wrong_thing_of_a_client_is_named(
         ("plan = 7", "plan is 7: expected a table"),
         ("encoding = {z = 1}", "encoding is {'z': 1}: expected 'f32' or 'f16'"),
         ("broker.port = {z = 1}", "broker.port is {'z': 1}: expected a whole number"),
-        ("broker.password_file = 1234", "broker.password_file is wrong: Expected a path"),
+        ("broker.password_file = 1234", "broker.password_file is wrong: expected a path"),
     ],
 )
 def test_the_value_and_the_choices_are_named(tmp_path: Path, line: str, said: str) -> None:
@@ -214,6 +214,25 @@ def test_the_value_and_the_choices_are_named(tmp_path: Path, line: str, said: st
         load(tmp_path, f"{line}\n{COORDINATOR}", CoordinatorConfig)
     assert f"x.toml': {said}" in str(error.value)
     assert "1234" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("query = 3", "data.query is 3: expected text"),
+        ("classes = ['a', 3]", "data.classes 2 is 3: expected text"),
+        ("classes = []", "data.classes is []: expected a list of length at least 1"),
+        ("delimiter = ';;'", "data.delimiter is ';;': expected text of length at most 1"),
+        ("input_columns = [1.5]", "data.input_columns 1 is 1.5: expected text or a number"),
+        ("missing = 3", "data.missing is 3: expected 'refuse' or 'skip'"),
+        ("divisor = 0", "data.divisor is 0: expected a number, above 0"),
+    ],
+)
+def test_local_data_are_refused_in_a_persons_words(tmp_path: Path, line: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load(tmp_path, f"{CLIENT}{line}\n", ClientConfig)
+    assert error.value.args[0].endswith(said)
+    assert error.value.hint
 
 
 class Tide(msgspec.Struct, forbid_unknown_fields=True):
