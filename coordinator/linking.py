@@ -44,6 +44,15 @@ def identified(config: CoordinatorConfig) -> Iterator[Identity | None]:
         yield identity
 
 
+def broker_of(config: CoordinatorConfig, identity: Identity | None) -> BrokerConfig:
+    """The way to the broker.
+
+    Raises:
+        ConfigError: `broker` says otherwise than the identity.
+    """
+    return config.broker if identity is None else identity.broker(config.broker)
+
+
 def connect(
     config: CoordinatorConfig,
     identity: Identity | None,
@@ -59,13 +68,14 @@ def connect(
         StateError: one that the identity needs cannot be read.
     """
 
-    def mqtt(broker: BrokerConfig, deliver: Deliver, will: Will | None) -> Transport:
+    def mqtt(deliver: Deliver, will: Will | None) -> Transport:
         client_id = f"{config.federation}//coordinator"
         link = MqttTransport(broker, client_id, traffic.counting(deliver), will)
         return CountedTransport(link, traffic)
 
+    broker = broker_of(config, identity)
     if identity is None:
-        return mqtt(config.broker, deliver, will)
+        return mqtt(deliver, will)
     from coordinator.trust import MemberTrust
     from fedtide.members import Members
     from fedtide.sealed_transport import SealedTransport
@@ -74,9 +84,9 @@ def connect(
     assert config.members is not None, "it stands beside `identity`"
     topics, members = Topics(config.federation), Members(config.members)
     trust = MemberTrust(topics, members, marks, _key_set(identity, topics))
-    broker, numbers = identity.broker(config.broker), Sequence(identity.folder)
+    numbers = Sequence(identity.folder)
     return SealedTransport(
-        lambda deliver, will: mqtt(broker, deliver, will),
+        mqtt,
         deliver,
         will,
         topics,

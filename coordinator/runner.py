@@ -24,7 +24,7 @@ from coordinator.figures import FigureTaker
 from coordinator.inbox import Inbox
 from coordinator.job_thread import JobThread
 from coordinator.ledger import begin_run
-from coordinator.linking import connect, identified
+from coordinator.linking import broker_of, connect, identified
 from coordinator.plans import check_against
 from coordinator.revocations import members_of
 from coordinator.service import Service
@@ -129,8 +129,9 @@ def _run(config: CoordinatorConfig, identity: Identity | None, bundle: Bundle, s
         with _metrics(config, traffic, taker, inbox) as show:
             service.start(clock.now_ms())
             link.start()
+            patience = Patience(broker_of(config, identity), clock.now_ms())
             notify.ready(clock.now_ms())
-            return _serve(config, service, aggregation, inbox, clock, notify, show)
+            return _serve(patience, service, aggregation, inbox, clock, notify, show)
     finally:
         notify.stopping()
         inbox.wait_no_more()
@@ -202,7 +203,7 @@ def _initial_model(bundle: Bundle) -> Vector:
 
 
 def _serve(
-    config: CoordinatorConfig,
+    patience: Patience,
     service: Service,
     aggregation: JobThread,
     inbox: Inbox[Item],
@@ -210,7 +211,6 @@ def _serve(
     notify: Notify,
     show: Callable[[int], None],
 ) -> int:
-    patience = Patience(config.broker, clock.now_ms())
     while service.finished is None:
         deadlines = [
             service.next_deadline_at_ms(),

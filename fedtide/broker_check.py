@@ -138,7 +138,7 @@ class Probe:
             self.connected = self._inquiry.connect(min(CONNECT_S, self._left_s()))
         except FedtideError as exc:
             if "refuses the connection" in str(exc):
-                todo = "correct broker.username and broker.password_file, or the broker's accounts"
+                todo = exc.hint or ""
             else:
                 todo = "is it MQTT at this port? TLS needs broker.ca_file, and often port 8883"
             yield problem(str(exc.args[0]), todo)

@@ -12,6 +12,7 @@ import time
 from contextlib import suppress
 from queue import Empty, SimpleQueue
 
+from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError
 from fedtide.files import locked
 from fedtide.identity import Identity, load_identity
@@ -188,22 +189,21 @@ def _run(
     enrolment = Enrolment(
         topics, registry, authority, identity.key_set, members_changed, numbers.take
     )
-    link = MqttTransport(
-        identity.broker(config.broker), f"{config.federation}//registrar", inbox.put
-    )
+    broker = identity.broker(config.broker)
+    link = MqttTransport(broker, f"{config.federation}//registrar", inbox.put)
     service = Service(topics, registry, enrolment, link)
     notify = Notify()
     try:
         link.start()
         notify.ready(_now_ms())
-        _serve(config, service, inbox, notify)
+        _serve(broker, service, inbox, notify)
     finally:
         notify.stopping()
         link.stop()
 
 
-def _serve(config: RegistrarConfig, service: Service, inbox: _Inbox, notify: Notify) -> None:
-    patience = Patience(config.broker, _now_ms())
+def _serve(broker: BrokerConfig, service: Service, inbox: _Inbox, notify: Notify) -> None:
+    patience = Patience(broker, _now_ms())
     while True:
         deadlines = [service.deadline_at_ms(), patience.deadline_at_ms, notify.deadline_at_ms]
         soonest = min((at_ms for at_ms in deadlines if at_ms is not None), default=None)

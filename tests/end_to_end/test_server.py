@@ -34,6 +34,7 @@ from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Rec
 from registrar.authority import Authority
 from registrar.broker_control import broker_process
 from registrar.office import now_ms, opened
+from tests import bundles
 from tests.servers import Server, listening, refused, told
 
 DEADLINE_S = 20.0
@@ -299,6 +300,22 @@ def test_who_is_not_let_in(server: Server, tmp_path: Path, who: str, local: bool
     assert not is_let_in(access)
     named = msgspec.structs.replace(access, username="coordinator")
     assert not is_let_in(named)
+
+
+def test_who_has_a_certificate_and_is_refused_is_not_asked_about_a_password(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Server(tmp_path)
+    server.init("--bundle", str(bundles.build("tiny_mlp")))
+    conf = server.layout.mosquitto_conf
+    conf.write_text(f"{conf.read_text()}\nclientid_prefixes fedtide-\n")
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with server:
+        for role in ("coordinator", "registrar"):
+            said = refused(role, "--config", str(server.layout.etc / f"{role}.toml"))
+            assert "refuses the connection" in said
+            assert "is its certificate revoked" in said
+            assert "password" not in said
 
 
 def test_a_client_without_tls_or_with_old_tls_gets_nowhere(server: Server) -> None:
