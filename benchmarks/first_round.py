@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.containers import Container, missing_tools
 from benchmarks.measurement import RESULTS, save
 from tests import bundles
-from tests.real_server import write_data
+from tests.deployment import write_data
 
 MODEL = "tiny_mlp"
 _HOST = "127.0.0.1"

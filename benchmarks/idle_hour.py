@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.measurement import pss_bytes, save
 from demo.local import wait_for
 from demo.proxy import Proxy
-from tests.real_server import Server
+from tests.deployment import Deployment
 
 _SETTLES_S = 60.0
 _EVERY_S = 10.0
@@ -29,21 +29,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60)
     minutes = parser.parse_args().minutes
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        with Server(folder / "server") as server, Proxy(server.port) as line:
-            config = server.join(folder, "pi")
-            text = config.read_text()
-            config.write_text(re.sub(rf"\b{server.port}\b", str(line.port), text))
-            client = server.start_client("pi", config)
-            blobs = folder / "pi/state/blobs"
-            wait_for(lambda: blobs.is_dir() and any(blobs.iterdir()), "the bundle", 60)
-            process_id = client.process_id
-            assert process_id is not None
-            assert line.connections, "the client goes past the proxy"
-            time.sleep(_SETTLES_S)
-            figures, samples = watch(process_id, line, minutes)
-            assert client.exit_code() is None, "the client ended"
+    with (
+        tempfile.TemporaryDirectory() as name,
+        Deployment(Path(name), quorum=2, devices_min=2) as server,
+        Proxy(server.port) as line,
+    ):
+        folder = server.join("pi")
+        config, blobs = folder / "client.toml", folder / "state/blobs"
+        config.write_text(re.sub(rf"\b{server.port}\b", str(line.port), config.read_text()))
+        client = server.start_client(folder)
+        wait_for(lambda: blobs.is_dir() and any(blobs.iterdir()), "the bundle", 60)
+        process_id = client.process_id
+        assert process_id is not None
+        assert line.connections, "the client goes past the proxy"
+        time.sleep(_SETTLES_S)
+        figures, samples = watch(process_id, line, minutes)
+        assert client.exit_code() is None, "the client ended"
     save("idle_hour", {"minutes": minutes, **figures}, samples)
 
 

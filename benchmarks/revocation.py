@@ -9,10 +9,8 @@ the registry. Loopback, Mosquitto with the configuration of `fedtide server init
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import subprocess
-import sys
 import tempfile
 import time
 from datetime import UTC, datetime, timedelta
@@ -27,9 +25,9 @@ from fedtide.keys import new_key, public_bytes
 from fedtide.launch import module_command
 from fedtide.mqtt import MqttTransport
 from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent
-from registrar.office import now_ms, opened
+from registrar.office import now_ms
 from registrar.records import Claim
-from tests.servers import Server
+from tests.server import DEVICE_PYTHON, TOPICS, Server
 
 TIMES, OTHERS = 20, 1_000
 
@@ -39,7 +37,6 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=TIMES)
     parser.add_argument("--others", type=int, default=OTHERS, help="devices in the registry")
     options = parser.parse_args()
-    python = os.environ.get("FEDTIDE_DEVICE_PYTHON", sys.executable)
     samples: list[dict[str, float]] = []
     with tempfile.TemporaryDirectory() as name:
         server = Server(Path(name))
@@ -47,7 +44,7 @@ def main() -> None:
         with server:
             for number in range(options.times):
                 device = f"leaver-{number}"
-                samples.append(revoke(server, device, server.join(device), python))
+                samples.append(revoke(server, device, server.admit(device)))
     figures: dict[str, Any] = {
         f"{what}_ms_median": round(statistics.median(s[what] for s in samples), 1)
         for what in samples[0]
@@ -60,7 +57,7 @@ def main() -> None:
 def add_others(server: Server, count: int) -> None:
     """Members that are not here."""
     now = datetime.now(UTC)
-    with opened(server.layout.registrar_toml) as office:
+    with server.office() as office:
         for number in range(count):
             claim_id, device, key = f"join-{number:08}", f"other-{number}", new_key()
             expires = now + timedelta(hours=1)
@@ -71,21 +68,20 @@ def add_others(server: Server, count: int) -> None:
             office.registry.admit(claim_id, public_bytes(key), pem, now_ms())
 
 
-def revoke(server: Server, device: str, access: BrokerConfig, python: str) -> dict[str, float]:
+def revoke(server: Server, device: str, access: BrokerConfig) -> dict[str, float]:
     """Milliseconds from the start of the command."""
     events: SimpleQueue[tuple[float, LinkEvent]] = SimpleQueue()
     link = MqttTransport(access, device, lambda event: events.put((time.monotonic(), event)))
     link.start()
-    topic = server.topics.up(device)
+    topic = TOPICS.up(device)
     while not isinstance(events.get(timeout=20)[1], Connected):
         pass
     link.publish(topic, b"x")
     config = str(server.layout.registrar_toml)
-    command = module_command("fedtide", "device", "revoke", device, "--config", config)
+    words = ("device", "revoke", device, "--config", config)
+    command = module_command("fedtide", *words, python=DEVICE_PYTHON)
     began_s = time.monotonic()
-    process = subprocess.Popen(
-        [python, *command[1:]], stdout=subprocess.DEVNULL, env=child_environment()
-    )
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=child_environment())
     taken_s = refused_s = began_s
     while True:
         at_s, event = events.get(timeout=20)

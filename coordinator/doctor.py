@@ -15,7 +15,6 @@ from coordinator.diagnosis import DeviceFacts, Facts, confirmed, diagnose, seem_
 from coordinator.inquest import Known, damage, read_store, upload_quiet_ms
 from coordinator.linking import ROLE
 from coordinator.plans import check_against
-from coordinator.revocations import members_of
 from coordinator.round_state import RoundState
 from fedtide.access import Access, entrance
 from fedtide.broker_check import Probe, Trip, check_access, forbidden
@@ -247,7 +246,7 @@ class _Case:
 
     def _members(self) -> Members | None:
         try:
-            return members_of(self._config)
+            return Members.of(self._config.members)
         except FedtideError:  # who enters the broker is told of it
             return None
 

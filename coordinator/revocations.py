@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 
-from coordinator.config import CoordinatorConfig
 from coordinator.round_state import DeviceLeft, Event, RoundState, TaskDeclined
 from fedtide.members import Members
 
@@ -43,12 +42,3 @@ class Revocations:
                 _log.warning("%s is revoked: round %d waits for it no more", name, number)
                 events += [DeviceLeft(name), TaskDeclined(number, name, REVOKED)]
         return events
-
-
-def members_of(config: CoordinatorConfig) -> Members | None:
-    """The list of members, if there is one.
-
-    Raises:
-        ConfigError: it cannot be read.
-    """
-    return None if config.members is None else Members(config.members)

@@ -26,13 +26,13 @@ from coordinator.job_thread import JobThread
 from coordinator.ledger import begin_run
 from coordinator.linking import broker_of, connect, identified
 from coordinator.plans import check_against
-from coordinator.revocations import members_of
 from coordinator.service import Service
 from coordinator.store import Store
 from coordinator.traffic import Traffic
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.errors import BundleError, FedtideError, StateError
 from fedtide.files import locked
+from fedtide.members import Members
 from fedtide.memory_limit import return_large_blocks
 from fedtide.messages import Beacon, encode
 from fedtide.notify import Notify
@@ -123,7 +123,7 @@ def _run(config: CoordinatorConfig, identity: Identity | None, bundle: Bundle, s
         config.rounds.aggregate_ms,
     )
     taker = FigureTaker(store, lambda: aggregation.last_ms)
-    members = members_of(config)
+    members = Members.of(config.members)
     service = Service(config, bundle, store, link, aggregation.start, session, members)
     try:
         with _metrics(config, traffic, taker, inbox) as show:

@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from demo.brokers import COORDINATOR, Broker, write_private
-from demo.processes import Child
+from demo.processes import Child, ProcessError
 from fedtide.errors import FedtideError
 from fedtide.launch import module_command
 
@@ -130,3 +130,24 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float) -> None
         if time.monotonic() > deadline_s:
             raise FedtideError(f"{what} did not happen within {timeout_s:g} s")
         time.sleep(0.01)  # between two looks at another process
+
+
+def wait_for_log(child: Child, text: str, timeout_s: float, after: int = 0) -> None:
+    """Return when a process has said `text`, behind the first `after` characters of its log.
+
+    Raises:
+        ProcessError: it did not within the time, or has ended; with the end of its log.
+    """
+
+    def has_said() -> bool:
+        code = child.exit_code()  # looked at first: what it said last counts
+        if text in child.log()[after:]:
+            return True
+        if code is not None:
+            raise ProcessError(f"{child.name} ended with code {code} before it said {text!r}")
+        return False
+
+    try:
+        wait_for(has_said, f"{child.name}: {text!r}", timeout_s)
+    except FedtideError as exc:
+        raise ProcessError(f"{exc}. The end of {child.log_path}:\n{child.log_tail()}") from None

@@ -60,17 +60,17 @@ class Child:
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
 
-    def stop(self) -> None:
-        """End it in good order, or else."""
+    def stop(self) -> int | None:
+        """End it in good order, or else; its exit code, if it ran."""
         self.ask_to_stop()
         process, self._process = self._process, None
         if process is None:
-            return
+            return None
         try:
-            process.wait(timeout=STOP_S)
+            return process.wait(timeout=STOP_S)
         except subprocess.TimeoutExpired:
             process.kill()
-            process.wait()
+            return process.wait()
 
     @property
     def process_id(self) -> int | None:
@@ -106,8 +106,10 @@ class Child:
             f"{self.name} ended with code {code}. The end of {self.log_path}:\n{self.log_tail()}"
         )
 
+    def log(self) -> str:
+        """All that it has said."""
+        return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
+
     def log_tail(self, lines: int = 15) -> str:
         """The end of its log."""
-        if not self.log_path.exists():
-            return ""
-        return "\n".join(self.log_path.read_text(errors="replace").splitlines()[-lines:])
+        return "\n".join(self.log().splitlines()[-lines:])

@@ -72,7 +72,7 @@ def entrance(access: Access) -> Entrance:
     from fedtide.trust import Onlooker
 
     identity, topics = load_identity(access.identity), Topics(access.federation)
-    members = None if access.members is None else Members(access.members)
+    members = Members.of(access.members)
     trust = Onlooker(topics, identity, members)
 
     def sealed(connect: Connect, deliver: Deliver) -> Transport:

@@ -38,7 +38,7 @@ _Stamp = tuple[int, int, int]
 
 
 class Members:
-    """See the module."""
+    """See the module. For one thread: while it reads, another would hear something half new."""
 
     def __init__(self, path: Path) -> None:
         """Reads the file.
@@ -55,6 +55,15 @@ class Members:
             raise ConfigError(
                 f"the list of members {str(path)!r} cannot be read: {exc}", hint=_HINT
             ) from exc
+
+    @classmethod
+    def of(cls, path: Path | None) -> Members | None:
+        """Those in this file; None: the configuration names none.
+
+        Raises:
+            ConfigError: it cannot be read.
+        """
+        return None if path is None else cls(path)
 
     def key(self, device_id: str) -> bytes | None:
         """The public key of a device, uint8[32]; None: it is no member (any more).

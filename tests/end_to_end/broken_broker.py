@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from demo.brokers import HOST, free_port, mosquitto_path, write_private
-from demo.local import toml, wait_for
+from demo.local import toml, wait_for, wait_for_log
 from demo.processes import Child
 from fedtide.config import BrokerConfig
 from fedtide.files import write_atomically
@@ -176,11 +176,11 @@ class Siege:
     # ---- what came of it ----
 
     def log(self, name: str) -> str:
-        return self.processes[name].log_path.read_text()
+        return self.processes[name].log()
 
     def wait_for_log(self, name: str, text: str, after: int = 0) -> None:
         """Until a process has said this in what it logged since `after`."""
-        wait_for(lambda: text in self.log(name)[after:], f"{name}: {text!r}", WAIT_S)
+        wait_for_log(self.processes[name], text, WAIT_S, after)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         path = self.folder / "coordinator" / "coordinator.db"

@@ -5,20 +5,15 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sqlite3
 import subprocess
 from collections.abc import Callable
-from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from demo.brokers import COORDINATOR, HOST, Broker, find_broker
 from demo.local import LocalFederation, wait_for
-from demo.processes import Child
-from fedtide.files import write_atomically
-from fedtide.launch import module_command
-from registrar.layout import Layout
+from tests.deployment import Deployment
 from tests.end_to_end.conftest import DEVICES
 from tests.end_to_end.test_bad_input import fill
 from tests.end_to_end.test_federation import (
@@ -31,7 +26,6 @@ from tests.end_to_end.test_federation import (
     fedtide,
     query,
 )
-from tests.servers import Server
 
 __all__ = ["bundle", "data"]
 STATE_FULL = 7
@@ -136,32 +130,25 @@ def test_a_full_disk_is_told_and_leaves_nothing_half(
         subprocess.run(["umount", str(disk)], check=False)
 
 
-def test_a_whole_server_is_lost_and_its_devices_go_on(
-    tmp_path: Path, bundle: Path, data: Callable[[str], Path]
-) -> None:
+def test_a_whole_server_is_lost_and_its_devices_go_on(tmp_path: Path) -> None:
     """Authority, registry, coordinator and configuration come back; `server init` makes the rest.
     Nobody touches the device, which does not even notice but for the rounds that are repeated."""
-    server = Server(tmp_path)
-    server.init("--bundle", str(bundle))
-    layout = server.layout
-    out = tmp_path / "server.backup"
-    configs = ["--config", str(layout.coordinator_toml), "--registrar", str(layout.registrar_toml)]
-    device = joined(server, "pi-1", data("alpha"), tmp_path)
-    coordinator = child(server, "coordinator", layout.coordinator_toml, tmp_path)
-    try:
-        with server:
-            coordinator.start()
-            device.start()
-            wait_for(lambda: newest(layout) >= 3, "models", WAIT_S)
-            done = fedtide("server", "backup", *configs, "--out", str(out))
-            assert done.returncode == 0, done.stderr
-            assert "IT HOLDS THE AUTHORITY'S PRIVATE KEY" in done.stderr
-            assert out.stat().st_mode & 0o777 == 0o600
-            server.join("pi-2")
-            reached = newest(layout)
-            wait_for(lambda: newest(layout) > reached + 2, "models after it", WAIT_S)
-            lost = newest(layout)
-            coordinator.kill()
+    with Deployment(tmp_path) as server:
+        layout, out = server.layout, tmp_path / "server.backup"
+        device = server.start_client(server.join("pi-1"))
+        wait_for(lambda: server.newest_model() >= 3, "models", WAIT_S)
+        configs = ["--config", str(layout.coordinator_toml)]
+        configs += ["--registrar", str(layout.registrar_toml)]
+        done = fedtide("server", "backup", *configs, "--out", str(out))
+        assert done.returncode == 0, done.stderr
+        assert "IT HOLDS THE AUTHORITY'S PRIVATE KEY" in done.stderr
+        assert out.stat().st_mode & 0o777 == 0o600
+        server.admit("pi-2")
+        reached = server.newest_model()
+        wait_for(lambda: server.newest_model() > reached + 2, "models after it", WAIT_S)
+        lost = server.newest_model()
+        for service in (server.coordinator, server.registrar, server.broker):
+            service.kill()
         again = fedtide("server", "restore", str(out), "--root", str(layout.root))
         assert again.returncode == 2
         assert "is there already" in again.stderr
@@ -170,51 +157,14 @@ def test_a_whole_server_is_lost_and_its_devices_go_on(
         assert done.returncode == 0, done.stderr
         assert "REVOKED since then" in done.stdout
         assert f"fedtide server init {HOST} --federation tides" in done.stdout
-        assert 3 <= newest(layout) < lost
+        assert 3 <= server.newest_model() < lost
         authority = (layout.home("registrar") / "authority" / "key.pem").stat()
         assert authority.st_mode & 0o777 == 0o600
         server.init()
         members = json.loads(layout.members.read_text())["devices"]
         assert list(members) == ["pi-1"], "pi-2 joined later"
-        with server:
-            coordinator.start()
-            wait_for(lambda: newest(layout) > lost, "more models than were lost", WAIT_S)
-            assert device.exit_code() is None
-            for log in (coordinator.log_path, device.log_path):
-                assert "Traceback" not in log.read_text()
-    finally:
-        device.stop()
-        coordinator.stop()
-
-
-def joined(server: Server, name: str, data_path: Path, folder: Path) -> Child:
-    """A device with an identity, as it is after `fedtide device join`."""
-    server.join(name)
-    identity = server.identities / name
-    key_set = server.layout.identity("coordinator") / "key_set"
-    write_atomically(identity / "key_set", key_set.read_bytes())
-    config = folder / f"{name}.toml"
-    config.write_text(
-        f'federation = "tides"\nidentity = "{identity}"\nstate_dir = "{folder / name}"\n'
-        f'data.path = "{data_path}"\n'
-        f'[broker]\nhost = "{HOST}"\nport = {server.port}\nreconnect_ms_max = 1000\n'
-    )
-    return child(server, "client", config, folder)
-
-
-def child(server: Server, command: str, config: Path, folder: Path) -> Child:
-    words = module_command("fedtide", command, "--config", str(config))
-    return Child(command, words, folder / f"{command}.log")
-
-
-def newest(layout: Layout) -> int:
-    """The coordinator's newest model; 0: none, or no state."""
-    path = layout.home("coordinator") / "state" / "coordinator.db"
-    if not path.exists():
-        return 0
-    with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as database:
-        try:
-            row = database.execute("SELECT MAX(version) FROM models").fetchone()
-        except sqlite3.OperationalError:
-            return 0
-    return row[0] or 0
+        server.start()
+        wait_for(lambda: server.newest_model() > lost, "more models than were lost", WAIT_S)
+        assert device.exit_code() is None
+        for process in (server.coordinator, server.registrar, device):
+            assert "Traceback" not in process.log()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import signal
 import stat
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -13,21 +14,24 @@ from pathlib import Path
 import msgspec
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from demo.brokers import HOST
+from demo.brokers import child_environment
+from demo.local import wait_for_log
 from edge_client.membership import join_command
 from fedtide.cli import main
-from fedtide.config import BrokerConfig
 from fedtide.failpoints import STEPS, VARIABLE
-from fedtide.identity import load_identity
+from fedtide.identity import CA_NAME, load_identity, read_certificate
 from fedtide.join_code import parse_join_code, write_join_code
 from fedtide.keys import new_key
+from fedtide.launch import module_command
 from fedtide.messages import Enrol, Enrolled, Envelope, decode, encode
 from fedtide.mqtt import MqttTransport
 from fedtide.seal import open_sealed, seal
 from fedtide.transport import Connected, LinkEvent, Received
-from tests.certified import FEDERATION, TOPICS, Server, now_ms
+from registrar.office import now_ms
+from tests.server import DEVICE_PYTHON, FEDERATION, TOPICS, WAIT_S, Server
 
 STEPS_OF_JOINING: list[str] = [step for step in STEPS if step.startswith("join: ")]
 
@@ -35,6 +39,7 @@ STEPS_OF_JOINING: list[str] = [step for step in STEPS if step.startswith("join: 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("server")) as running:
+        running.start_registrar()
         yield running
 
 
@@ -49,10 +54,11 @@ def test_a_code_makes_a_device_once_and_the_same_command_says_that_it_is_done(
     assert join(code, folder) == 0
     identity = load_identity(folder / "identity")
     assert identity.name == "pi-1"
-    device = server.registry.device("pi-1")
+    with server.office() as office:
+        device = office.registry.device("pi-1")
     assert device is not None
     assert (device.standing, device.key) == ("member", identity.key.public_key().public_bytes_raw())
-    assert identity.key_set() == server.identity("coordinator").key_set()
+    assert identity.key_set() == load_identity(server.layout.identity("coordinator")).key_set()
     assert not (folder / "joining").exists(), "the claim's key is not kept"
     capsys.readouterr()
     before = snapshot(folder)
@@ -63,8 +69,9 @@ def test_a_code_makes_a_device_once_and_the_same_command_says_that_it_is_done(
 
 def test_secrets_are_their_owners_alone_whatever_the_umask(server: Server, tmp_path: Path) -> None:
     code, folder = server.add("secretive"), tmp_path / "pi"
-    process = server.run("umask", "device", "join", code, "--folder", str(folder), umask=0)
-    assert process.popen.wait(timeout=30) == 0, process.text()
+    words = ("device", "join", code, "--folder", str(folder))
+    command = module_command("fedtide", *words, python=DEVICE_PYTHON)
+    subprocess.run(command, env=child_environment(), umask=0, timeout=WAIT_S, check=True)
     for path in (folder, folder / "identity", folder / "identity/key.pem"):
         assert stat.S_IMODE(path.stat().st_mode) & 0o077 == 0, path
 
@@ -82,13 +89,14 @@ def test_a_stolen_code_helps_nobody_unnoticed(
     assert "somebody has stolen the code, and takes part in this device's name" in told
     assert "fedtide device revoke stolen" in told
     assert not (tmp_path / "second/identity").exists()
-    server.registrar.says("of device 'stolen', which has been used, was tried by another machine")
+    told = "of device 'stolen', which has been used, was tried by another machine"
+    wait_for_log(server.registrar, told, WAIT_S)
 
 
 def test_an_expired_code_is_refused_on_the_device(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = server.add_expired("late")
+    code = expired_code(server, "late")
     assert join(code, tmp_path / "pi") == 2
     assert "the join code has expired: it was good until" in capsys.readouterr().err
 
@@ -100,7 +108,7 @@ def test_an_expired_code_is_refused_by_the_broker_where_the_clock_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(join_command, "clock_trouble", lambda _code: "the clock has not been set")
-    code = server.add_expired("later")
+    code = expired_code(server, "later")
     assert join(code, tmp_path / "pi") == 6
     told = capsys.readouterr().err
     assert "the clock has not been set; the server will judge the join code" in told
@@ -112,7 +120,7 @@ def test_a_code_of_a_revoked_name_is_refused_and_one_made_afterwards_works(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     old = server.add("moved")
-    server.device("revoke", "moved")
+    assert server.device("revoke", "moved") == "moved is revoked\n"
     assert join(old, tmp_path / "pi") == 6
     told = capsys.readouterr().err
     assert "the broker does not take our certificate: certificate revoked" in told
@@ -149,15 +157,16 @@ def test_a_power_cut_at_any_step_costs_nothing(server: Server, tmp_path: Path, s
     data.write_bytes(b"")
     words = ["device", "join", code, "--folder", str(folder)]
     words += ["--data", str(data)] if step == "join: tested" else []
-    cut = server.run(device, *words, environment={VARIABLE: f"{step}=kill"})
-    assert cut.popen.wait(timeout=30) == -signal.SIGKILL, cut.text()
+    cut = server.run(device, *words, **{VARIABLE: f"{step}=kill"})
+    assert cut.wait(WAIT_S) == -signal.SIGKILL, cut.log()
     key = (folder / "joining/device.pem", folder / "identity/key.pem")
     kept = next(path for path in key if path.exists()).read_bytes()
     assert main(words) == 0
     assert (folder / "identity/key.pem").read_bytes() == kept
     assert load_identity(folder / "identity").name == device
     assert not (folder / "joining").exists()
-    own = [c for c in server.registry.certificates(device) if c.name == device]
+    with server.office() as office:
+        own = [c for c in office.registry.certificates(device) if c.name == device]
     assert len(own) == 1, "the claim was used once"
 
 
@@ -165,7 +174,7 @@ def test_an_answer_that_a_broken_in_broker_forges_is_no_answer(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, folder = server.add("fooled"), tmp_path / "pi"
-    server.registrar.stop()
+    assert server.registrar.stop() == 0
     with forger(server):
         assert main(["device", "join", code, "--folder", str(folder), "--wait", "3"]) == 6
     told = capsys.readouterr().err
@@ -178,13 +187,13 @@ def test_an_answer_that_a_broken_in_broker_forges_is_no_answer(
 
 def test_a_code_of_another_server_is_no_answer_to_this_one(server: Server, tmp_path: Path) -> None:
     """A broker with a certificate of another authority is not spoken to at all."""
-    with Server(tmp_path / "other", registrar=False) as other:
+    with Server(tmp_path / "other") as other:
         code = parse_join_code(server.add("lured"))
         lured = write_join_code(msgspec.structs.replace(code, port=other.port))
         words = ("device", "join", lured, "--folder", str(tmp_path / "pi"), "--wait", "2")
         process = server.run("lured", *words)
-        assert process.popen.wait(timeout=30) == 6
-    assert "certificate verify failed" in process.text()
+        assert process.wait(WAIT_S) == 6
+    assert "certificate verify failed" in process.log()
 
 
 def test_leaving_removes_what_joining_made_and_nothing_else(
@@ -221,6 +230,17 @@ def test_the_tree_of_a_system_is_made_under_a_root_and_nothing_is_started(
     assert [path for path in root.rglob("*") if path.is_file()] == []
 
 
+def expired_code(server: Server, device: str) -> str:
+    """A join code that was good until five seconds ago."""
+    code = parse_join_code(server.add(device))
+    key = Ed25519PrivateKey.from_private_bytes(code.key)
+    over = datetime.now(UTC) - timedelta(seconds=5)
+    with server.office() as office:
+        pem = office.authority.sign_claim(code.claim, key.public_key(), over, over)
+    der = x509.load_pem_x509_certificate(pem).public_bytes(Encoding.DER)
+    return write_join_code(msgspec.structs.replace(code, certificate=der))
+
+
 def snapshot(folder: Path) -> dict[str, bytes]:
     return {
         str(path.relative_to(folder)): path.read_bytes()
@@ -233,7 +253,8 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def forger(server: Server) -> Iterator[None]:
     """Somebody who may do everything at the broker, and answers each request with a certificate of
     his own making: sealed by a key that is not the authority's, then not sealed at all."""
-    identity = server.identity("coordinator")
+    identity = load_identity(server.layout.identity("coordinator"))
+    issuer = read_certificate(identity.folder / CA_NAME).subject
     other, links = new_key(), list[MqttTransport]()
 
     def deliver(event: LinkEvent) -> None:
@@ -248,7 +269,7 @@ def forger(server: Server) -> Iterator[None]:
         certificate = (
             x509.CertificateBuilder()
             .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "fooled")]))
-            .issuer_name(server.authority.certificate.subject)
+            .issuer_name(issuer)
             .public_key(request.public_key())
             .serial_number(1)
             .not_valid_before(datetime.now(UTC) - timedelta(days=1))
@@ -256,16 +277,14 @@ def forger(server: Server) -> Iterator[None]:
             .sign(other, None)
         )
         der = certificate.public_bytes(Encoding.DER)
-        answer = encode(
-            Enrolled(envelope.id, "fooled", der, server.identity("coordinator").key_set()), "1"
-        )
+        answer = encode(Enrolled(envelope.id, "fooled", der, identity.key_set()), "1")
         topic = TOPICS.enrolled(TOPICS.enrolling(event.topic) or "")
         for key in (other, identity.key):
             links[0].publish(topic, seal(topic, answer, key, now_ms()))
         links[0].publish(topic, answer)
 
-    broker = identity.broker(BrokerConfig(host=HOST, port=server.port))
-    links.append(MqttTransport(broker, f"{FEDERATION}-forger", deliver))
+    access = server.access(identity.folder)
+    links.append(MqttTransport(access, f"{FEDERATION}-forger", deliver))
     links[0].start()
     try:
         yield

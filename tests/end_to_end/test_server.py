@@ -4,6 +4,7 @@ what a revocation does to somebody who is connected."""
 from __future__ import annotations
 
 import json
+import os
 import queue
 import re
 import shutil
@@ -27,15 +28,16 @@ from fedtide.config import BrokerConfig
 from fedtide.errors import BrokerError
 from fedtide.identity import load_identity, write_identity
 from fedtide.inquiry import Inquiry
+from fedtide.join_code import parse_join_code
 from fedtide.keys import new_key, public_bytes, save_key
 from fedtide.mqtt import MqttTransport
 from fedtide.rollover import held_identity
 from fedtide.transport import Connected, Delivered, Disconnected, LinkEvent, Received, Will
 from registrar.authority import Authority
 from registrar.broker_control import broker_process
-from registrar.office import now_ms, opened
+from registrar.office import now_ms
 from tests import bundles
-from tests.servers import Server, listening, refused, told
+from tests.server import TOPICS, Server, refused, told
 
 DEADLINE_S = 20.0
 E = TypeVar("E", bound=LinkEvent)
@@ -131,38 +133,37 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def alpha(server: Server) -> BrokerConfig:
-    return server.join("alpha")
+    return server.admit("alpha")
 
 
 @pytest.fixture(scope="module")
 def beta(server: Server) -> BrokerConfig:
-    return server.join("beta")
+    return server.admit("beta")
 
 
 @pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 def test_a_device_writes_on_its_own_topics_only(
     server: Server, alpha: BrokerConfig, protocol: Protocol
 ) -> None:
-    topics = server.topics
     forbidden = [
-        topics.up("beta"),
-        topics.presence("beta"),
-        topics.enrol("beta"),
-        topics.enrolled("alpha"),
-        topics.down("alpha"),
-        topics.down("beta"),
-        topics.chunk("ab" * 32, 0),
-        topics.beacon,
-        topics.status,
-        topics.keys,
-        f"{topics.up('alpha')}/more",
+        TOPICS.up("beta"),
+        TOPICS.presence("beta"),
+        TOPICS.enrol("beta"),
+        TOPICS.enrolled("alpha"),
+        TOPICS.down("alpha"),
+        TOPICS.down("beta"),
+        TOPICS.chunk("ab" * 32, 0),
+        TOPICS.beacon,
+        TOPICS.status,
+        TOPICS.keys,
+        f"{TOPICS.up('alpha')}/more",
         "fedtide/1/other/down/alpha",
         "fedtide/2/tides/up/alpha",
     ]
-    own = [topics.up("alpha"), topics.presence("alpha"), topics.enrol("alpha")]
+    own = [TOPICS.up("alpha"), TOPICS.presence("alpha"), TOPICS.enrol("alpha")]
     access = msgspec.structs.replace(alpha, protocol=protocol)
     with (
-        connected(server.coordinator, "watch") as watch,
+        connected(server.coordinator_access, "watch") as watch,
         connected(access, "alpha") as speaks,
     ):
         watch.subscribe(["fedtide/#"], "fedtide/ready", watch)
@@ -181,29 +182,28 @@ def test_a_device_writes_on_its_own_topics_only(
 def test_a_device_hears_what_is_meant_for_it_only(
     server: Server, alpha: BrokerConfig, wanted: list[str]
 ) -> None:
-    topics = server.topics
     meant = [
-        topics.down("alpha"),
-        topics.enrolled("alpha"),
-        topics.beacon,
-        topics.keys,
+        TOPICS.down("alpha"),
+        TOPICS.enrolled("alpha"),
+        TOPICS.beacon,
+        TOPICS.keys,
     ]
-    chunk = topics.chunk("ab" * 32, 0)
+    chunk = TOPICS.chunk("ab" * 32, 0)
     others = [
-        topics.down("beta"),
-        topics.up("beta"),
-        topics.up("alpha"),
-        topics.presence("beta"),
-        topics.enrol("beta"),
-        topics.enrolled("beta"),
-        topics.status,
+        TOPICS.down("beta"),
+        TOPICS.up("beta"),
+        TOPICS.up("alpha"),
+        TOPICS.presence("beta"),
+        TOPICS.enrol("beta"),
+        TOPICS.enrolled("beta"),
+        TOPICS.status,
         "fedtide/1/other/down/beta",
     ]
     with (
-        connected(server.coordinator, "speaks") as speaks,
+        connected(server.coordinator_access, "speaks") as speaks,
         connected(alpha, "alpha") as listens,
     ):
-        speaks.publish(topics.status, b"kept", retain=True)
+        speaks.publish(TOPICS.status, b"kept", retain=True)
         listens.subscribe([*wanted, chunk], chunk, speaks)
         for topic in (*others, *meant):
             assert speaks.publish(topic, b"x") is None
@@ -213,28 +213,27 @@ def test_a_device_hears_what_is_meant_for_it_only(
 
 
 def test_a_claim_can_join_and_nothing_else(server: Server) -> None:
-    code = server.add("gamma")
+    code = parse_join_code(server.add("gamma"))
     access = claim_access(server, code.claim, code.certificate, code.key)
-    topics = server.topics
     with (
-        connected(server.coordinator, "watch") as watch,
+        connected(server.coordinator_access, "watch") as watch,
         connected(access, code.claim) as claim,
     ):
         watch.subscribe(["fedtide/#"], "fedtide/ready", watch)
         for topic in (
-            topics.up(code.claim),
-            topics.presence(code.claim),
-            topics.up("gamma"),
-            topics.enrol("gamma"),
+            TOPICS.up(code.claim),
+            TOPICS.presence(code.claim),
+            TOPICS.up("gamma"),
+            TOPICS.enrol("gamma"),
         ):
             assert claim.publish(topic, b"x") == "Not authorized"
-        assert claim.publish(topics.enrol(code.claim), b"may") is None
+        assert claim.publish(TOPICS.enrol(code.claim), b"may") is None
         watch.publish("fedtide/end", b"")
-        assert watch.heard(("fedtide/end", b"")) == [(topics.enrol(code.claim), b"may")]
-        enrolled = topics.enrolled(code.claim)
+        assert watch.heard(("fedtide/end", b"")) == [(TOPICS.enrol(code.claim), b"may")]
+        enrolled = TOPICS.enrolled(code.claim)
         claim.subscribe(["#"], enrolled, watch)
         for topic in (
-            topics.chunk("ab" * 32, 0), topics.beacon, topics.keys, topics.down(code.claim),
+            TOPICS.chunk("ab" * 32, 0), TOPICS.beacon, TOPICS.keys, TOPICS.down(code.claim),
         ):  # fmt: skip
             watch.publish(topic, b"x")
         watch.publish(enrolled, b"end")
@@ -254,17 +253,16 @@ def claim_access(server: Server, name: str, certificate: bytes, key: bytes) -> B
 
 
 def test_the_registrar_hears_requests_and_the_observer_says_nothing(server: Server) -> None:
-    topics = server.topics
     registrar = server.access(server.layout.identity("registrar"), local=True)
-    observer = server.access(server.layout.identity("observer"), local=True)
+    observer = server.observer_access
     with connected(registrar, "registrar") as speaks, connected(observer, "o") as watches:
-        end = (topics.enrolled("x"), b"end")
+        end = (TOPICS.enrolled("x"), b"end")
         watches.subscribe(["#"], end[0], speaks)
-        for topic in (topics.up("beta"), topics.down("beta"), topics.keys, topics.beacon,
-                      topics.up("registrar"), topics.chunk("ab" * 32, 0)):  # fmt: skip
+        for topic in (TOPICS.up("beta"), TOPICS.down("beta"), TOPICS.keys, TOPICS.beacon,
+                      TOPICS.up("registrar"), TOPICS.chunk("ab" * 32, 0)):  # fmt: skip
             assert speaks.publish(topic, b"x") == "Not authorized"
             assert watches.publish(topic, b"x") == "Not authorized"
-        for topic in (topics.up("observer"), topics.presence("observer"), topics.enrol("observer")):
+        for topic in (TOPICS.up("observer"), TOPICS.presence("observer"), TOPICS.enrol("observer")):
             assert watches.publish(topic, b"x") == "Not authorized"
         speaks.publish(*end)
         assert watches.heard(end) == []
@@ -305,8 +303,7 @@ def test_who_is_not_let_in(server: Server, tmp_path: Path, who: str, local: bool
 def test_who_has_a_certificate_and_is_refused_is_not_asked_about_a_password(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = Server(tmp_path)
-    server.init("--bundle", str(bundles.build("tiny_mlp")))
+    server = Server(tmp_path, "--bundle", str(bundles.build("tiny_mlp")))
     conf = server.layout.mosquitto_conf
     conf.write_text(f"{conf.read_text()}\nclientid_prefixes fedtide-\n")
     monkeypatch.setattr("signal.signal", lambda *_: None)
@@ -346,13 +343,31 @@ def test_nobody_takes_the_place_of_another(
     with connected(alpha, "alpha") as victim:
         for stolen in ("alpha", "tides/alpha", "tides//coordinator"):
             with connected(beta, stolen) as thief:
-                assert thief.publish(server.topics.up("beta"), b"x") is None
-        assert victim.publish(server.topics.up("alpha"), b"still here") is None
+                assert thief.publish(TOPICS.up("beta"), b"x") is None
+        assert victim.publish(TOPICS.up("alpha"), b"still here") is None
         assert victim.lost == []
 
 
+def listening(process_id: int) -> set[tuple[str, int]]:
+    """Where a process listens by TCP, as the kernel tells: hexadecimal address and port."""
+    folder = Path(f"/proc/{process_id}")
+    inodes = set()
+    for link in (folder / "fd").iterdir():
+        with suppress(OSError):
+            inodes.add(os.readlink(link))  # noqa: PTH115 - it names no file
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in (folder / "net" / table).read_text().splitlines()[1:]:
+            fields = line.split()
+            address, port = fields[1].split(":")
+            if fields[3] == "0A" and f"socket:[{fields[9]}]" in inodes:
+                found.add((address, int(port, 16)))
+    return found
+
+
 def test_it_listens_where_it_says_and_nowhere_else(server: Server) -> None:
-    assert listening(server.process_id) == {
+    assert server.broker.process_id is not None
+    assert listening(server.broker.process_id) == {
         ("0100007F", server.port),
         ("0100007F", server.local_port),
     }
@@ -361,7 +376,7 @@ def test_it_listens_where_it_says_and_nowhere_else(server: Server) -> None:
 def test_secrets_are_readable_by_their_owner_only(server: Server, tmp_path: Path) -> None:
     server.add("paper")
     file = tmp_path / "paper.join"
-    server.device_command("add", "paper", "--out", str(file))
+    server.device("add", "paper", "--out", str(file))
     secret = [file]
     for path in server.layout.root.rglob("*"):
         if path.name in ("key.pem", "registry.db", "registry.db-wal", "registry.db-shm"):
@@ -381,32 +396,31 @@ def test_secrets_are_readable_by_their_owner_only(server: Server, tmp_path: Path
 def test_a_revocation_holds_at_once_on_an_open_connection(
     server: Server, alpha: BrokerConfig, protocol: Protocol, client_id: str
 ) -> None:
-    topics = server.topics
-    leaver = msgspec.structs.replace(server.join("leaver"), protocol=protocol)
-    will = Will(topics.presence("leaver"), b"gone")
+    leaver = msgspec.structs.replace(server.admit("leaver"), protocol=protocol)
+    will = Will(TOPICS.presence("leaver"), b"gone")
     with (
-        connected(server.coordinator, "watch") as watch,
+        connected(server.coordinator_access, "watch") as watch,
         connected(alpha, "alpha") as stays,
         connected(leaver, client_id, will) as leaves,
     ):
-        watch.subscribe([topics.up("+"), topics.presence("+")], topics.up("leaver"), leaves)
-        leaves.publish(topics.presence("leaver"), b"online", retain=True)
-        watch.heard((topics.presence("leaver"), b"online"))
+        watch.subscribe([TOPICS.up("+"), TOPICS.presence("+")], TOPICS.up("leaver"), leaves)
+        leaves.publish(TOPICS.presence("leaver"), b"online", retain=True)
+        watch.heard((TOPICS.presence("leaver"), b"online"))
 
-        assert server.device_command("revoke", "leaver") == "leaver is revoked\n"
+        assert server.device("revoke", "leaver") == "leaver is revoked\n"
 
-        leaves.link.publish(topics.up("leaver"), b"after")
+        leaves.link.publish(TOPICS.up("leaver"), b"after")
         leaves.await_event(Disconnected)
         leaves.await_event(Disconnected)  # it tries again, in vain
-        assert stays.publish(topics.up("alpha"), b"end") is None
-        heard = watch.heard((topics.up("alpha"), b"end"))
-        assert heard == [(topics.presence("leaver"), b"")]  # no will, no message: it is cleared
+        assert stays.publish(TOPICS.up("alpha"), b"end") is None
+        heard = watch.heard((TOPICS.up("alpha"), b"end"))
+        assert heard == [(TOPICS.presence("leaver"), b"")]  # no will, no message: it is cleared
         assert stays.lost == []
         assert not is_let_in(leaver)
-    with connected(server.coordinator, "late") as late:
-        late.link.subscribe([topics.presence("+")])
-        late.publish(topics.presence("x"), b"end")
-        assert late.heard((topics.presence("x"), b"end")) == []
+    with connected(server.coordinator_access, "late") as late:
+        late.link.subscribe([TOPICS.presence("+")])
+        late.publish(TOPICS.presence("x"), b"end")
+        assert late.heard((TOPICS.presence("x"), b"end")) == []
 
 
 def test_who_is_revoked_is_mute_and_deaf_before_the_connection_ends(
@@ -414,71 +428,69 @@ def test_who_is_revoked_is_mute_and_deaf_before_the_connection_ends(
 ) -> None:
     """The access list alone: nobody ends the connection here."""
     monkeypatch.setattr("registrar.office.end_connections", lambda *_: {})
-    topics = server.topics
     with (
-        connected(server.coordinator, "watch") as watch,
-        connected(server.join("mute"), "mute") as mute,
+        connected(server.coordinator_access, "watch") as watch,
+        connected(server.admit("mute"), "mute") as mute,
     ):
-        mute.subscribe([topics.down("mute"), topics.beacon], topics.down("mute"), watch)
-        watch.subscribe([topics.up("+"), topics.presence("+")], topics.up("mute"), mute)
-        server.device_command("revoke", "mute")
+        mute.subscribe([TOPICS.down("mute"), TOPICS.beacon], TOPICS.down("mute"), watch)
+        watch.subscribe([TOPICS.up("+"), TOPICS.presence("+")], TOPICS.up("mute"), mute)
+        server.device("revoke", "mute")
         deadline_s = time.monotonic() + DEADLINE_S
-        while mute.publish(topics.up("mute"), b"early") is None:  # until the broker has read it
+        while mute.publish(TOPICS.up("mute"), b"early") is None:  # until the broker has read it
             assert time.monotonic() < deadline_s
-        for topic in (topics.up("mute"), topics.presence("mute"), topics.enrol("mute")):
+        for topic in (TOPICS.up("mute"), TOPICS.presence("mute"), TOPICS.enrol("mute")):
             assert mute.publish(topic, b"late") == "Not authorized"
-        for topic in (topics.down("mute"), topics.beacon):
+        for topic in (TOPICS.down("mute"), TOPICS.beacon):
             watch.publish(topic, b"secret")
         assert mute.lost == []
-        watch.publish(topics.up("x"), b"end")
-        heard = watch.heard((topics.up("x"), b"end"))
+        watch.publish(TOPICS.up("x"), b"end")
+        heard = watch.heard((TOPICS.up("x"), b"end"))
         assert [said for said in heard if said[1] != b"early"] == []
         assert mute.heard_so_far() == []
 
 
 def test_a_member_of_the_same_name_gets_in_and_the_earlier_one_does_not(server: Server) -> None:
-    first = server.join("again")
-    server.device_command("revoke", "again")
+    first = server.admit("again")
+    server.device("revoke", "again")
     kept = server.identities / "again"
     kept.rename(server.identities / "earlier")
     first = server.access(server.identities / "earlier")
-    second = server.join("again")
+    second = server.admit("again")
     with connected(second, "again") as client:
-        assert client.publish(server.topics.up("again"), b"x") is None
+        assert client.publish(TOPICS.up("again"), b"x") is None
         assert not is_let_in(first)
 
 
 def test_a_name_that_was_given_up_is_its_new_holders(server: Server) -> None:
-    topics = server.topics
-    former = server.join("porch")
-    with connected(server.coordinator, "watch") as watch:
+    former = server.admit("porch")
+    with connected(server.coordinator_access, "watch") as watch:
         with connected(former, "porch") as mover:
             rename(server, "porch", "garage")
-            server.device_command("add", "porch")
+            server.device("add", "porch")
             mover.await_event(Disconnected)
-        with connected(server.join("porch"), "porch") as holder:
-            watch.subscribe([topics.presence("+")], topics.presence("porch"), holder)
-            holder.publish(topics.presence("porch"), b"online", retain=True)
-            assert server.device_command("revoke", "garage") == "garage is revoked\n"
-            watch.publish(topics.presence("x"), b"end")
-            heard = watch.heard((topics.presence("x"), b"end"))
-            assert (topics.presence("porch"), b"") not in heard
-            assert holder.publish(topics.up("porch"), b"still here") is None
+        with connected(server.admit("porch"), "porch") as holder:
+            watch.subscribe([TOPICS.presence("+")], TOPICS.presence("porch"), holder)
+            holder.publish(TOPICS.presence("porch"), b"online", retain=True)
+            assert server.device("revoke", "garage") == "garage is revoked\n"
+            watch.publish(TOPICS.presence("x"), b"end")
+            heard = watch.heard((TOPICS.presence("x"), b"end"))
+            assert (TOPICS.presence("porch"), b"") not in heard
+            assert holder.publish(TOPICS.up("porch"), b"still here") is None
             assert holder.lost == []
 
 
 def rename(server: Server, name: str, new_name: str) -> None:
     """Give a member another name, as the registrar does it."""
-    server.device_command("rename", name, new_name)
+    server.device("rename", name, new_name)
     key = load_identity(server.identities / name).key.public_key()
-    with opened(server.layout.registrar_toml) as office:
+    with server.office() as office:
         pem = office.authority.sign_device(new_name, key, datetime.now(UTC))
         office.registry.renew(name, pem, now_ms())
 
 
 def test_a_session_of_tls_that_was_kept_does_not_outlive_a_revocation(server: Server) -> None:
     """A resumed session shows no certificate."""
-    access = server.join("resumer")
+    access = server.admit("resumer")
     context = access.tls()
     assert context is not None
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # its sessions are there at once
@@ -490,7 +502,7 @@ def test_a_session_of_tls_that_was_kept_does_not_outlive_a_revocation(server: Se
         plain = socket.create_connection(address, timeout=DEADLINE_S)
         with context.wrap_socket(plain, server_hostname=HOST, session=session) as link:
             session, reused = link.session, bool(link.session_reused)
-    server.device_command("revoke", "resumer")
+    server.device("revoke", "resumer")
     with (
         socket.create_connection(address, timeout=DEADLINE_S) as plain,
         pytest.raises((ssl.SSLError, ConnectionError)),
@@ -501,43 +513,43 @@ def test_a_session_of_tls_that_was_kept_does_not_outlive_a_revocation(server: Se
 def test_a_revocation_while_the_broker_is_down_holds_from_its_start(tmp_path: Path) -> None:
     server = Server(tmp_path)
     with server:
-        leaver = server.join("leaver")
+        leaver = server.admit("leaver")
         assert is_let_in(leaver)
-    said = server.device_command("revoke", "leaver")
+    said = server.device("revoke", "leaver")
     assert "leaver is revoked\nBUT the broker does not run here" in said
     assert "hold from its next start" in said
     with server:
         assert not is_let_in(leaver)
-        assert (
-            server.device_command("revoke", "leaver") == "leaver was revoked already; done again\n"
-        )
+        assert server.device("revoke", "leaver") == "leaver was revoked already; done again\n"
 
 
 def test_a_broker_that_was_started_by_way_of_a_link_is_found(tmp_path: Path) -> None:
     (tmp_path / "link").symlink_to(tmp_path)
     with Server(tmp_path / "link") as server:
         folder = server.layout.broker_dir
-        assert broker_process(folder) == broker_process(folder.resolve()) == server.process_id
+        assert broker_process(folder) == broker_process(folder.resolve())
+        assert broker_process(folder) == server.broker.process_id is not None
     assert broker_process(folder) is None
 
 
 def test_a_claim_that_is_over_is_cut_off(server: Server) -> None:
     """Its certificate lets nobody in again, but a connection may have been left open."""
-    code = server.add("slow")
+    code = parse_join_code(server.add("slow"))
     access = claim_access(server, code.claim, code.certificate, code.key)
     with connected(access, code.claim) as claim:
         two_days_later = now_ms() + 2 * 86_400_000
-        with opened(server.layout.registrar_toml) as office:
+        with server.office() as office:
             assert office.enforce(at_ms=two_days_later) == []
         claim.await_event(Disconnected)
-        with opened(server.layout.registrar_toml) as office:
+        with server.office() as office:
             office.enforce()
 
 
 def test_a_claim_that_cannot_be_cut_off_stays_confined(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    codes = sorted((server.add("slow"), server.add("slower")), key=lambda code: code.claim)
+    codes = [parse_join_code(server.add(name)) for name in ("slow", "slower")]
+    codes.sort(key=lambda code: code.claim)
     stuck, other = codes
     accesses = [claim_access(server, c.claim, c.certificate, c.key) for c in codes]
     acl = server.layout.broker_dir / "acl"
@@ -549,19 +561,19 @@ def test_a_claim_that_cannot_be_cut_off_stays_confined(
         return Inquiry(config, purpose, client_id)
 
     with connected(accesses[0], stuck.claim) as claim, connected(accesses[1], other.claim) as cut:
-        with monkeypatch.context() as patched, opened(server.layout.registrar_toml) as office:
+        with monkeypatch.context() as patched, server.office() as office:
             patched.setattr("registrar.broker_control.Inquiry", inquiry)
             [undone] = office.enforce(at_ms=two_days_later)
         assert f"open connections of {stuck.claim} are not ended: no broker answered" in undone
         cut.await_event(Disconnected)  # for all that the one before it failed
         assert f"user {stuck.claim}\n" in acl.read_text()
         assert f"user {other.claim}\n" not in acl.read_text()
-        assert claim.publish(server.topics.up(stuck.claim), b"x") == "Not authorized"
-        with opened(server.layout.registrar_toml) as office:
+        assert claim.publish(TOPICS.up(stuck.claim), b"x") == "Not authorized"
+        with server.office() as office:
             assert office.enforce(at_ms=two_days_later) == []
         claim.await_event(Disconnected)
         assert f"user {stuck.claim}\n" not in acl.read_text()
-        with opened(server.layout.registrar_toml) as office:
+        with server.office() as office:
             office.enforce()
 
 
@@ -580,7 +592,7 @@ def test_a_rotated_key_shuts_the_old_one_out(server: Server, tmp_path: Path) -> 
         assert public_bytes(identity.key) != public_bytes(load_identity(old).key)
         key_set = identity.key_set()
     assert (server.layout.identity("registrar") / "key_set").read_bytes() == key_set
-    assert is_let_in(server.coordinator)
+    assert is_let_in(server.coordinator_access)
     assert not is_let_in(stolen)
     assert not is_let_in(server.access(old, local=True))
 
@@ -589,7 +601,7 @@ def test_the_doctor_knows_a_healthy_server_and_a_sick_one(tmp_path: Path) -> Non
     server = Server(tmp_path)
     config = str(server.layout.registrar_toml)
     with server:
-        server.join("alpha")
+        server.admit("alpha")
         said = told("doctor", config)
         assert "0 problems, 0 warnings" in said
         for expected in ("1 members, 0 invited", "the broker lets the registrar in", "TLS with"):
@@ -604,7 +616,7 @@ def test_nobody_who_looks_cuts_a_running_client_off(
     server: Server, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A device has one connection: the client's, while it runs."""
-    access = server.join("at-work")
+    access = server.admit("at-work")
     assert access.key_file is not None
     identity = access.key_file.parent
     config = tmp_path / "client.toml"
@@ -618,9 +630,9 @@ def test_nobody_who_looks_cuts_a_running_client_off(
         assert "ok      TLS with" in said
         assert "is not tried: the client that runs here has this device's one connection" in said
         assert "journalctl -u fedtide-client" in refused("status", "--once", str(config))
-        assert client.publish(server.topics.up("at-work"), b"still here") is None
+        assert client.publish(TOPICS.up("at-work"), b"still here") is None
         assert client.lost == []
-        server.device_command("revoke", "at-work")
+        server.device("revoke", "at-work")
         main(["doctor", str(config)])
         said = capsys.readouterr().out
         assert "PROBLEM the broker does not take our certificate: certificate revoked" in said
@@ -664,17 +676,17 @@ def test_a_server_that_is_none_is_a_message(tmp_path: Path) -> None:
 
 
 def test_lists_and_details_are_tables_and_json(server: Server) -> None:
-    server.join("listed")
+    server.admit("listed")
     server.add("waiting", "--expires", "2d")
-    assert re.search(r"^listed +member +20.* UTC +20.* UTC$", server.device_command("list"), re.M)
-    assert re.search(r"^waiting +invited .* may join until", server.device_command("list"), re.M)
-    devices = json.loads(server.device_command("list", "--json"))["devices"]
+    assert re.search(r"^listed +member +20.* UTC +20.* UTC$", server.device("list"), re.M)
+    assert re.search(r"^waiting +invited .* may join until", server.device("list"), re.M)
+    devices = json.loads(server.device("list", "--json"))["devices"]
     assert {d["name"]: d["standing"] for d in devices}["listed"] == "member"
-    shown = json.loads(server.device_command("show", "listed", "--json"))
+    shown = json.loads(server.device("show", "listed", "--json"))
     assert len(shown["key"]) == 64
     assert [c["name"][:5] for c in shown["certificates"]] == ["join-", "liste"]
-    assert "certificate" in server.device_command("show", "listed")
-    assert "will be shelved" in server.device_command("rename", "listed", "shelved")
-    assert "will be shelved" in server.device_command("list")
-    assert server.device_command("rename", "listed", "listed") == "listed keeps its name\n"
-    assert server.device_command("rename", "waiting", "ready") == "waiting is ready\n"
+    assert "certificate" in server.device("show", "listed")
+    assert "will be shelved" in server.device("rename", "listed", "shelved")
+    assert "will be shelved" in server.device("list")
+    assert server.device("rename", "listed", "listed") == "listed keeps its name\n"
+    assert server.device("rename", "waiting", "ready") == "waiting is ready\n"

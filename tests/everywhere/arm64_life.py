@@ -21,6 +21,7 @@ from typing import Any
 
 from coordinator.packaging.own_wheel import pack_wheel
 from demo.local import wait_for
+from tests.deployment import ROUNDS_S, Deployment
 from tests.everywhere.emulation import (
     FOLDER,
     PYTHON,
@@ -30,7 +31,6 @@ from tests.everywhere.emulation import (
     make_userland,
 )
 from tests.everywhere.requirements import ROOT
-from tests.real_server import WAIT_S, Server
 
 NAME, OTHER = "pi", "desk"
 """The emulated device, and the one beside it."""
@@ -47,42 +47,42 @@ def live(core: Core) -> dict[str, Any]:
     figures: dict[str, Any] = {"file_mb": round(files["1"].stat().st_size / 1e6, 1)}
     timed = Stopwatch(core, figures)
     with ExitStack() as stack:
-        server = stack.enter_context(Server(folder / "server"))
+        server = stack.enter_context(Deployment(folder / "server", quorum=2, devices_min=2))
         with timed("install"):
             said = device.run("sh", f"/mnt/{files['1'].name}")
             assert "installed: fedtide" in said, said
         installed = folder_bytes(device.root / "opt")
         figures["installed_mb"] = round(installed / 1e6, 1)
         with timed("join"):
-            code, data = (f"/mnt/{path.name}" for path in server.invite(folder, NAME))
+            code, data = (f"/mnt/server/{path.name}" for path in server.invite(NAME))
             device.run("fedtide", "device", "join", code, "--root", "/", "--data", data)
         client = stack.enter_context(running(device, folder / "client.log"))
-        server.start_client(OTHER, server.join(folder, OTHER))
+        server.start_client(server.join(OTHER))
         with timed("first_round_of_both"):
-            server.wait_for_rounds(1, (NAME, OTHER))
+            server.wait_for_rounds(1, NAME, OTHER)
         with timed("ten_rounds"):
-            server.wait_for_rounds(10, (NAME, OTHER))
+            server.wait_for_rounds(10, NAME, OTHER)
         with timed("killed_and_at_work_again"):
             client.end(signal.SIGKILL)
             client = stack.enter_context(running(device, folder / "client.log"))
-            server.wait_for_rounds(2, (NAME, OTHER))
+            server.wait_for_rounds(2, NAME, OTHER)
         with timed("update"):
             device.run("sh", f"/mnt/{files['2'].name}")
         assert "fedtide 9.2" in device.run("fedtide", "--version")
         client.end()
         client = stack.enter_context(running(device, folder / "client.log"))
-        server.wait_for_rounds(2, (NAME, OTHER))
+        server.wait_for_rounds(2, NAME, OTHER)
         with timed("broken_update_refused"):
             said = device.run("sh", f"/mnt/{files['broken'].name}", fails_with=8)
             assert "does not run here" in said, said
         assert "fedtide 9.2" in device.run("fedtide", "--version")
-        server.wait_for_rounds(2, (NAME, OTHER))
+        server.wait_for_rounds(2, NAME, OTHER)
         with timed("back_to_the_version_before"):
             device.run("sh", f"/mnt/{files['1'].name}")
         with timed("revoked"):
             server.device("revoke", NAME)
         with timed("client_tells_it"):
-            wait_for(lambda: _is_out(folder / "client.log"), "the client's word", WAIT_S)
+            wait_for(lambda: _is_out(folder / "client.log"), "the client's word", ROUNDS_S)
         client.end()
         with timed("leave_and_uninstall"):
             said = device.run("/opt/fedtide/uninstall", "--purge")

@@ -41,7 +41,7 @@ from fedtide.files import locked
 from registrar.config import RegistrarConfig
 from registrar.layout import STAGING_NAME
 from tests.federation import Federation
-from tests.servers import Server, refused, told
+from tests.server import Server, refused, told
 
 QUIET = Progress(quiet=True)
 
@@ -339,7 +339,7 @@ def test_a_server_whose_coordinator_has_not_run_yet(
 ) -> None:
     """The authority is worth a backup from its first minute."""
     server = Server(tmp_path)
-    server.join("pi-1")
+    server.admit("pi-1")
     layout, out = server.layout, tmp_path / "server.backup"
     told(
         "server",

@@ -12,7 +12,7 @@ from backup.archive import Contents
 from backup.restoring import FILES, restore_backup
 from backup.sources import IDENTITY_BYTES_MAX
 from registrar.layout import Layout
-from tests.servers import Server, refused, told
+from tests.server import Server, refused, told
 from tests.unit.test_backup import QUIET, Kept
 
 COORDINATOR, REGISTRAR = 65_533, 65_534

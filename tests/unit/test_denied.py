@@ -13,7 +13,7 @@ import pytest
 
 from fedtide.errors import AS_ROOT
 from registrar.layout import Layout
-from tests.servers import refused, told
+from tests.server import refused, told
 
 NOBODY = 65534
 USED = (

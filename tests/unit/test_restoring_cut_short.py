@@ -16,7 +16,7 @@ from backup.taking import take_backup
 from fedtide.config import load_config
 from registrar.config import RegistrarConfig
 from registrar.layout import Layout
-from tests.servers import Server, refused, told
+from tests.server import Server, refused, told
 from tests.unit.test_backup import QUIET, Kept
 
 MOVED = ("authority", "registry.db", "key.pem", "manifest.json", "coordinator.db")

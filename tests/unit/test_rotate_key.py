@@ -17,7 +17,7 @@ from fedtide.rollover import held_identity
 from registrar import rotate_command
 from registrar.layout import Layout
 from registrar.office import opened
-from tests.servers import refused, told
+from tests.server import refused, told
 
 COORDINATOR, REGISTRAR = 65534, 65533
 

@@ -27,7 +27,7 @@ from registrar.config import RegistrarConfig
 from registrar.installation import hosts_of
 from registrar.layout import Layout
 from tests.bundles import build
-from tests.servers import refused, told
+from tests.server import refused, told
 
 HOST = "fed.example.org"
 
