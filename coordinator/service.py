@@ -15,6 +15,7 @@ from coordinator.aggregate_job import AggregateJob, JobFailed, JobResult
 from coordinator.config import CoordinatorConfig
 from coordinator.fleet import TWIN_REFUSED, Fleet, twin_notice
 from coordinator.intake import Intake
+from coordinator.invitations import Invitations
 from coordinator.ledger import Ledger
 from coordinator.publishing import Publisher
 from coordinator.revocations import Revocations
@@ -28,7 +29,6 @@ from coordinator.round_machine import (
     Event,
     FinishFederation,
     InviteDevices,
-    Member,
     Restarted,
     RoundAggregated,
     RoundState,
@@ -52,9 +52,7 @@ from fedtide.messages import (
     Malformed,
     Offer,
     Presence,
-    Task,
     Want,
-    Welcome,
     decode,
 )
 from fedtide.objections import NO_MEMBER, UNNUMBERED
@@ -101,6 +99,9 @@ class Service:
         shared = bundle.manifest.shared_count
         self._intake = Intake(config, shared, store, self._ledger, self._voice)
         self._fleet = Fleet(session, config.hello_ms, DEVICES_MAX)
+        self._invitations = Invitations(
+            self._ledger, self._supply, self._publisher, self._fleet, self._voice
+        )
         self._revocations = Revocations(members)
         self._connected, self._told = False, ""
         self._published: RoundState | None = None
@@ -240,19 +241,7 @@ class Service:
         else:
             standing = self._store.standing(device_id)
             notice = quarantine_notice(standing, at_ms, self._config.vetting)
-        model = self._ledger.newest_model()
-        self._voice.say(
-            device_id,
-            Welcome(
-                bundle=self._supply.bundle_ref,
-                model=model.ref,
-                model_version=model.version,
-                chunk_blocks=self._publisher.chunk_blocks,
-                hello_ms=self._fleet.hello_ms(device_id),
-                spread_ms=self._fleet.spread_ms(),
-                notice=notice,
-            ),
-        )
+        self._invitations.welcome(device_id, notice)
         if arrival == "twin":
             _log.warning("%s: %s", device_id, notice)
             self._store.count(TWIN_REFUSED)
@@ -262,7 +251,7 @@ class Service:
             runtimes = "/".join(hello.runtimes)
             _log.info("%s is online: fedtide %s, %s", device_id, hello.version, runtimes)
         if self._state.phase == "collecting" and self._state.task_of(device_id) is not None:
-            self._invite((device_id,), at_ms)
+            self._invitations.invite((device_id,), at_ms)
         online = self._state.is_online(device_id)
         if hello.unready and (online or arrival == "new"):
             _log.info("%s takes no tasks now: %s", device_id, hello.unready)
@@ -316,7 +305,7 @@ class Service:
                     label = self._label(self._state.round_id)
                     _log.info("%s: %s %s", label, verb, few(device_ids))
                     self._intake.begin_round(self._state.round_id)
-                    self._invite(device_ids, at_ms)
+                    self._invitations.invite(device_ids, at_ms)
                 case AggregateRound(round_id, kind, _):
                     reach("coordinator: round closed")
                     self._aggregate(round_id, kind == "train", at_ms)
@@ -348,36 +337,6 @@ class Service:
             self._apply(RoundAggregated(round_id), at_ms)
             return
         self._start_job(self._ledger.job(self._bundle.manifest.shared_count))
-
-    def _invite(self, device_ids: tuple[str, ...], at_ms: int) -> None:
-        """Send each its task: of the open round, or of the one that it is still at work on."""
-        tasks: dict[int, Task] = {}
-        at_work = {member.device_id: member for member in self._state.at_work()}
-        for device_id in device_ids:
-            member = at_work.get(device_id)
-            if member is None:
-                continue
-            if member.round_id not in tasks:
-                tasks[member.round_id] = self._task(member, at_ms)
-            self._voice.say(device_id, tasks[member.round_id])
-            reach("coordinator: task said")
-
-    def _task(self, member: Member, at_ms: int) -> Task:
-        state, terms = self._state, self._ledger.terms(member.round_id)
-        model = self._ledger.model(terms.base_version)
-        deadline_at_ms = member.deadline_at_ms or state.deadline_at_ms or at_ms
-        return Task(
-            run_id=self._ledger.run_id,
-            round_id=member.round_id,
-            kind=terms.kind,
-            bundle=self._supply.bundle_ref,
-            model=model.ref,
-            model_version=model.version,
-            chunk_blocks=self._publisher.chunk_blocks,
-            plan=terms.plan,
-            encoding=terms.encoding,
-            deadline_ms=max(0, deadline_at_ms - at_ms),
-        )
 
     # ---- speaking ----
 

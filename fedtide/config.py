@@ -6,6 +6,7 @@ Relative paths in a file are relative to that file.
 from __future__ import annotations
 
 import errno
+import json
 import logging
 import re
 import ssl
@@ -209,6 +210,11 @@ def given_path(text: str, folder: Path) -> Path:
     except (RuntimeError, ValueError) as exc:  # nobody's home, links in a circle, a zero byte
         raise ValueError(f"Expected a path: {exc}") from exc
     return path
+
+
+def toml_string(value: str | Path) -> str:
+    """A basic string of TOML, which writes what has to be escaped as JSON does."""
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def explained(text: str, raw: Any, kind: Any) -> str:

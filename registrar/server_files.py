@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
+from fedtide.config import toml_string
 from registrar.broker_files import LOOPBACK
 from registrar.layout import Layout
 
@@ -14,11 +12,11 @@ def coordinator_toml(layout: Layout, federation: str, local_port: int) -> str:
     return f"""\
 # The coordinator of {federation}; every key: docs/configuration.md. After a change:
 #   sudo systemctl restart fedtide-coordinator
-federation = {_quoted(federation)}
-bundle = {_quoted(layout.bundle)}      # what `fedtide export` wrote
-state_dir = {_quoted(layout.home("coordinator") / "state")}
-identity = {_quoted(layout.identity("coordinator"))}
-members = {_quoted(layout.members)}      # the registrar writes it
+federation = {toml_string(federation)}
+bundle = {toml_string(layout.bundle)}      # what `fedtide export` wrote
+state_dir = {toml_string(layout.home("coordinator") / "state")}
+identity = {toml_string(layout.identity("coordinator"))}
+members = {toml_string(layout.members)}      # the registrar writes it
 # encoding = "f16"              # half as many bytes for each update
 
 [broker]
@@ -50,20 +48,15 @@ def registrar_toml(layout: Layout, federation: str, host: str, port: int, local_
     return f"""\
 # The registrar of {federation}; every key: docs/configuration.md. After a change:
 #   sudo systemctl restart fedtide-registrar
-federation = {_quoted(federation)}
-host = {_quoted(host)}      # where devices reach the broker: join codes carry it
+federation = {toml_string(federation)}
+host = {toml_string(host)}      # where devices reach the broker: join codes carry it
 port = {port}
-identity = {_quoted(layout.identity("registrar"))}
-state_dir = {_quoted(layout.home("registrar"))}
-members = {_quoted(layout.members)}
-broker_dir = {_quoted(layout.broker_dir)}
+identity = {toml_string(layout.identity("registrar"))}
+state_dir = {toml_string(layout.home("registrar"))}
+members = {toml_string(layout.members)}
+broker_dir = {toml_string(layout.broker_dir)}
 
 [broker]
 host = "{LOOPBACK}"
 port = {local_port}                     # the broker's port for this machine's own services
 """
-
-
-def _quoted(value: str | Path) -> str:
-    """As a basic string of TOML, whose escapes are JSON's."""
-    return json.dumps(str(value), ensure_ascii=False)

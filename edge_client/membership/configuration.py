@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from edge_client.membership.layout import Layout
-from fedtide.config import load_config
+from fedtide.config import load_config, toml_string
 from fedtide.errors import ConfigError
 from fedtide.files import make_folder, write_public
 from fedtide.join_code import JoinCode
@@ -53,10 +52,10 @@ def write_configuration(layout: Layout, code: JoinCode, data: Path | None) -> bo
         return _complete(layout, data)
     text = _TEMPLATE.format(
         after="systemctl restart fedtide-client" if layout.user else "start the client again",
-        federation=_toml(code.federation),
-        identity=_toml(layout.in_config(layout.identity)),
-        state_dir=_toml(layout.in_config(layout.state)),
-        host=_toml(code.host),
+        federation=toml_string(code.federation),
+        identity=toml_string(layout.in_config(layout.identity)),
+        state_dir=toml_string(layout.in_config(layout.state)),
+        host=toml_string(code.host),
         port=code.port,
         data=_data(layout, data),
     )
@@ -82,7 +81,7 @@ def _complete(layout: Layout, data: Path | None) -> bool:
     if _NO_DATA not in text:
         raise ConfigError(
             f"{str(layout.config)!r} has no [data] and was changed by hand",
-            hint=f"add to it: [data] and path = {_toml(str(data))}",
+            hint=f"add to it: [data] and path = {toml_string(str(data))}",
         )
     write_public(layout.config, text.replace(_NO_DATA, _data(layout, data)).encode())
     return True
@@ -106,9 +105,4 @@ def require_ours(layout: Layout) -> None:
 
 
 def _data(layout: Layout, data: Path | None) -> str:
-    return _NO_DATA if data is None else _DATA.format(path=_toml(layout.in_config(data)))
-
-
-def _toml(text: str) -> str:
-    """As a basic string of TOML, which writes what has to be escaped as JSON does."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return _NO_DATA if data is None else _DATA.format(path=toml_string(layout.in_config(data)))

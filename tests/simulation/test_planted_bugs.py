@@ -68,7 +68,7 @@ def uninvited(patch: Patch) -> None:
         state = self._state
         if state.phase == "collecting":
             member = Member(device_id, "none", "", state.round_id, state.model_version)
-            self._voice.say(device_id, self._task(member, at_ms))
+            self._voice.say(device_id, self._invitations._task(member, at_ms))
 
     patch.setattr(Service, "_hello", hello)
 

@@ -13,7 +13,7 @@ from msgspec import inspect as inspection
 
 from coordinator.config import CoordinatorConfig
 from edge_client.config import ClientConfig
-from fedtide.config import BrokerConfig, load_config
+from fedtide.config import BrokerConfig, load_config, toml_string
 from fedtide.errors import ConfigError
 from registrar.config import RegistrarConfig
 
@@ -353,3 +353,8 @@ def test_the_password_is_the_first_line(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(ConfigError, match=r"broker\.password_file"):
         BrokerConfig(password_file=path).password()
+
+
+@pytest.mark.parametrize("text", ["", 'a "b" \\ c', "\x00\x1f\t\n\x7f\x80", "Füße 🌊", "\\u0041"])
+def test_text_in_a_file_that_we_write_is_read_as_it_was(text: str) -> None:
+    assert tomllib.loads(f"key = {toml_string(text)}") == {"key": text}
