@@ -31,7 +31,8 @@ test: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(DEVICE)/bin/python -m pytest -q -m "not slow" -n 2 --ignore tests/end_to_end \
 		--ignore tests/export --ignore tests/faults
 	$(EXPORT)/bin/python -m pytest -q -m "not slow" -n 2 tests/export
-	$(EXPORT)/bin/python -m pytest -q -m "not slow" tests/contract tests/end_to_end tests/faults
+	$(EXPORT)/bin/python -m pytest -q -m "not slow" -n 2 --dist loadfile tests/contract \
+		tests/end_to_end tests/faults
 
 test-slow: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(EXPORT)/bin/python -m pytest -q -m slow tests

@@ -12,11 +12,12 @@ import pytest
 from simulator.faults.campaign import run_campaign
 from simulator.faults.world import simulate
 
-SEEDS = range(1_000)
 
-
-def test_a_thousand_seeds_keep_every_promise(capsys: pytest.CaptureFixture[str]) -> None:
-    summary = run_campaign(SEEDS, os.cpu_count() or 1)
+@pytest.mark.parametrize(
+    "seeds", [range(200), pytest.param(range(200, 1_000), marks=pytest.mark.slow)], ids=len
+)
+def test_many_seeds_keep_every_promise(seeds: range, capsys: pytest.CaptureFixture[str]) -> None:
+    summary = run_campaign(seeds, os.cpu_count() or 1)
     with capsys.disabled():
         print(f"\n{summary.line()}")
     assert summary.failures == {}
