@@ -18,6 +18,8 @@ from typing import BinaryIO
 from fedtide.errors import AS_ROOT, StateError
 from fedtide.failpoints import reach
 
+_UNFINISHED = ".new"
+
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Replace `path`, by `parts` one after another; after a crash it holds the old content or the
@@ -62,7 +64,7 @@ def write_public(path: Path, content: bytes) -> None:
 def _write(
     path: Path, parts: tuple[bytes | memoryview, ...], open_file: Callable[[Path], BinaryIO]
 ) -> None:
-    beside = path.with_name(f".{path.name}.new")
+    beside = path.with_name(f".{path.name}{_UNFINISHED}")
     with disk_errors_of(path.parent):
         try:
             reach("disk: write")
@@ -78,6 +80,11 @@ def _write(
         except OSError:
             beside.unlink(missing_ok=True)
             raise
+
+
+def is_unfinished(path: Path) -> bool:
+    """Whether the file is what a write that was cut short has left behind."""
+    return path.name.startswith(".") and path.name.endswith(_UNFINISHED)
 
 
 def read_checked(path: Path) -> bytes:

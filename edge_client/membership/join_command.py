@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from edge_client.membership.configuration import require_ours, write_configuration
 from edge_client.membership.joining import enrol
 from edge_client.membership.layout import Layout, layout_of
+from edge_client.membership.remains import require_free
 from edge_client.membership.self_test import self_test
 from edge_client.membership.service import make_service_user, start_service, unit_of
 from fedtide.errors import ConfigError, DataError
@@ -48,6 +49,7 @@ def join(parsed: argparse.Namespace) -> int:
         raise DataError(f"there are no data at {str(data)!r}", hint="correct --data")
     layout = layout_of(parsed)
     require_ours(layout)
+    require_free(layout)
     if layout.user is not None:
         make_service_user(layout)
     else:

@@ -28,7 +28,7 @@ from fedtide.files import (
     sync_folder,
     write_atomically,
 )
-from fedtide.identity import CERTIFICATE_NAME, certificate_request, write_identity
+from fedtide.identity import certificate_request, write_identity
 from fedtide.inquiry import Inquiry
 from fedtide.join_code import JoinCode
 from fedtide.keys import load_key, new_key, public_bytes, save_key
@@ -44,6 +44,8 @@ TOLD_S = 15.0
 """How often somebody who waits is told what for."""
 NEW_KEY_NAME = "device.pem"
 """File of the device's key, until there is an identity."""
+_FORMER = "former"
+"""Folder of an identity that is over, while the next is written."""
 GIVE_UP_PAUSE_MS = 200_000
 """A link that pauses for longer than this will not come up by itself."""
 
@@ -73,20 +75,21 @@ def enrol(code: JoinCode, folder: Path, identity: Path, wait_s: float, say: Say)
     ca = x509.load_der_x509_certificate(code.ca)
     grant = _Asking(code, claim, key, ca, say).ask(wait_s)
     reach("join: answer heard")
-    _remove_identity(identity)
+    _put_aside(identity, folder)
     write_identity(identity, key, grant.certificate, ca.public_bytes(Encoding.PEM), grant.key_set)
     reach("join: identity written")
     remove_tree(folder)
     return grant
 
 
-def _remove_identity(folder: Path) -> None:
-    """The certificate first: without it there is none, wherever this is cut short."""
-    if folder.exists():
-        remove_tree(folder / CERTIFICATE_NAME)
-        with disk_errors_of(folder):
-            sync_folder(folder)
-        remove_tree(folder)
+def _put_aside(identity: Path, folder: Path) -> None:
+    """At once: half of an identity would be nobody's."""
+    former = folder / _FORMER
+    remove_tree(former)
+    if identity.exists():
+        with disk_errors_of(identity.parent):
+            identity.rename(former)
+            sync_folder(identity.parent)
 
 
 def _key_in(folder: Path) -> Ed25519PrivateKey:

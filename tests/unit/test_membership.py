@@ -20,6 +20,7 @@ from edge_client.membership import join_command, joining, layout, leave_command,
 from edge_client.membership.configuration import require_ours, write_configuration
 from edge_client.membership.grant import Grant
 from edge_client.membership.layout import Layout, layout_of
+from edge_client.membership.remains import require_free
 from fedtide import units
 from fedtide.cli import main
 from fedtide.config import load_config
@@ -274,17 +275,16 @@ def test_an_identity_that_is_over_stays_until_there_is_another(
         pem = AUTHORITY.certify("pi-2", asking._key.public_key())
         return Grant("pi-2", pem, AUTHORITY.key_set())
 
-    def cut(path: Path) -> None:
-        if path == folder:
-            raise StateError("the power goes")
-        remove_tree(path)
+    def cut(*_: object) -> None:
+        raise StateError("the power goes")
 
     monkeypatch.setattr(joining._Asking, "ask", grant)
-    monkeypatch.setattr(joining, "remove_tree", cut)
-    assert main(words) != 0
-    assert "certificate.pem" not in contents(folder), "half of an identity is none"
-    monkeypatch.setattr(joining, "remove_tree", remove_tree)
+    monkeypatch.setattr(joining, "write_identity", cut)
+    assert main(words) == 7
+    assert not folder.exists(), "half of an identity would be nobody's"
+    monkeypatch.setattr(joining, "write_identity", write_identity)
     assert main(words) == 0
+    assert not (folder.parent / "joining").exists()
     assert load_identity(folder).name == "pi-2"
     assert contents(folder)["joined_by"] == b"join-2"
     assert "former_name" not in contents(folder)
@@ -338,6 +338,43 @@ def somebodys(folder: Path) -> list[Path]:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("precious")
     return files
+
+
+@pytest.mark.parametrize("place", ["state", "identity", "joining"])
+@pytest.mark.parametrize("flag", ["--folder", "--root"])
+def test_joining_takes_no_folder_of_somebodys(
+    tmp_path: Path, flag: str, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path if flag == "--folder" else tmp_path / "var/lib/fedtide/client"
+    photo = home / place / "photo"
+    photo.parent.mkdir(parents=True)
+    photo.write_text("precious")
+    words = ["device", "join", write_join_code(code_of()), "--wait", "1", flag, str(tmp_path)]
+    assert main(words) == 2
+    told = capsys.readouterr().err
+    assert f"{str(photo.parent)!r} is there already, and joining has not made it" in told
+    assert "move it away" in told
+    assert [path for path in home.rglob("*") if path.is_file()] == [photo]
+
+
+def test_joining_goes_on_with_what_it_has_left_itself(tmp_path: Path) -> None:
+    key = new_key()
+    for name in ("joining/device.pem", "identity/key.pem"):
+        (tmp_path / name).parent.mkdir()
+        save_key(tmp_path / name, key)
+    (tmp_path / "state").mkdir()
+    place = Layout(tmp_path / "client.toml", tmp_path, relative=True)
+    require_free(place)
+    remove_tree(tmp_path / "identity/key.pem")
+    (tmp_path / "identity/.key.pem.new").write_bytes(b"cut sho")
+    require_free(place)
+    save_key(tmp_path / "identity/key.pem", new_key())
+    with pytest.raises(ConfigError, match="joining has not made it"):
+        require_free(place)
+    remove_tree(tmp_path / "identity")
+    AUTHORITY.identity(tmp_path / "identity", "pi-1")
+    (tmp_path / "state/session").write_text("of the client")
+    require_free(place)
 
 
 @pytest.mark.parametrize("problems", [0, 2])
