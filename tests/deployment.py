@@ -4,11 +4,8 @@ join it by a code, each in a folder of its own. All of them are the true program
 from __future__ import annotations
 
 import re
-import sqlite3
 import sys
-from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +13,7 @@ from demo.local import wait_for
 from demo.processes import Child
 from fedtide.launch import module_command
 from tests import bundles
+from tests.committed import rows
 from tests.server import Server, told
 
 ROUNDS_S = 300.0
@@ -68,27 +66,22 @@ class Deployment(Server):
 
     # ---- what they have done ----
 
-    def query(self, sql: str, *values: str | int) -> list[tuple[Any, ...]]:
-        """Of what the coordinator has committed; nothing before it has a database."""
-        path = self.layout.home("coordinator") / "state/coordinator.db"
-        if not path.exists():
-            return []
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)) as database:
-            try:
-                return database.execute(sql, values).fetchall()
-            except sqlite3.OperationalError:
-                return []  # no tables yet
+    @property
+    def state_dir(self) -> Path:
+        """The coordinator's state."""
+        return self.layout.home("coordinator") / "state"
 
     def newest_model(self) -> int:
         """Its version; 0: none but the first, or none at all."""
-        rows = self.query("SELECT COALESCE(MAX(version), 0) FROM models")
-        return int(rows[0][0]) if rows else 0
+        found = rows(self.state_dir, "SELECT COALESCE(MAX(version), 0) FROM models")
+        return int(found[0][0]) if found else 0
 
     def rounds_of(self, *devices: str) -> int:
         """Models in which updates of all these devices counted."""
         marks = ", ".join("?" for _ in devices)
         return len(
-            self.query(
+            rows(
+                self.state_dir,
                 "SELECT joined FROM updates WHERE verdict = 'accepted' AND joined IS NOT NULL"
                 f" AND device_id IN ({marks})"
                 " GROUP BY joined HAVING COUNT(DISTINCT device_id) = ?",

@@ -12,7 +12,6 @@ import os
 import pwd
 import shutil
 import socket
-import sqlite3
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -33,6 +32,7 @@ from fedtide.mqtt import MqttTransport
 from fedtide.seal import open_sealed
 from fedtide.topics import Topics
 from fedtide.transport import Connected, LinkEvent, Received
+from tests.committed import rows
 from tests.identities import Authority
 
 WAIT_S = 60.0
@@ -183,16 +183,7 @@ class Siege:
         wait_for_log(self.processes[name], text, WAIT_S, after)
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
-        path = self.folder / "coordinator" / "coordinator.db"
-        if not path.exists():
-            return []
-        database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
-        try:
-            return database.execute(sql).fetchall()
-        except sqlite3.OperationalError:
-            return []  # not a table yet
-        finally:
-            database.close()
+        return rows(self.folder / "coordinator", sql)
 
     def count(self, name: str) -> int:
         """How often the coordinator has counted this, as it has committed."""
@@ -200,10 +191,10 @@ class Siege:
 
     def accepted(self, device: str = "%") -> int:
         """Updates that were accepted, of one device or all."""
-        rows = self.query(
+        found = self.query(
             f"SELECT COUNT(*) FROM updates WHERE verdict = 'accepted' AND device_id LIKE '{device}'"
         )
-        return int(rows[0][0]) if rows else 0
+        return int(found[0][0]) if found else 0
 
     def wait_for_updates(self, *devices: str, more: int = 2) -> None:
         """Until each of these has got some more updates accepted: the federation goes on."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import itertools
 import os
-import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,6 +23,7 @@ from edge_client.trainers.opening import available_runtimes
 from fedtide.bundle import sha256_hex
 from fedtide.vectors import decode_vector, encode_vector
 from tests import bundles
+from tests.committed import rows
 from tests.end_to_end.conftest import DEVICES
 
 DEVICE_PYTHON = os.environ.get("FEDTIDE_DEVICE_PYTHON", sys.executable)
@@ -72,22 +73,13 @@ def federation(
         yield local
 
 
-def query(local: LocalFederation, sql: str) -> list[tuple[object, ...]]:
-    path = local.state_dir / "coordinator.db"
-    if not path.exists():
-        return []
-    database = sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=5)
-    try:
-        return database.execute(sql).fetchall()
-    except sqlite3.OperationalError:
-        return []  # not a table yet
-    finally:
-        database.close()
+def query(local: LocalFederation, sql: str) -> list[tuple[Any, ...]]:
+    return rows(local.state_dir, sql)
 
 
 def count(local: LocalFederation, sql: str) -> int:
-    rows = query(local, sql)
-    return int(str(rows[0][0])) if rows else 0
+    found = query(local, sql)
+    return int(found[0][0]) if found else 0
 
 
 def accepted(local: LocalFederation, round_id: int) -> int:
