@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
 
 from fedtide.errors import AS_ROOT, StateError
 from fedtide.failpoints import reach
@@ -23,26 +22,28 @@ _UNFINISHED = ".new"
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
     """Replace `path`, by `parts` one after another; after a crash it holds the old content or the
-    new, never a mix.
+    new, never a mix. Nobody else can write it, whatever the umask.
 
     Raises:
         StateError: the disk is full, read-only or failing; the old content is intact.
     """
-    _write(path, parts, lambda beside: beside.open("wb"))
+    _write(path, parts, 0o644)
 
 
-def write_secret(path: Path, content: bytes) -> None:
-    """Like `write_atomically`, and nobody but its owner can ever read it.
+def write_secret(path: Path, content: bytes, owned_like: Path | None = None) -> None:
+    """Like `write_atomically`, and nobody but its owner can ever read it: us, or whoever owns the
+    file `owned_like`.
 
     Raises:
         StateError: as above.
     """
 
-    def private(beside: Path) -> BinaryIO:
-        beside.unlink(missing_ok=True)  # somebody may have left it, readable by all
-        return os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
+    def give(descriptor: int) -> None:
+        if owned_like is not None:
+            owner = owned_like.stat()
+            os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
-    _write(path, (content,), private)
+    _write(path, (content,), 0o600, give)
 
 
 def write_public(path: Path, content: bytes) -> None:
@@ -52,28 +53,31 @@ def write_public(path: Path, content: bytes) -> None:
     Raises:
         StateError: as above.
     """
-
-    def public(beside: Path) -> BinaryIO:
-        file = beside.open("wb")
-        os.fchmod(file.fileno(), 0o644)
-        return file
-
-    _write(path, (content,), public)
+    _write(path, (content,), 0o644, lambda descriptor: os.fchmod(descriptor, 0o644))
 
 
 def _write(
-    path: Path, parts: tuple[bytes | memoryview, ...], open_file: Callable[[Path], BinaryIO]
+    path: Path,
+    parts: tuple[bytes | memoryview, ...],
+    mode: int,
+    prepare: Callable[[int], None] | None = None,
 ) -> None:
+    """With at most the permissions `mode` from the first byte on; `prepare` gets the descriptor
+    before that."""
     beside = path.with_name(f".{path.name}{_UNFINISHED}")
     with disk_errors_of(path.parent):
         try:
             reach("disk: write")
-            with open_file(beside) as file:
+            beside.unlink(missing_ok=True)  # somebody may have left it, open to all
+            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+            with os.fdopen(descriptor, "wb") as file:
+                if prepare is not None:
+                    prepare(descriptor)
                 for part in parts:
                     file.write(part)
                 file.flush()
                 reach("disk: sync")
-                os.fsync(file.fileno())
+                os.fsync(descriptor)
             reach("disk: rename")
             beside.replace(path)
             sync_folder(path.parent)

@@ -7,14 +7,16 @@ one has seen everything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 import msgspec
 from cryptography import x509
 
-from fedtide.files import disk_errors_of, write_public
+from fedtide.files import disk_errors_of, write_public, write_secret
+from fedtide.identity import KEY_NAME
 from fedtide.topics import CLAIM_PREFIX, is_device_name
 from registrar.authority import Authority, Revoked
 from registrar.broker_files import access_list
@@ -70,7 +72,9 @@ def write_access(
         over = _confined(folder) - claims - set(ended)
         # The certificates first: who is on that list cannot come again under milder rules.
         _write_revoked(folder / CRL_NAME, authority, revoked, now_ms)
-        _write_if_new(folder / ACL_NAME, access_list(claims | over, denied).encode())
+        rules = access_list(claims | over, denied).encode()
+        # Mosquitto means to refuse, one day, a list that is another user's, or open to all.
+        _write_if_new(folder / ACL_NAME, rules, partial(write_secret, owned_like=folder / KEY_NAME))
     return sorted(over)
 
 
@@ -122,8 +126,10 @@ def _text(path: Path) -> str:
         return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def _write_if_new(path: Path, content: bytes) -> None:
+def _write_if_new(
+    path: Path, content: bytes, write: Callable[[Path, bytes], None] = write_public
+) -> None:
     with disk_errors_of(path.parent):
         if path.exists() and path.read_bytes() == content:
             return
-    write_public(path, content)
+    write(path, content)

@@ -207,7 +207,8 @@ class Installation:
             if not key_path.exists():
                 save_key(key_path, new_key())
                 if self._layout.system:  # it is closed to all others before and after
-                    shutil.chown(key_path, self._layout.user("broker"))
+                    user = self._layout.user("broker")
+                    shutil.chown(key_path, user, user)
             key = load_key(key_path).public_key()
             write_public(folder / CA_NAME, authority.certificate_pem)
             write_public(path, authority.sign_server("broker", key, hosts))

@@ -100,6 +100,29 @@ def test_a_second_run_changes_nothing_and_says_so(layout: Layout) -> None:
     assert tree(layout.root) == before
 
 
+def test_whatever_the_umask_nobody_else_writes_a_file(layout: Layout) -> None:
+    before = os.umask(0)
+    try:
+        init(layout)
+    finally:
+        os.umask(before)
+    modes = {path: path.stat().st_mode for path in layout.root.rglob("*") if path.is_file()}
+    assert {path.name for path, mode in modes.items() if mode & 0o022} == set()
+    assert {mode & 0o077 for path, mode in modes.items() if path.name == "key.pem"} == {0}
+    assert not modes[layout.broker_dir / "acl"] & 0o077, "Mosquitto 2.0.20 warns of others"
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_the_access_list_is_the_brokers_as_its_key_is(layout: Layout) -> None:
+    """Newer versions of Mosquitto warn of a list that is another user's."""
+    init(layout)
+    os.chown(layout.broker_dir / "key.pem", 4321, 1234)
+    (layout.broker_dir / "acl").unlink()
+    init(layout)
+    made = (layout.broker_dir / "acl").stat()
+    assert (made.st_uid, made.st_gid) == (4321, 1234)
+
+
 @pytest.mark.parametrize("name", ["coordinator_toml", "registrar_toml", "mosquitto_conf"])
 def test_an_edited_file_stays(layout: Layout, name: str) -> None:
     init(layout)

@@ -6,7 +6,9 @@ import errno
 import io
 import json
 import os
+import resource
 import sqlite3
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import closing
@@ -26,7 +28,7 @@ from edge_client.vector_file import read_vectors, write_vectors
 from fedtide.blobs import BlobStore
 from fedtide.bundle import sha256_hex
 from fedtide.errors import StateError
-from fedtide.files import locked, read_checked, write_atomically
+from fedtide.files import locked, read_checked, write_atomically, write_public, write_secret
 from fedtide.generations import Generations
 from fedtide.limits import BLOCK_BYTES
 from fedtide.measures import Measure, Metrics
@@ -63,14 +65,51 @@ def test_a_full_disk_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "No space left on device\n\nhint: free space on this disk" in str(error.value)
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
 def test_a_write_that_the_kernel_refuses(tmp_path: Path) -> None:
     path = tmp_path / "x"
     write_atomically(path, b"old")
-    (tmp_path / ".x.new").symlink_to("/dev/full")
-    with pytest.raises(StateError, match="No space left"):
-        write_atomically(path, b"new")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))
+    try:
+        with pytest.raises(StateError, match="File too large"):
+            write_atomically(path, b"new" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["x"]
+
+
+def test_what_lies_where_a_file_is_written_is_not_written_through(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_bytes(b"precious")
+    (tmp_path / ".x.new").symlink_to(precious)
+    write_atomically(tmp_path / "x", b"new")
+    assert precious.read_bytes() == b"precious"
+    assert not (tmp_path / "x").is_symlink()
+
+
+@pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])
+def test_nobody_else_may_write_whatever_the_umask(tmp_path: Path, mask: int) -> None:
+    left = tmp_path / ".secret.new"
+    left.write_bytes(b"")
+    left.chmod(0o666)
+    before = os.umask(mask)
+    try:
+        write_atomically(tmp_path / "usual", b"x")
+        write_secret(tmp_path / "secret", b"x")
+        write_public(tmp_path / "public", b"x")
+    finally:
+        os.umask(before)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()}
+    assert modes == {"usual": 0o644 & ~mask, "secret": 0o600, "public": 0o644}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
+def test_a_secret_of_another_users_is_never_open_to_all(tmp_path: Path) -> None:
+    os.chown(tmp_path, 4321, 1234)
+    write_secret(tmp_path / "x", b"x", owned_like=tmp_path)
+    made = (tmp_path / "x").stat()
+    assert (made.st_uid, made.st_gid, stat.S_IMODE(made.st_mode)) == (4321, 1234, 0o600)
 
 
 def test_a_file_that_may_not_be_read_is_no_failure_to_write(
