@@ -28,11 +28,11 @@ COORDINATOR_TOML, REGISTRAR_TOML = "files/coordinator.toml", "files/registrar.to
 MOSQUITTO_CONF = "files/mosquitto.conf"
 REGISTRY_NAME, LOCK_NAME = "registry.db", "lock"
 _NEEDED = (KEY_NAME, CERTIFICATE_NAME)
+_SEQUENCE = ("sequence.0", "sequence.1")
 _OPTIONAL = (
     CA_NAME,
     KEY_SET_NAME,
-    "sequence.0",
-    "sequence.1",
+    *_SEQUENCE,
     *(f"{NEXT_NAME}/{name}" for name in (KEY_NAME, CERTIFICATE_NAME, KEY_SET_NAME)),
 )
 IDENTITY_BYTES_MAX = 1_000_000
@@ -70,14 +70,20 @@ def of_identity(begin: str, folder: Path) -> Iterator[Source]:
     Raises:
         StateError: something of it is missing, is no regular file, or cannot be read.
     """
-    for name in (*_NEEDED, *_OPTIONAL):
+    return _of_folder(begin, folder, _NEEDED, _OPTIONAL)
+
+
+def _of_folder(
+    begin: str, folder: Path, needed: tuple[str, ...], optional: tuple[str, ...]
+) -> Iterator[Source]:
+    for name in (*needed, *optional):
         path = folder / name
         with disk_errors_of(folder):
             try:
                 with opened_as_owner(folder, name) as file:
                     content = file.read(IDENTITY_BYTES_MAX + 1)
             except FileNotFoundError as exc:
-                if name in _OPTIONAL:
+                if name in optional:
                     continue
                 raise StateError(f"there is no {str(path)!r}", hint=DOCTOR) from exc
         if len(content) > IDENTITY_BYTES_MAX:
@@ -88,7 +94,8 @@ def of_identity(begin: str, folder: Path) -> Iterator[Source]:
 
 
 def registrar_sources(config: RegistrarConfig, copies: Path) -> list[Source]:
-    """The registry, the authority's key, the registrar's identity, the broker's configuration.
+    """The registry, the authority's key, the numbers of what it has sealed, the registrar's
+    identity, the broker's configuration.
 
     Raises:
         StateError: something is not there, or cannot be read.
@@ -109,6 +116,7 @@ def registrar_sources(config: RegistrarConfig, copies: Path) -> list[Source]:
         copied_database(REGISTRAR + REGISTRY_NAME, copy, path, str(config.state_dir)),
         *of_identity(f"{REGISTRAR}authority/", config.authority),
         *of_identity(f"{REGISTRAR}identity/", config.identity),
+        *_of_folder(REGISTRAR, config.state_dir, (), _SEQUENCE),
         of_file(MOSQUITTO_CONF, config.broker_dir / "mosquitto.conf"),
     ]
 

@@ -16,7 +16,7 @@ from fedtide.errors import DamagedError, StateError
 from fedtide.generations import Generations
 from fedtide.identity import Identity
 from fedtide.keys import key_id
-from fedtide.messages import Envelope, Problem, Welcome, decode
+from fedtide.messages import Envelope, Problem, Renamed, Welcome, decode
 from fedtide.objections import NO_AUTHORITY, NOT_KEPT, replayed
 from fedtide.seal import Sealed, is_sealed_by
 from fedtide.topics import Topics
@@ -72,6 +72,8 @@ class DeviceTrust:
     def _heard_before(self, sealed: Sealed) -> str | None:
         signer, number = sealed.key_id.hex(), sealed.sequence
         newest = self._marks.get(signer, 0)
+        if number == newest and _is_renaming(sealed.message):
+            return None  # it lies at the broker until it is taken; heard twice, it says no more
         if number <= newest:
             return replayed(number, newest)
         # Of a key that is no longer in use no message is believed: its mark goes.
@@ -96,6 +98,11 @@ class DeviceTrust:
     def may_hear(self, topic: str) -> bool:  # noqa: ARG002
         """The coordinator, and whoever listens to a device."""
         return True
+
+
+def _is_renaming(message: bytes) -> bool:
+    envelope = decode(message)
+    return isinstance(envelope, Envelope) and isinstance(envelope.body, Renamed)
 
 
 def _leaves_a_trace(message: bytes) -> bool:

@@ -38,6 +38,7 @@ from fedtide.bundle import sha256_hex
 from fedtide.config import load_config
 from fedtide.errors import ConfigError, DamagedError, StateError
 from fedtide.files import locked
+from fedtide.sequence import EPOCH_MS_MAX, Sequence
 from registrar.config import RegistrarConfig
 from registrar.layout import STAGING_NAME
 from tests.federation import Federation
@@ -341,6 +342,7 @@ def test_a_server_whose_coordinator_has_not_run_yet(
     server = Server(tmp_path)
     server.admit("pi-1")
     layout, out = server.layout, tmp_path / "server.backup"
+    number = Sequence(layout.home("registrar"), lambda: EPOCH_MS_MAX // 2).take()
     told(
         "server",
         "backup",
@@ -359,6 +361,8 @@ def test_a_server_whose_coordinator_has_not_run_yet(
     assert (layout.home("registrar") / "authority" / "key.pem").read_bytes() == key
     server.init()
     assert layout.members.read_bytes() == members
+    # Its clock was ahead once: the registrar is believed only what goes on from there.
+    assert Sequence(layout.home("registrar")).take() > number
 
 
 def test_a_server_that_is_restored_elsewhere_leaves_the_one_that_it_was_alone(

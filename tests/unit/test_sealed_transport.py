@@ -24,7 +24,7 @@ from fedtide.identity import Identity
 from fedtide.keys import new_key, public_bytes
 from fedtide.members import Members
 from fedtide.memory import MemoryBroker, MemoryTransport
-from fedtide.messages import Problem, Receipt, Want, encode
+from fedtide.messages import Problem, Receipt, Refusal, Renamed, Want, encode
 from fedtide.seal import OVERHEAD_BYTES, UNORDERED, open_sealed, seal
 from fedtide.sealed_transport import SealedTransport
 from fedtide.sequence import Sequence
@@ -345,6 +345,29 @@ def test_a_device_that_joined_anew_begins_anew(world: World) -> None:
     (world.folder / "alpha").rename(world.folder / "old")
     world.device().link.publish(UP, b"joined")
     assert coordinator.received() == [(UP, b"from 2100"), (UP, b"joined")]
+
+
+def test_a_new_name_that_lies_at_the_broker_is_no_replay(world: World) -> None:
+    """It comes with each connection until it is taken."""
+    topic, authority = TOPICS.enrolled("alpha"), world.authority.key
+
+    def said(number: int, body: Renamed | Refusal) -> bytes:
+        return seal(topic, encode(body, str(number)), authority, number)
+
+    world.inject(topic, said(5, Renamed("kitchen")), retain=True)
+    for _ in range(2):  # kept over a restart, too
+        alpha = world.device()
+        for _ in range(2):
+            alpha.link.subscribe([topic])
+        assert len(alpha.received()) == 2
+        assert alpha.reasons() == []
+        alpha.link.stop()
+    alpha = world.device()
+    world.inject(topic, b"", retain=True)
+    alpha.link.subscribe([topic])
+    for message in (said(6, Refusal("x", "no")), said(6, Refusal("x", "no")), said(4, Renamed("x"))):
+        world.inject(topic, message)
+    assert alpha.reasons() == ["seal replayed"] * 2
 
 
 # ---- keys of the coordinator ----

@@ -96,6 +96,12 @@ def test_an_old_systemd_is_not_told_what_it_does_not_know(
     assert setting(unit, "RestartSec") == ["10"]
 
 
+def test_the_client_may_not_listen() -> None:
+    unit = unit_of("client")
+    assert "~bind listen accept accept4" in setting(unit, "SystemCallFilter")
+    assert setting(unit, "SocketBindDeny") == ["any"]
+
+
 def test_odd_paths_stand_in_a_unit_as_what_they_are() -> None:
     unit = unit_of("client", config=Path('/etc/a "b" 100%/$x.toml'))
     (command,) = setting(unit, "ExecStart")
