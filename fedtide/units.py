@@ -223,7 +223,19 @@ def start(*roles: Role) -> None:
 
 def is_running(role: Role) -> bool:
     """Whether the service has been started, and is not down for good."""
-    command = ["systemctl", "is-active", "--quiet", unit_name(role)]
+    return _systemd_says("is-active", unit_name(role))
+
+
+def debians_broker_is_on() -> bool:
+    """Whether the service that Debian's package of Mosquitto brings runs, or will at the next
+    boot."""
+    return any(_systemd_says(what, "mosquitto.service") for what in ("is-active", "is-enabled"))
+
+
+def _systemd_says(*words: str) -> bool:
+    if not systemd_runs():
+        return False
+    command = ["systemctl", "--quiet", *words]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 

@@ -186,12 +186,16 @@ def _start(layout: Layout) -> list[Role]:
 
 def _listening(layout: Layout, wanted: Wanted) -> str:
     where = wanted.bind or "every address of this machine"
-    other = "\nDebian's own mosquitto.service is not used: sudo systemctl disable --now mosquitto"
+    spare = layout.system and units.debians_broker_is_on()
+    other = (
+        "\nDebian's own broker is on, and fedtide does not use it. If nobody else does:\n"
+        "  sudo systemctl disable --now mosquitto"
+    )
     return f"""
 This server listens, and nobody gets in without a certificate of this federation:
   port {wanted.port} at {where}: devices, by MQTT over TLS
   port {wanted.local_port} at {LOOPBACK}: its own services, likewise
-fedtide opens no other port. Let port {wanted.port} through the firewall.{other * layout.system}"""
+fedtide opens no other port. Let port {wanted.port} through the firewall.{other * spare}"""
 
 
 def _to_do(layout: Layout, wanted: Wanted, *, runs: bool) -> str:

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 
 from coordinator.config import CoordinatorConfig
-from fedtide import files
+from fedtide import files, units
 from fedtide.cli import main
 from fedtide.config import load_config
 from fedtide.identity import load_identity, read_certificate
@@ -24,7 +24,8 @@ from registrar import installation
 from registrar.authority import Authority
 from registrar.broker_files import BrokerSettings, access_list, broker_configuration, pid_file
 from registrar.config import RegistrarConfig
-from registrar.installation import hosts_of
+from registrar.init_command import _listening
+from registrar.installation import Wanted, hosts_of
 from registrar.layout import Layout
 from tests.bundles import build
 from tests.server import refused, told
@@ -329,3 +330,24 @@ def test_a_doctor_sees_what_would_keep_devices_out(
     assert there in text
     layout.registrar_toml.write_text(text.replace(there, wrong))
     assert f"PROBLEM {said}" in told("doctor", str(layout.registrar_toml), code=8)
+
+
+@pytest.mark.parametrize(
+    ("answers", "on"),
+    [
+        ("false", False),
+        ("[ $2 = is-active ]", True),
+        ("[ $2 = is-enabled ]", True),
+    ],
+)
+def test_debians_broker_is_spoken_of_where_it_is_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answers: str, on: bool
+) -> None:
+    (tmp_path / "systemctl").write_text(f"#!/bin/sh\n[ $3 = mosquitto.service ] && {answers}\n")
+    (tmp_path / "systemctl").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(units, "systemd_runs", lambda: True)
+    wanted = Wanted("tides", ("fed.example.org",), 8883, 8884, None, None)
+    said = _listening(Layout(tmp_path, system=True), wanted)
+    assert ("sudo systemctl disable --now mosquitto" in said) == on
+    assert "disable" not in _listening(Layout(tmp_path, system=False), wanted)
