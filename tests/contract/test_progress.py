@@ -360,15 +360,27 @@ def test_a_power_cut_during_a_pause_costs_nothing(
     assert made == list(range(step + 1, 17)), "no step is made twice"
 
 
-def test_a_paused_training_can_be_dropped(bench: Bench) -> None:
+def test_a_paused_training_can_be_dropped(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     reports: queue.SimpleQueue[Event | StateError] = queue.SimpleQueue()
     config = ClientConfig("f", bench.folder, DataConfig(bench.data), "d")
     worker = Worker(config, BlobStore(bench.folder), reports.put)
-    begun = threading.Event()
-    failpoints.listen(lambda step: begun.set() if step == "client: training started" else None)
+    stands = threading.Event()
+    wait_for = worker._gate.wait_for
+
+    def standing(predicate: Callable[[], bool]) -> bool:
+        stands.set()  # whoever drops it needs the gate's lock, which only waiting gives away
+        return wait_for(predicate)
+
+    monkeypatch.setattr(worker._gate, "wait_for", standing)
+    # In the training's thread: from another it could come when all is done.
+    failpoints.listen(
+        lambda step: worker.pause(True) if step == "client: training started" else None
+    )
     worker.start(bench.task(), bench.bundle, bench.model)
-    worker.pause(True)
-    assert begun.wait(60)
+    assert stands.wait(60)
+    assert worker._paused
     worker.stop()
+    worker._thread.join(60)
     assert not worker._thread.is_alive()
-    assert reports.empty()
+    assert isinstance(reports.get_nowait(), EpochsSaved), "what pauses is saved"
+    assert reports.empty(), "nobody hears of its end"
