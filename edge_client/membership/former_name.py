@@ -6,6 +6,7 @@ The coordinator has invited the old name, which speaks no more: task and updates
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -13,8 +14,8 @@ import msgspec
 from edge_client.durable import Durable
 from edge_client.membership.renewal import FORMER_NAME
 from edge_client.saved_session import STATE_NAME
-from fedtide.errors import DamagedError
-from fedtide.files import disk_errors_of
+from fedtide.errors import DamagedError, StateError
+from fedtide.files import disk_errors_of, locked, write_atomically
 from fedtide.generations import Generations
 from fedtide.identity import Identity
 
@@ -39,12 +40,23 @@ def carry_over(identity: Identity, state_dir: Path) -> None:
         mark.unlink()
 
 
+def hand_over(identity: Identity, state_dir: Path) -> None:
+    """Let what this machine has saved be that of the device that it has become by joining anew,
+    whatever its name was: now, or, while its client runs, when that starts again.
+
+    Raises:
+        StateError: the disk is full or failing.
+    """
+    durable = _saved(Generations(state_dir / STATE_NAME))
+    if durable is None or durable.device in ("", identity.name):
+        return
+    write_atomically(identity.folder / FORMER_NAME, durable.device.encode())
+    with suppress(StateError), locked(state_dir, "client"):
+        carry_over(identity, state_dir)
+
+
 def _rename(saved: Generations, former: str, name: str) -> None:
-    try:
-        raw = saved.load()
-        durable = None if raw is None else msgspec.json.decode(raw, type=Durable)
-    except (DamagedError, msgspec.DecodeError, UnicodeDecodeError):
-        return  # whoever opens it will say so
+    durable = _saved(saved)
     if durable is None or durable.device != former:
         return
     lost = len(durable.outbox) + (durable.task is not None)
@@ -55,3 +67,12 @@ def _rename(saved: Generations, former: str, name: str) -> None:
             Durable(federation=durable.federation, device=name, installation=durable.installation)
         )
     )
+
+
+def _saved(saved: Generations) -> Durable | None:
+    """None also for what is damaged: whoever opens it will say so."""
+    try:
+        raw = saved.load()
+        return None if raw is None else msgspec.json.decode(raw, type=Durable)
+    except (DamagedError, msgspec.DecodeError, UnicodeDecodeError):
+        return None

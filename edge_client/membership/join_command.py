@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from edge_client.membership.configuration import require_ours, write_configuration
+from edge_client.membership.former_name import hand_over
 from edge_client.membership.joining import enrol
 from edge_client.membership.layout import Layout, layout_of
 from edge_client.membership.remains import require_free
@@ -56,6 +57,7 @@ def join(parsed: argparse.Namespace) -> int:
         make_folder(layout.home)
     with _as_owner(layout), locked(layout.home, "join"):
         identity = _member(layout, code, parsed.wait)
+        hand_over(identity, layout.state)
     _tell(f"this machine is device {identity.name!r} of federation {code.federation!r}")
     has_data = write_configuration(layout, code, data)
     reach("join: configuration written")

@@ -8,6 +8,7 @@ import os
 import pwd
 import stat
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -16,16 +17,19 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from edge_client.config import ClientConfig
+from edge_client.durable import Durable
 from edge_client.membership import join_command, joining, layout, leave_command, service
 from edge_client.membership.configuration import require_ours, write_configuration
+from edge_client.membership.former_name import carry_over
 from edge_client.membership.grant import Grant
 from edge_client.membership.layout import Layout, layout_of
 from edge_client.membership.remains import require_free
+from edge_client.saved_session import SavedSession
 from fedtide import units
 from fedtide.cli import main
 from fedtide.config import load_config
 from fedtide.errors import BrokerError, ConfigError, StateError
-from fedtide.files import remove_tree
+from fedtide.files import locked, remove_tree
 from fedtide.identity import load_identity, write_identity
 from fedtide.join_code import JoinCode, write_join_code
 from fedtide.keys import new_key, save_key
@@ -288,6 +292,25 @@ def test_an_identity_that_is_over_stays_until_there_is_another(
     assert load_identity(folder).name == "pi-2"
     assert contents(folder)["joined_by"] == b"join-2"
     assert "former_name" not in contents(folder)
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_who_joins_anew_under_another_name_keeps_what_was_saved(
+    machine: Machine, runs: bool
+) -> None:
+    place = machine.place
+    over_identity(place.identity, "join-1")
+    (place.identity / "former_name").unlink()
+    place.state.mkdir()
+    durable = Durable(federation="tides", device="pi-0", installation="i", run_id="r")
+    SavedSession(place.state, "tides", "pi-0").save(durable)
+    with locked(place.state, "client") if runs else nullcontext():
+        assert main(["device", "join", write_join_code(code_of("join-2"))]) == 0
+    if runs:
+        carry_over(load_identity(place.identity), place.state)  # at its next start
+    loaded = SavedSession(place.state, "tides", "pi-1").load()
+    assert (loaded.device, loaded.installation, loaded.run_id) == ("pi-1", "i", "")
+    assert not (place.identity / "former_name").exists()
 
 
 def test_a_code_that_made_the_identity_that_is_over_is_not_used_again(

@@ -365,7 +365,11 @@ def test_a_new_name_that_lies_at_the_broker_is_no_replay(world: World) -> None:
     alpha = world.device()
     world.inject(topic, b"", retain=True)
     alpha.link.subscribe([topic])
-    for message in (said(6, Refusal("x", "no")), said(6, Refusal("x", "no")), said(4, Renamed("x"))):
+    for message in (
+        said(6, Refusal("x", "no")),
+        said(6, Refusal("x", "no")),
+        said(4, Renamed("x")),
+    ):
         world.inject(topic, message)
     assert alpha.reasons() == ["seal replayed"] * 2
 
