@@ -77,7 +77,7 @@ class Deployment(Server):
         return int(found[0][0]) if found else 0
 
     def rounds_of(self, *devices: str) -> int:
-        """Models in which updates of all these devices counted."""
+        """Rounds that have ended with accepted updates of all these devices."""
         marks = ", ".join("?" for _ in devices)
         return len(
             rows(
@@ -91,7 +91,7 @@ class Deployment(Server):
         )
 
     def wait_for_rounds(self, more: int, *devices: str) -> None:
-        """Until so many more models have come of all these devices."""
+        """Until so many more have ended."""
         wanted = self.rounds_of(*devices) + more
         what = f"{more} rounds of {' and '.join(devices)}"
         wait_for(lambda: self.rounds_of(*devices) >= wanted, what, ROUNDS_S)
