@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -61,13 +62,15 @@ def take_backup(
     registry and authority are in it, too.
 
     Raises:
-        ConfigError: no file can be written there.
+        ConfigError: no file can be written there, or somebody else's folder is in the way.
         StateError: there is no state, it is damaged, or a disk is full or failing.
         BundleError: the bundle of the configuration is not there, or not that of the state.
     """
     out = out.absolute()
     _require_place(out)
     work = out.with_name(f".{out.name}.new")
+    with disk_errors_of(out.parent):
+        _make_own(work)
     with disk_errors_of(out.parent), locked(work, "backup"):
         try:
             for path in work.iterdir():  # of one that was killed
@@ -95,6 +98,24 @@ def _require_place(out: Path) -> None:
             raise ConfigError(f"--out {str(out)!r}: there is no such folder", hint="make it first")
         if out.exists() and not out.is_file():
             raise ConfigError(f"--out {str(out)!r} is no file", hint="name a file in a folder")
+
+
+def _make_own(work: Path) -> None:
+    """Make the folder, or take that of a backup that was killed. Where others may write, too, they
+    could have made it, and exchange what lies in it.
+
+    Raises:
+        ConfigError: somebody has.
+    """
+    with suppress(FileExistsError):
+        work.mkdir(mode=0o700)
+    there = work.lstat()
+    ours = stat.S_ISDIR(there.st_mode) and there.st_uid == os.geteuid()
+    if not ours or there.st_mode & 0o022:
+        raise ConfigError(
+            f"{str(work)!r} is there already, and no backup of yours has made it",
+            hint="find out who did, and remove it; or name another folder with --out",
+        )
 
 
 def _taken(

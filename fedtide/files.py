@@ -169,7 +169,7 @@ def locked(folder: Path, owner: str) -> Iterator[None]:
     """
     with disk_errors_of(folder):
         make_folder(folder)
-        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        descriptor = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -184,7 +184,7 @@ def test_one_that_was_killed_is_cleared_away_and_one_that_runs_is_left_alone(
     work = kept.out.with_name(".state.backup.new")
     hold = kept.config.state_dir / HOLD_NAME
     for folder in (work, hold):
-        folder.mkdir(parents=True)
+        folder.mkdir(mode=0o700, parents=True)
         (folder / "lock").touch()
         (folder / ("a" * 64)).write_bytes(b"half")
     with locked(hold, "backup"), pytest.raises(StateError, match="in use by another backup"):

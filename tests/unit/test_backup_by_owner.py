@@ -11,6 +11,8 @@ import pytest
 from backup.archive import Contents
 from backup.restoring import FILES, restore_backup
 from backup.sources import IDENTITY_BYTES_MAX
+from fedtide.errors import ConfigError, StateError
+from fedtide.files import locked
 from registrar.layout import Layout
 from tests.server import Server, refused, told
 from tests.unit.test_backup import QUIET, Kept
@@ -114,6 +116,44 @@ def test_a_blob_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
     model.symlink_to(tmp_path / "elsewhere")
     with pytest.raises(Exception, match="is a link"):
         kept.take()
+
+
+def somebodys(path: Path) -> None:
+    path.mkdir()
+    os.chown(path, COORDINATOR, COORDINATOR)
+
+
+def open_to_all(path: Path) -> None:
+    path.mkdir()
+    path.chmod(0o777)
+
+
+def link(path: Path) -> None:
+    path.with_name("elsewhere").mkdir()
+    path.symlink_to("elsewhere")
+
+
+@pytest.mark.parametrize(
+    "make", [pytest.param(somebodys, marks=root_only), open_to_all, link, Path.touch]
+)
+def test_no_backup_is_made_in_a_folder_of_somebody_elses(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """Who owns it can exchange what is being written, or was verified a moment ago."""
+    kept = Kept(tmp_path)
+    work = kept.out.with_name(".state.backup.new")
+    make(work)
+    with pytest.raises(ConfigError, match="no backup of yours has made it"):
+        kept.take()
+    assert [path for path in kept.out.parent.rglob("*") if path.is_file()] in ([], [work])
+
+
+def test_a_lock_that_is_a_link_makes_no_file_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/lock").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StateError), locked(tmp_path / "folder", "backup"):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
 
 
 @root_only
