@@ -12,7 +12,8 @@ from fedtide.logs import escaped
 _AFTER = """
 What happened after {made_at} is not known here:
   1. devices that were REVOKED since then are members again: revoke them again, before you go on
-  2. devices that joined since then have to join again
+  2. devices that joined since then get no answer until they have joined again: here
+     fedtide device add NAME, there fedtide device leave, then join
   3. make what is missing, and start everything (with every HOST that devices use):
      {then}
   4. if the coordinator's key was changed since then (fedtide server rotate-key), change it again;

@@ -159,15 +159,7 @@ def _show(parsed: argparse.Namespace) -> int:
     for line in filter(None, (_note(told), f"key {told['key']}" if told["key"] else "")):
         print(f"  {line}")
     for certificate in certificates:
-        print(
-            f"  certificate {certificate['serial']} of {certificate['name']}, from "
-            f"{_date(certificate['issued_at_ms'])} until {_date(certificate['until_ms'])}"
-            + (
-                f", revoked {_date(certificate['revoked_at_ms'])}"
-                if certificate["revoked_at_ms"]
-                else ""
-            )
-        )
+        print(f"  {_certificate_told(certificate)}")
     return 0
 
 
@@ -224,8 +216,20 @@ def _told(office: Office, device: Device) -> dict[str, Any]:
     }
 
 
+def _certificate_told(certificate: dict[str, Any]) -> str:
+    """A device's, or that of a join code on it, whose serial number nobody ever asks for."""
+    name, revoked_at_ms = certificate["name"], certificate["revoked_at_ms"]
+    of_claim = name.startswith(CLAIM_PREFIX)
+    what = f"join code {name}" if of_claim else f"certificate of {name}"
+    until = f"from {_date(certificate['issued_at_ms'])} until {_date(certificate['until_ms'])}"
+    revoked = f", revoked {_date(revoked_at_ms)}" if revoked_at_ms else ""
+    return f"{what}, {until}{revoked}" + ("" if of_claim else f"; serial {certificate['serial']}")
+
+
 def _note(device: dict[str, Any]) -> str:
     name = device["name"]
+    if device["standing"] == "revoked":
+        return f"to take it in again: fedtide device add {name}"
     if device["join_code_is_over"]:
         return f"its join code has expired; a new one: fedtide device add {name}"
     if device["may_join_until_ms"] is not None:

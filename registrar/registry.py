@@ -209,11 +209,13 @@ class Registry(Database):
             taken = "SELECT name FROM devices WHERE (name = ? OR new_name = ?) AND name != ?"
             if self._rows(taken, new_name, new_name, name):
                 raise RefusedError(f"the name {new_name!r} is taken")
-            column = "new_name" if before.standing == "member" else "name"
-            self._db.execute(
-                f"UPDATE devices SET {column} = ?, changed_at_ms = ? WHERE name = ?",  # noqa: S608
-                (new_name, now_ms, name),
-            )
+            if before.standing == "member":  # it keeps its name for now
+                self._db.execute("UPDATE devices SET new_name = ? WHERE name = ?", (new_name, name))
+            else:
+                self._db.execute(
+                    "UPDATE devices SET name = ?, changed_at_ms = ? WHERE name = ?",
+                    (new_name, now_ms, name),
+                )
             return before
 
     def add_role(self, certificate: bytes, now_ms: int) -> Certificate:

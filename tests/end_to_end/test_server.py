@@ -685,8 +685,13 @@ def test_lists_and_details_are_tables_and_json(server: Server) -> None:
     shown = json.loads(server.device("show", "listed", "--json"))
     assert len(shown["key"]) == 64
     assert [c["name"][:5] for c in shown["certificates"]] == ["join-", "liste"]
-    assert "certificate" in server.device("show", "listed")
+    told = server.device("show", "listed")
+    assert re.search(r"^  join code join-\w+, from 20.* UTC until 20.* UTC$", told, re.M)
+    assert re.search(r"^  certificate of listed, from 20.* UTC until 20.* UTC; serial ", told, re.M)
     assert "will be shelved" in server.device("rename", "listed", "shelved")
     assert "will be shelved" in server.device("list")
     assert server.device("rename", "listed", "listed") == "listed keeps its name\n"
     assert server.device("rename", "waiting", "ready") == "waiting is ready\n"
+    server.device("revoke", "ready")
+    again = r"^ready +revoked .* to take it in again: fedtide device add ready$"
+    assert re.search(again, server.device("list"), re.M)

@@ -240,10 +240,10 @@ def test_a_member_gets_its_new_name_with_its_next_certificate(
     registry: Registry, authority: Authority
 ) -> None:
     key = join(registry, authority, "kitchen")
-    registry.rename("kitchen", "larder", NOW_MS)
+    registry.rename("kitchen", "larder", NOW_MS + 1)
     kitchen = registry.device("kitchen")
     assert kitchen is not None
-    assert kitchen.new_name == "larder"
+    assert (kitchen.new_name, kitchen.changed_at_ms) == ("larder", NOW_MS), "it is as it was"
     for taken in ("kitchen", "larder"):
         with pytest.raises(RefusedError, match=r"already|about to be renamed"):
             invite(registry, authority, taken)
