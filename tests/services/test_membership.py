@@ -36,6 +36,9 @@ def test_a_server_and_its_device_come_and_go(machine: Machine) -> None:
     assert "0 problems, 0 warnings" in said  # of the doctor, in the client's sandbox
     a_round_is_made(machine)
     assert secrets_that_others_can_read(machine) == ""
+    # Mosquitto from 2.0.20 warns of another, and reloads this one as its own user.
+    owner = machine.run("stat", "-c", "%U:%G %a", "/etc/fedtide/broker/acl")
+    assert owner.strip() == "fedtide-broker:fedtide-broker 600"
 
     machine.reboot()
     a_round_is_made(machine)
