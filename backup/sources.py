@@ -6,7 +6,6 @@ import errno
 import io
 import os
 import sqlite3
-import stat
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from functools import partial
@@ -16,7 +15,7 @@ from typing import BinaryIO, NamedTuple
 from backup.archive import Entry, is_entry_name, sha256_of
 from fedtide.bundle import open_bundle_dir, sha256_hex
 from fedtide.errors import BundleError, DamagedError, StateError
-from fedtide.files import disk_errors_of
+from fedtide.files import disk_errors_of, open_regular, read_regular, require_database
 from fedtide.identity import CA_NAME, CERTIFICATE_NAME, KEY_NAME, KEY_SET_NAME
 from fedtide.manifest import MANIFEST_NAME
 from fedtide.ownership import as_owner_of
@@ -35,9 +34,6 @@ _OPTIONAL = (
     *_SEQUENCE,
     *(f"{NEXT_NAME}/{name}" for name in (KEY_NAME, CERTIFICATE_NAME, KEY_SET_NAME)),
 )
-IDENTITY_BYTES_MAX = 1_000_000
-"""Of each of its files; the largest has some hundred."""
-_INSPECT = "fedtide did not make that: find out who did, and put the file itself there"
 DOCTOR = "run `fedtide doctor` with the same configuration"
 
 
@@ -59,8 +55,8 @@ def of_file(name: str, path: Path) -> Source:
     Raises:
         StateError: it cannot be read.
     """
-    with disk_errors_of(path.parent):
-        return of_bytes(name, path.read_bytes())
+    with disk_errors_of(path.parent), as_owner_of(path):
+        return of_bytes(name, read_regular(path))
 
 
 def of_identity(begin: str, folder: Path) -> Iterator[Source]:
@@ -80,16 +76,12 @@ def _of_folder(
         path = folder / name
         with disk_errors_of(folder):
             try:
-                with opened_as_owner(folder, name) as file:
-                    content = file.read(IDENTITY_BYTES_MAX + 1)
+                with as_owner_of(folder):
+                    content = read_regular(path, links=False)
             except FileNotFoundError as exc:
                 if name in optional:
                     continue
                 raise StateError(f"there is no {str(path)!r}", hint=DOCTOR) from exc
-        if len(content) > IDENTITY_BYTES_MAX:
-            raise StateError(
-                f"{str(path)!r} has more than {IDENTITY_BYTES_MAX:,} bytes", hint=_INSPECT
-            )
         yield of_bytes(begin + name, content)
 
 
@@ -104,6 +96,7 @@ def registrar_sources(config: RegistrarConfig, copies: Path) -> list[Source]:
     registry = config.state_dir / REGISTRY_NAME
     with disk_errors_of(config.state_dir):
         registry.stat()
+        require_database(registry)
 
     def copy(target: sqlite3.Connection) -> None:
         with as_owner_of(config.state_dir):
@@ -175,26 +168,14 @@ def bundle_sources(folder: Path, digest: str) -> list[Source]:
 
 
 def opened_as_owner(folder: Path, name: str, *, links: bool = False) -> BinaryIO:
-    """A regular file in a folder that is somebody else's, read with that one's rights only: what
-    lies there may lead to what is not his, or never end.
+    """A file in a folder that is somebody else's, read with that one's rights only: what lies
+    there may lead to what is not his.
 
     Raises:
-        StateError: it is a link (unless `links`), a pipe, a device or a folder.
-        OSError: its owner cannot read it.
+        OSError: its owner cannot read it, or it is none (`open_regular`).
     """
-    path = folder / name
-    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
     with as_owner_of(folder):
-        try:
-            descriptor = os.open(path, flags)
-        except OSError as exc:
-            if exc.errno != errno.ELOOP:
-                raise
-            raise StateError(f"{str(path)!r} is a link", hint=_INSPECT) from exc
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise StateError(f"{str(path)!r} is no regular file", hint=_INSPECT)
-    return os.fdopen(descriptor, "rb")
+        return open_regular(folder / name, links=links)
 
 
 def opener(path: Path) -> Callable[[], BinaryIO]:

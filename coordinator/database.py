@@ -21,7 +21,7 @@ from coordinator.marks import Marks
 from coordinator.schema import EARLIER, SCHEMA_VERSION, prepare
 from fedtide.errors import StateError
 from fedtide.failpoints import reach
-from fedtide.files import make_folder
+from fedtide.files import make_folder, require_database
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,6 +64,7 @@ class Database:
         with _database_errors(folder):
             if not read_only:
                 make_folder(folder)
+            require_database(path)
             uri = f"{path.resolve().as_uri()}{'?mode=ro' if read_only else ''}"
             self._db = sqlite3.connect(uri, uri=True, isolation_level=None)
             try:

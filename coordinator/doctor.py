@@ -22,6 +22,7 @@ from fedtide.bundle import open_bundle_dir, sha256_hex
 from fedtide.checkup import Finding, examine, failed, ok, problem, warning
 from fedtide.config import load_config
 from fedtide.errors import FedtideError
+from fedtide.files import open_regular
 from fedtide.host_check import check_clock, check_folder, is_locked
 from fedtide.identity_check import check_identity, check_refused
 from fedtide.inquiry import Inquiry
@@ -140,7 +141,8 @@ class _Case:
         if not known.model_digest:
             return
         try:
-            content = (self._config.state_dir / "blobs" / known.model_digest).read_bytes()
+            with open_regular(self._config.state_dir / "blobs" / known.model_digest) as file:
+                content = file.read()
         except OSError as exc:
             content, damaged = b"", str(exc.strerror)
         if sha256_hex(content) != known.model_digest:

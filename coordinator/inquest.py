@@ -14,6 +14,7 @@ from coordinator.fleet import TWIN_REFUSED
 from coordinator.round_state import RoundState
 from coordinator.store import Store
 from fedtide.errors import StateError
+from fedtide.files import require_database
 
 ROUNDS_LOOKED_AT = 20
 EVENTS_LOOKED_AT = 1_000
@@ -89,13 +90,14 @@ def damage(folder: Path) -> str:
 def _database(folder: Path) -> Iterator[sqlite3.Connection]:
     path = folder / "coordinator.db"
     try:
+        require_database(path)
         db = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, isolation_level=None)
         try:
             db.execute("PRAGMA busy_timeout = 2000")
             yield db
         finally:
             db.close()
-    except (sqlite3.Error, ValueError, KeyError, TypeError) as exc:
+    except (sqlite3.Error, OSError, ValueError, KeyError, TypeError) as exc:
         raise StateError(
             f"the coordinator's database {str(path)!r} cannot be read: {exc}",
             hint="stop the coordinator and restore the state folder from a backup",

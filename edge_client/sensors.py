@@ -19,8 +19,8 @@ from typing import NamedTuple
 import fedtide
 from edge_client.conditions import UNDER_VOLTAGE, ConditionsConfig, Link, Power, Readings
 from edge_client.hours import Moment
+from fedtide.files import read_regular
 
-_FILE_BYTES_MAX = 65_536
 _PLAUSIBLE_C = (-40.0, 150.0)
 """Zones without a sensor behind them say -274 or thousands."""
 _CPU = re.compile(r"cpu|x86_pkg|soc[-_]thermal|coretemp|k10temp|zenpower", re.IGNORECASE)
@@ -230,17 +230,11 @@ class Sensors:
 
 
 def _content(path: Path) -> str | None:
-    """The beginning of a file; a pipe or a device keeps nobody waiting."""
+    """Of a file; a pipe or a device keeps nobody waiting."""
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return read_regular(path).decode("utf-8", "replace").strip()
     except OSError:
         return None
-    try:
-        return os.read(descriptor, _FILE_BYTES_MAX).decode("utf-8", "replace").strip()
-    except OSError:
-        return None
-    finally:
-        os.close(descriptor)
 
 
 def _integer(text: str | None) -> int | None:

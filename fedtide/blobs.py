@@ -19,7 +19,7 @@ import numpy as np
 
 from fedtide.bundle import sha256_hex
 from fedtide.failpoints import reach
-from fedtide.files import disk_errors_of, make_folder, sync_folder, write_atomically
+from fedtide.files import disk_errors_of, make_folder, open_regular, sync_folder, write_atomically
 from fedtide.limits import BLOCK_BYTES, CHUNK_BLOCKS_MAX
 from fedtide.messages import BlobRef, Chunk, Range
 
@@ -125,7 +125,8 @@ class BlobStore:
         Raises:
             FileNotFoundError: not here, or damaged (then it is removed, to be fetched again).
         """
-        content = self.path(digest).read_bytes()
+        with open_regular(self.path(digest)) as file:
+            content = file.read()
         if sha256_hex(content) != digest:
             if not self._read_only:
                 self.discard(digest)

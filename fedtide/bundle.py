@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedtide import limits
 from fedtide.errors import BundleError, denied
+from fedtide.files import open_regular
 from fedtide.manifest import MANIFEST_NAME, Manifest, parse_manifest
 
 
@@ -103,7 +104,5 @@ def open_bundle_dir(directory: Path) -> Bundle:
 def _read_file(path: Path, bytes_max: int) -> bytes:
     """Not more than one byte over `bytes_max`, and only of a file: a device or a pipe may never
     end."""
-    if path.exists() and not path.is_file():
-        raise OSError(None, "it is not a file")
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return file.read(bytes_max + 1)

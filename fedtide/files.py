@@ -10,14 +10,18 @@ import errno
 import fcntl
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from fedtide.errors import AS_ROOT, StateError
 from fedtide.failpoints import reach
 
 _UNFINISHED = ".new"
+FILE_BYTES_MAX = 1_000_000
+"""Of a key, a certificate, a key set, a number; the largest has some hundred."""
 
 
 def write_atomically(path: Path, *parts: bytes | memoryview) -> None:
@@ -102,11 +106,64 @@ def read_checked(path: Path) -> bytes:
         raise FileNotFoundError(path)
     with disk_errors_of(path.parent):
         try:
-            return path.read_bytes()
+            with open_regular(path) as file:
+                return file.read()
         except OSError as exc:
             if exc.errno != errno.EIO:
                 raise
             return b""
+
+
+class NoFileOfOursError(OSError):
+    """What is there is nothing that fedtide made: a pipe, a device, a folder, too large."""
+
+
+def open_regular(path: Path, *, links: bool = True) -> BinaryIO:
+    """Open a file to read it, and nothing else: at a pipe that somebody has put in its place we
+    would wait for ever. `links`: whether it may be a link.
+
+    Raises:
+        NoFileOfOursError: it is something else.
+        OSError: it cannot be opened.
+    """
+    flags = os.O_RDONLY | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
+    try:
+        descriptor = os.open(path, flags)
+    except OSError as exc:
+        if exc.errno != errno.ELOOP:
+            raise
+        raise NoFileOfOursError(errno.ELOOP, "it is a link", str(path)) from exc
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise NoFileOfOursError(errno.EINVAL, "it is no regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_regular(path: Path, bytes_max: int = FILE_BYTES_MAX, *, links: bool = True) -> bytes:
+    """The content of a file that somebody else may have put there (`open_regular`).
+
+    Raises:
+        NoFileOfOursError: it is something else, or has more than `bytes_max`.
+        OSError: it cannot be read.
+    """
+    with open_regular(path, links=links) as file:
+        content = file.read(bytes_max + 1)
+    if len(content) > bytes_max:
+        raise NoFileOfOursError(errno.EFBIG, f"it has more than {bytes_max:,} bytes", str(path))
+    return content
+
+
+def require_database(path: Path) -> None:
+    """Make sure that SQLite, which opens whatever is there, finds files.
+
+    Raises:
+        NoFileOfOursError: it would find something else.
+        OSError: the folder cannot be looked into.
+    """
+    for name in (path.name, *(f"{path.name}-{more}" for more in ("journal", "wal", "shm"))):
+        beside = path.with_name(name)
+        if beside.exists() and not beside.is_file():
+            raise NoFileOfOursError(errno.EINVAL, "it is no regular file", str(beside))
 
 
 def sync_folder(folder: Path) -> None:
@@ -146,6 +203,11 @@ def disk_errors_of(folder: Path) -> Iterator[None]:
     out."""
     try:
         yield
+    except NoFileOfOursError as exc:
+        raise StateError(
+            f"cannot use {str(exc.filename)!r}: {exc.strerror}",
+            hint="fedtide did not make that: find out who did, and put the file itself there",
+        ) from exc
     except OSError as exc:
         hints = {
             errno.ENOSPC: "free space on this disk, then start again; nothing was lost",

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import fedtide
 from fedtide.checkup import Finding, ok, problem, warning
-from fedtide.files import disk_errors_of
+from fedtide.files import disk_errors_of, open_regular
 from fedtide.picture_text import duration
 
 CLOCK_SLACK_S = 120
@@ -65,13 +65,12 @@ def check_clock(folder: Path) -> Iterator[Finding]:
 def is_locked(folder: Path) -> bool:
     """Whether a process of ours holds the folder."""
     try:
-        descriptor = os.open(folder / "lock", os.O_RDONLY)
+        file = open_regular(folder / "lock", links=False)
     except OSError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError:
+            return True
     return False

@@ -24,7 +24,7 @@ from cryptography.x509.oid import NameOID
 
 from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError, StateError
-from fedtide.files import make_folder, write_atomically
+from fedtide.files import make_folder, read_regular, write_atomically
 from fedtide.keys import UNREADABLE, load_key, public_bytes, save_key
 from fedtide.topics import is_identifier
 
@@ -76,7 +76,7 @@ class Identity:
         """
         path = self.folder / KEY_SET_NAME
         try:
-            return path.read_bytes()
+            return read_regular(path)
         except FileNotFoundError:
             return b""
         except OSError as exc:
@@ -162,7 +162,7 @@ def read_certificate(path: Path) -> x509.Certificate:
         ConfigError: it cannot be read, or is none.
     """
     try:
-        certificate = x509.load_pem_x509_certificate(path.read_bytes())
+        certificate = x509.load_pem_x509_certificate(read_regular(path))
         # Parsed here and not where somebody asks for them.
         _ = (certificate.public_key(), certificate.subject, certificate.not_valid_after_utc)
         return certificate

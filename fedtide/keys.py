@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from fedtide.errors import ConfigError
-from fedtide.files import write_secret
+from fedtide.files import read_regular, write_secret
 
 KEY_ID_BYTES, SIGNATURE_BYTES = 8, 64
 UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, InternalError)
@@ -66,7 +66,7 @@ def load_key(path: Path) -> Ed25519PrivateKey:
     """
     try:
         mode = path.stat().st_mode
-        pem = path.read_bytes()
+        pem = read_regular(path)
     except OSError as exc:
         raise ConfigError(
             f"cannot read the private key {str(path)!r}: {exc.strerror}",

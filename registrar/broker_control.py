@@ -14,6 +14,7 @@ from pathlib import Path
 
 from fedtide.config import BrokerConfig
 from fedtide.errors import BrokerError
+from fedtide.files import read_regular
 from fedtide.inquiry import Inquiry
 from fedtide.ownership import as_owner_of
 from fedtide.topics import CLAIM_PREFIX, Topics
@@ -34,7 +35,7 @@ def broker_process(folder: Path) -> int | None:
     configuration = folder / CONFIGURATION_NAME
     path = pid_file(configuration.read_text(encoding="utf-8"))
     try:
-        process = int(path.read_text()) if path is not None else 0
+        process = int(read_regular(path)) if path is not None else 0
         command = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
     except (OSError, ValueError):
         return None

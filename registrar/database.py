@@ -13,7 +13,7 @@ from typing import Any
 
 from fedtide.errors import StateError
 from fedtide.failpoints import reach
-from fedtide.files import make_folder
+from fedtide.files import make_folder, require_database
 
 SCHEMA_VERSION = 1
 _SCHEMA = """
@@ -46,6 +46,7 @@ class Database:
         self.path = folder / "registry.db"
         with self._errors():
             make_folder(folder)
+            require_database(self.path)
             if not self.path.exists():  # SQLite would make it readable by others
                 self.path.touch(mode=0o600)
             self._db = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)

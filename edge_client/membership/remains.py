@@ -6,7 +6,6 @@ Without, each folder proves itself, since the one that was named may be anybody'
 
 from __future__ import annotations
 
-import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,28 +13,15 @@ from edge_client.membership.joining import NEW_KEY_NAME
 from edge_client.membership.layout import Layout
 from fedtide.errors import ConfigError, FedtideError
 from fedtide.files import is_unfinished
-from fedtide.identity import CA_NAME, CERTIFICATE_NAME, KEY_NAME, Identity, load_identity
+from fedtide.identity import KEY_NAME, Identity, load_identity
 from fedtide.keys import load_key, public_bytes
 from fedtide.topics import is_device_name
 
-_FILE_BYTES_MAX = 65_536
-"""Of a key or a certificate."""
-
 
 def identity_of(layout: Layout) -> Identity | None:
-    """The device's, were it over; None: there is none.
-
-    Only regular files are read: root waits for ever at a pipe that a client who was broken into
-    has put there.
-    """
-    folder = layout.identity
+    """The device's, were it over; None: there is none."""
     try:
-        found = [(folder / name).lstat() for name in (KEY_NAME, CERTIFICATE_NAME, CA_NAME)]
-        if not all(
-            stat.S_ISREG(file.st_mode) and file.st_size <= _FILE_BYTES_MAX for file in found
-        ):
-            return None
-        identity = load_identity(folder, now=datetime.min.replace(tzinfo=UTC))
+        identity = load_identity(layout.identity, now=datetime.min.replace(tzinfo=UTC))
     except (FedtideError, OSError):
         return None
     return identity if is_device_name(identity.name) else None

@@ -10,9 +10,8 @@ import pytest
 
 from backup.archive import Contents
 from backup.restoring import FILES, restore_backup
-from backup.sources import IDENTITY_BYTES_MAX
 from fedtide.errors import ConfigError, StateError
-from fedtide.files import locked
+from fedtide.files import FILE_BYTES_MAX, locked
 from registrar.layout import Layout
 from tests.server import Server, refused, told
 from tests.unit.test_backup import QUIET, Kept
@@ -90,7 +89,7 @@ def test_what_an_identity_has_is_taken_and_nothing_else(layout: Layout, tmp_path
         (lambda path: path.symlink_to("/dev/zero"), "is a link"),
         (os.mkfifo, "is no regular file"),
         (Path.mkdir, "is no regular file"),
-        (lambda path: path.write_bytes(bytes(IDENTITY_BYTES_MAX + 1)), "has more than"),
+        (lambda path: path.write_bytes(bytes(FILE_BYTES_MAX + 1)), "has more than"),
         (lambda path: None, "there is no"),
     ],
 )

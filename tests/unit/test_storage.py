@@ -116,7 +116,7 @@ def test_a_file_that_may_not_be_read_is_no_failure_to_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "x").write_bytes(b"content")
-    monkeypatch.setattr(Path, "read_bytes", failing(errno.EACCES))
+    monkeypatch.setattr(os, "open", failing(errno.EACCES))
     with pytest.raises(StateError, match="cannot use the folder") as error:
         read_checked(tmp_path / "x")
     assert "Permission denied\n\nhint: let this user read and write" in str(error.value)
@@ -173,14 +173,14 @@ def test_what_a_disk_cannot_read_is_as_good_as_damaged(
     write_vectors(vectors, b"header", [np.ones(3, np.float32)])
     ref = blobs.put(b"model")
     bad = {tmp_path / "session.0", vectors, blobs.path(ref.digest)}
-    read_bytes = Path.read_bytes
+    opened = os.open
 
-    def read_or_fail(path: Path) -> bytes:
+    def open_or_fail(path: Path, flags: int, *more: int) -> int:
         if path in bad:
             raise OSError(errno.EIO, os.strerror(errno.EIO))
-        return read_bytes(path)
+        return opened(path, flags, *more)
 
-    monkeypatch.setattr(Path, "read_bytes", read_or_fail)
+    monkeypatch.setattr(os, "open", open_or_fail)
     assert Generations(tmp_path / "session").load() == b"older"
     assert read_vectors(vectors) is None
     assert not is_intact(blobs, ref)
