@@ -32,11 +32,12 @@ from device_installer.client_state import owner_of
 from device_installer.layout import SERVICE, Layout, link, remove, sync_folder, write_script
 from device_installer.package import Package
 from device_installer.telling import Refused, say
-from device_installer.trial import end_trial, systemd, trial_of
+from device_installer.trial import end_trial, is_wanted, systemd, trial_of
 
 _ROOM = 1.25, 16_000_000
 """Of the wheels' content: what Python compiles comes to it, and blocks of the disk; and bytes."""
 _CHECK_S = 600
+_TURN_ON = f"sudo systemctl enable --now {SERVICE}"
 
 
 def install(package: Package, layout: Layout, come_up_s: float) -> None:
@@ -47,10 +48,7 @@ def install(package: Package, layout: Layout, come_up_s: float) -> None:
     if (layout.command.is_symlink() or layout.command.exists()) and not layout.is_ours(
         layout.command
     ):
-        raise Refused(
-            f"there is another {str(layout.command)!r}",
-            "remove what it belongs to: pip uninstall fedtide, or pipx uninstall fedtide",
-        )
+        raise _other_command(layout)
     end_trial(layout, come_up_s)
     remove(*layout.versions.glob("*.tmp"))
     folder = layout.versions / name
@@ -70,6 +68,20 @@ def install(package: Package, layout: Layout, come_up_s: float) -> None:
     link(layout.command, "/opt/fedtide/fedtide")
     write_script(layout.uninstall, "current/bin/python", "-m device_installer --uninstall")
     say(f"installed: fedtide {package.manifest['version']} ({name}); the command is fedtide")
+    if layout.has_systemd and layout.unit.exists() and not is_wanted():
+        say(f"{SERVICE} is off; to have it run, now and at each boot: {_TURN_ON}")
+
+
+def _other_command(layout: Layout) -> Refused:
+    if layout.server.exists():
+        return Refused(
+            f"this machine is a server: {str(layout.server)!r} is there, and its own fedtide",
+            "that is a client, too: sudo fedtide device join; this file is for other machines",
+        )
+    return Refused(
+        f"there is another {str(layout.command)!r}",
+        "remove what it belongs to: pip uninstall fedtide, or pipx uninstall fedtide",
+    )
 
 
 def _prune(layout: Layout) -> None:
@@ -170,8 +182,9 @@ def uninstall(layout: Layout, *, purge: bool) -> None:
     if joined and not purge:
         say(
             "kept: what joining made: configuration, identity and state (/etc/fedtide, "
-            f"/var/lib/fedtide), the service {SERVICE} and its user"
+            f"/var/lib/fedtide), the service {SERVICE}, which is off now, and its user"
         )
+        say(f"to go on with it: install again, then {_TURN_ON}")
         say("to remove that, too: install again, then fedtide device leave, then uninstall")
     say("removed: fedtide")
 
@@ -188,9 +201,9 @@ def _locked(layout: Layout) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-        with suppress(OSError):  # nothing was installed, or everything removed
-            layout.versions.rmdir()
-            layout.home.rmdir()
+        for folder in (layout.versions, layout.home):
+            with suppress(OSError):  # nothing was installed, or everything removed
+                folder.rmdir()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

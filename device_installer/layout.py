@@ -22,6 +22,7 @@ class Layout:
         self.uninstall = self.home / "uninstall"
         self.command = root / "usr/local/bin/fedtide"
         self.config = root / "etc/fedtide/client.toml"
+        self.server = root / "etc/fedtide/registrar.toml"
         self.state = root / "var/lib/fedtide/client/state"
         self.unit = root / "etc/systemd/system" / SERVICE
         self.drop_in = root / "run/systemd/system" / f"{SERVICE}.d" / "trial.conf"

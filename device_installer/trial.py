@@ -25,7 +25,7 @@ def trial_of(name: str, layout: Layout, come_up_s: float) -> Iterator[None]:
     command = f"/opt/fedtide/versions/{name}"
     lines = layout.unit.read_text().splitlines() if layout.unit.exists() else []
     starts = [line for line in lines if line.startswith("ExecStart=") and "/current/" in line]
-    if not layout.has_systemd or not starts or not _is_wanted():
+    if not layout.has_systemd or not starts or not is_wanted():
         yield
         return
     say(f"starting {SERVICE} with it")
@@ -92,7 +92,7 @@ def _keep_state(layout: Layout) -> None:
     beside.rename(layout.trial / "state")
 
 
-def _is_wanted() -> bool:
+def is_wanted() -> bool:
     """Whether the service runs, or should."""
     state = systemd("systemctl", "is-active", SERVICE).stdout.strip()
     return state in ("active", "activating", "reloading", "failed")

@@ -92,9 +92,8 @@ class BlobStore:
         self._partial = folder / "partial"
         self._read_only = read_only
         if not read_only:
-            with disk_errors_of(folder):
-                make_folder(self._blobs)
-                make_folder(self._partial)
+            make_folder(self._blobs)
+            make_folder(self._partial)
 
     def path(self, digest: str) -> Path:
         """Where the finished blob lies."""

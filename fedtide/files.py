@@ -177,11 +177,16 @@ def sync_folder(folder: Path) -> None:
 
 def make_folder(folder: Path) -> None:
     """Make a folder for its owner alone, durably: what is synced in a folder that a power cut
-    takes away is lost with it."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    for path in reversed(missing):
-        path.mkdir(mode=0o700, exist_ok=True)
-        sync_folder(path.parent)
+    takes away is lost with it.
+
+    Raises:
+        StateError: the disk refuses.
+    """
+    with disk_errors_of(folder):
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        for path in reversed(missing):
+            path.mkdir(mode=0o700, exist_ok=True)
+            sync_folder(path.parent)
 
 
 def remove_tree(path: Path) -> None:
@@ -213,6 +218,8 @@ def disk_errors_of(folder: Path) -> Iterator[None]:
             errno.ENOSPC: "free space on this disk, then start again; nothing was lost",
             errno.EDQUOT: "raise the quota, then start again; nothing was lost",
             errno.EROFS: "mount the disk writable, then start again",
+            errno.ENOENT: "correct the path; or find out who has removed what was there",
+            errno.ENOTDIR: "correct the path: a part of it is a file",
             errno.EACCES: f"let this user read and write in the folder, or {AS_ROOT}",
         }
         raise StateError(

@@ -20,7 +20,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from msgspec import Struct
 
 from fedtide.errors import ConfigError, StateError
-from fedtide.files import disk_errors_of, make_folder, write_atomically
+from fedtide.files import make_folder, write_atomically
 from fedtide.identity import CERTIFICATE_NAME, KEY_NAME, read_certificate
 from fedtide.keys import load_key, new_key, save_key
 
@@ -65,8 +65,7 @@ class Authority:
             .add_extension(identifier, critical=False)
             .sign(key, None)
         )
-        with disk_errors_of(folder):
-            make_folder(folder)
+        make_folder(folder)
         if cls.exists(folder):
             raise StateError(f"there is a certificate authority in {str(folder)!r} already")
         # The key last: it is what says that there is an authority.

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 
 from fedtide.errors import StateError
-from fedtide.files import disk_errors_of, make_folder, write_atomically
+from fedtide.files import make_folder, write_atomically
 from repro.experiment import Experiment, Result
 from repro.figure_one import SETTING, Figure, make_figure
 from repro.files import read_json, write_json
@@ -144,8 +144,7 @@ def run_figure(parsed: argparse.Namespace) -> int:
     experiment = msgspec.structs.replace(SETTING, seed=parsed.seed)
     if parsed.download:
         fetch({experiment.data}, parsed.data_dir)
-    with disk_errors_of(parsed.out):
-        make_folder(parsed.out)
+    make_folder(parsed.out)
     figure = make_figure(
         experiment, parsed.data_dir, parsed.workers, lambda line: print(line, flush=True)
     )

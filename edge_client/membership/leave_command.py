@@ -52,8 +52,10 @@ def leave(parsed: argparse.Namespace) -> int:
             folder.rmdir()
     if identity is not None:
         name = identity.name
-        _tell(f"device {name!r} has left this machine; so that its name can be given again:")
-        _tell(f"    on the server: fedtide device revoke {name}")
+        _tell(f"device {name!r} has left this machine; if it has not been revoked yet, and has no")
+        _tell(
+            f"new join code (which would be void, too), on the server: fedtide device revoke {name}"
+        )
     else:
         _tell("what was left of a device is removed")
     if layout.home.exists():

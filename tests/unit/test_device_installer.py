@@ -122,7 +122,8 @@ def test_what_is_uninstalled_before_leaving_says_what_is_kept_and_how_it_goes(
     config.touch()
     done = run(files["1.0"], python, "--root", str(root), "--uninstall")
     assert done.returncode == 0, done.stderr
-    assert "the service fedtide-client.service and its user" in done.stdout
+    assert "the service fedtide-client.service, which is off now, and its user" in done.stdout
+    assert "to go on with it: install again, then sudo systemctl enable --now" in done.stdout
     assert "install again, then fedtide device leave, then uninstall" in done.stdout
     assert config.exists()
 
@@ -176,7 +177,22 @@ def test_a_command_of_others_is_left_alone(
     done = run(files["1.0"], python, "--root", str(root))
     assert done.returncode == 2
     assert "there is another" in done.stderr
+    assert [path for path in tree(root) if path != "opt"] == before
     run(files["1.0"], python, "--root", str(root), "--uninstall")
+    assert [path for path in tree(root) if path != "opt"] == before
+
+
+def test_nothing_is_installed_or_removed_on_a_server(
+    files: dict[str, Path], python: Path, root: Path
+) -> None:
+    for path in ("usr/local/bin/fedtide", "etc/fedtide/registrar.toml"):
+        (root / path).parent.mkdir(parents=True)
+        (root / path).write_text("the server's")
+    before = tree(root)
+    done = run(files["1.0"], python, "--root", str(root))
+    assert done.returncode == 2
+    assert "this machine is a server" in done.stderr
+    assert "uninstall" not in done.stderr
     assert [path for path in tree(root) if path != "opt"] == before
 
 
@@ -345,8 +361,8 @@ def test_an_update_is_tried_by_the_service_first(files: dict[str, Path], systemd
     assert version_of(systemd.root) == "fedtide 2.0"
     assert not systemd.drop_in.exists()
     assert not systemd.trial.exists()
-    calls = (systemd.root / "calls").read_text()
-    assert calls.rstrip().endswith("stop fedtide-trial.timer")
+    calls = (systemd.root / "calls").read_text().splitlines()
+    assert calls[-2:] == ["stop fedtide-trial.timer", "is-active fedtide-client.service"]
 
 
 def test_a_version_with_which_the_service_does_not_come_up_is_taken_back(
@@ -405,6 +421,27 @@ def test_a_service_that_was_stopped_on_purpose_stays_so(
     install(files["2.0"], systemd)
     assert running(systemd) == ""
     assert version_of(systemd.root) == "fedtide 2.0"
+
+
+def test_a_service_that_is_off_is_told_and_how_it_is_turned_on(
+    files: dict[str, Path], systemd: Layout, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As after uninstalling: that turns it off."""
+    install(files["1.0"], systemd)
+    assert "is off" not in capsys.readouterr().out
+    systemd.config.parent.mkdir()
+    systemd.config.touch()
+    installer.uninstall(systemd, purge=False)
+    (systemd.root / "active").write_text("inactive\n")
+    capsys.readouterr()
+    install(files["1.0"], systemd)
+    told = (
+        "is off; to have it run, now and at each boot: sudo systemctl enable --now fedtide-client"
+    )
+    assert told in capsys.readouterr().out
+    systemd.unit.unlink()
+    install(files["2.0"], systemd)
+    assert "is off" not in capsys.readouterr().out, "nobody has joined yet"
 
 
 # ---- stopped in the middle ----

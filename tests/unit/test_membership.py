@@ -347,6 +347,25 @@ def test_a_code_that_the_shell_took_apart_is_put_together(machine: Machine) -> N
     assert "enrol join-1" in machine.done
 
 
+@pytest.mark.parametrize("at", ["/proc/nowhere", "file/pi"])
+def test_a_folder_that_cannot_be_made_is_a_message(
+    tmp_path: Path, at: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    place = Layout(tmp_path / at / "client.toml", tmp_path / at, relative=True)
+    words = ["device", "join", write_join_code(code_of()), "--folder", str(place.home)]
+    assert main(words) == 7
+    told = capsys.readouterr().err
+    assert f"cannot use the folder {str(place.home)!r}" in told
+    assert "hint: correct the path" in told
+    for make in (
+        lambda: write_configuration(place, code_of(), None),
+        lambda: joining.enrol(code_of(), place.joining, place.identity, 1, print),
+    ):
+        with pytest.raises(StateError, match="cannot use the folder"):
+            make()
+
+
 # ---- leaving ----
 
 
