@@ -83,6 +83,10 @@ class BrokerError(FedtideError):
     exit_code = 6
 
 
+class UnansweredError(BrokerError):
+    """The broker says nothing, for as long as it was waited for."""
+
+
 class StateError(FedtideError):
     """The state folder is full, locked, damaged or belongs to something else."""
 

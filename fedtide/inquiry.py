@@ -13,7 +13,7 @@ from typing import Self
 
 from fedtide.access import Sealer
 from fedtide.config import BrokerConfig
-from fedtide.errors import BrokerError
+from fedtide.errors import BrokerError, UnansweredError
 from fedtide.mqtt import MqttTransport
 from fedtide.transport import Broken, Connected, Disconnected, LinkEvent, Refused, Transport
 
@@ -64,7 +64,8 @@ class Inquiry:
         """Wait for the link.
 
         Raises:
-            BrokerError: refused, or there is none within `seconds`; with the last reason.
+            UnansweredError: there is none within `seconds`; with the last reason.
+            BrokerError: refused.
         """
         reason = f"no broker answered at {self._where} within {seconds:g} s"
         for event in self.events(seconds):
@@ -79,7 +80,7 @@ class Inquiry:
                     reason = why.split("; trying", maxsplit=1)[0]
                 case _:
                     pass
-        raise BrokerError(reason, hint="start the broker, or correct [broker]")
+        raise UnansweredError(reason, hint="start the broker, or correct [broker]")
 
     def events(self, seconds: float) -> Iterator[LinkEvent]:
         """What happens on the link within `seconds`."""

@@ -96,10 +96,12 @@ class SealedTransport(Generic[L]):
             case Connected(protocol, packet_bytes_max):
                 self._own_token = self._trust.linked(self.inner)
                 self._deliver(Connected(protocol, packet_bytes_max - OVERHEAD_BYTES))
-            case Received(topic, payload) if payload or self._topics.is_ordered(topic):
+            case Received(topic, payload) if payload:
                 opened = self._opened(event)
                 if opened is not None:
                     self._deliver(opened)
+            case Received(topic) if self._topics.is_ordered(topic):
+                pass  # nothing is said; of a state it would say that there is none any more
             case Delivered(token, None) if token == self._own_token:
                 pass
             case _:

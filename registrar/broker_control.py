@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from fedtide.config import BrokerConfig
-from fedtide.errors import BrokerError
+from fedtide.errors import BrokerError, UnansweredError
 from fedtide.files import read_regular
 from fedtide.inquiry import Inquiry
 from fedtide.ownership import as_owner_of
@@ -65,33 +65,38 @@ def reload_lists(folder: Path) -> str:
 
 
 def end_connections(config: BrokerConfig, topics: Topics, names: Iterable[str]) -> dict[str, str]:
-    """End every connection that goes by one of `names`, and clear the presence that it has left.
-    The names for which that failed, each with the reason: the others are not left for one.
+    """End every connection that goes by one of `names`, and clear what it has left on its topics.
+    The names for which that failed, each with the reason: the others are not left for one, unless
+    the broker does not answer at all.
 
     `config`: how the registrar reaches the listener for services, with its certificate.
 
     Raises:
         ConfigError: its files cannot be used.
     """
-    failed = {}
-    for name in names:
+    failed: dict[str, str] = {}
+    left = list(names)
+    while left:
         try:
-            _end(config, topics, name)
+            _end(config, topics, left[0])
+        except UnansweredError as exc:
+            return failed | dict.fromkeys(left, str(exc.args[0]))
         except BrokerError as exc:
-            failed[name] = str(exc.args[0])
+            failed[left[0]] = str(exc.args[0])
+        del left[0]
     return failed
 
 
 def _end(config: BrokerConfig, topics: Topics, name: str) -> None:
     with Inquiry(config, "revocation", client_id=name) as inquiry:
         inquiry.connect(ANSWER_S)  # in its place: the one before has to go
-        if name.startswith(CLAIM_PREFIX):  # it is never present
-            return
-        token = inquiry.link.publish(topics.presence(name), b"", retain=True)
-        if not any(
-            isinstance(event, Delivered) and event.token == token
-            for event in inquiry.events(ANSWER_S)
-        ):
-            raise BrokerError(
-                f"the broker did not confirm within {ANSWER_S:g} s that {name!r} is gone"
-            )
+        own = [topics.enrol(name)]
+        if not name.startswith(CLAIM_PREFIX):
+            own += [topics.up(name), topics.presence(name)]
+        open_tokens = {inquiry.link.publish(topic, b"", retain=True) for topic in own}
+        for event in inquiry.events(ANSWER_S):
+            if isinstance(event, Delivered):
+                open_tokens.discard(event.token)
+            if not open_tokens:
+                return
+        raise UnansweredError(f"the broker confirmed nothing within {ANSWER_S:g} s")

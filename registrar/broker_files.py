@@ -15,6 +15,7 @@ from msgspec import Struct
 LOOPBACK = "127.0.0.1"
 _SITE_ENDS = "# --- Who may do what"
 """In the shared configuration: what stands above is about a site with passwords."""
+_HEAD_OF_RULES = "# Who may do what; written by `fedtide server init` and `fedtide device ...`."
 _OF_CLAIMS = ("/enrol/%u", "/enrolled/%u")
 """What a claim may use of what any device may."""
 
@@ -83,19 +84,22 @@ def pid_file(configuration: str) -> Path | None:
     return None
 
 
-def access_list(claims: Iterable[str], denied: Iterable[str]) -> str:
-    """Text of the ACL: `claims` may do nothing but join, `denied` nothing at all."""
-    rules = _shared("mosquitto.acl")
-    patterns = [line.split() for line in rules.splitlines() if line.startswith("pattern ")]
-    closed = [topic for _, _, topic in patterns if not topic.endswith(_OF_CLAIMS)]
+def access_list(federation: str, devices: Iterable[str], claims: Iterable[str]) -> str:
+    """Text of the ACL: `devices` may do what any device may, `claims` nothing but join.
+
+    No rule is for everybody: another name, whatever certificate it has, can say and hear nothing.
+    """
+    shared = _shared("mosquitto.acl").replace("/1/+/", f"/1/{federation}/").splitlines()
+    rules = [line for line in shared if line and not line.startswith("#")]
+    of_roles = [rule for rule in rules if not rule.startswith("pattern ")]
+    of_devices = [rule.replace("pattern", "topic", 1) for rule in rules if rule not in of_roles]
+    of_claims = [rule for rule in of_devices if rule.endswith(_OF_CLAIMS)]
     blocks = [
-        f"user {name}\n" + "".join(f"topic deny {topic.replace('%u', name)}\n" for topic in closed)
-        for name in sorted(claims)
+        "\n".join((f"user {name}", *(rule.replace("%u", name) for rule in allowed)))
+        for names, allowed in ((devices, of_devices), (claims, of_claims))
+        for name in sorted(names)
     ]
-    blocks += [f"user {name}\ntopic deny #\n" for name in sorted(denied)]
-    if not blocks:
-        return rules
-    return "\n".join((rules, "# One-time joins, and who was revoked.", *blocks))
+    return "\n".join((_HEAD_OF_RULES, *of_roles, *blocks, ""))
 
 
 def _shared(name: str) -> str:

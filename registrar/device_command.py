@@ -181,15 +181,21 @@ def _revoke(parsed: argparse.Namespace) -> int:
 def _rename(parsed: argparse.Namespace) -> int:
     with opened(parsed.config) as office:
         before = office.registry.rename(parsed.name, parsed.new_name, now_ms())
-    waits = before.standing == "member" and parsed.new_name != parsed.name
+        stays = parsed.new_name == parsed.name
+        # Who had the name before may still be connected by it.
+        undone = office.enforce(gone=[] if stays else [parsed.new_name])
+    waits = before.standing == "member" and not stays
     if parsed.json:
-        _print_json({"device": parsed.name, "new_name": parsed.new_name, "pending": waits})
-    elif waits:
+        told = {"device": parsed.name, "new_name": parsed.new_name, "pending": waits}
+        _print_json(told, undone)
+        return 0
+    if waits:
         print(f"{parsed.name} will be {parsed.new_name} once it has fetched its new certificate")
-    elif parsed.new_name == parsed.name:
+    elif stays:
         print(f"{parsed.name} keeps its name")
     else:
         print(f"{parsed.name} is {parsed.new_name}")
+    _print_undone(undone)
     return 0
 
 

@@ -17,15 +17,13 @@ from cryptography import x509
 
 from fedtide.files import disk_errors_of, write_public, write_secret
 from fedtide.identity import KEY_NAME
-from fedtide.topics import CLAIM_PREFIX, is_device_name
+from fedtide.topics import CLAIM_PREFIX, RESERVED_NAMES, is_device_name, is_identifier
 from registrar.authority import Authority, Revoked
 from registrar.broker_files import access_list
 from registrar.records import Certificate
 from registrar.registry import Registry
 
 ACL_NAME, CRL_NAME = "acl", "revoked.pem"
-CLAIM_KEPT_MS = 86_400_000
-"""A claim's rules outlive its certificate by this: a connection that it has opened may."""
 
 
 def write_members(registry: Registry, path: Path) -> None:
@@ -47,35 +45,34 @@ def write_access(
     registry: Registry,
     authority: Authority,
     folder: Path,
+    federation: str,
     now_ms: int,
-    ended: Iterable[str] = (),
 ) -> list[str]:
     """Replace the broker's access list and list of revoked certificates where they say anything
-    else than the registry. The names of claims that are over: their connections must end. Until
-    they are among `ended` they stay confined, since without rules they would have a device's.
+    else than the registry. The names that lose their rights by it: their connections must end.
 
     Raises:
         StateError: the disk is full, read-only or failing.
     """
     with registry.still():
         certificates = registry.certificates()
-        taken = {device.name for device in registry.devices() if device.standing != "revoked"}
+        valid = [c for c in certificates if c.revoked_at_ms is None]
         claims = {
-            c.name
-            for c in certificates
-            if _is_claim(c.name) and c.not_after_ms + CLAIM_KEPT_MS > now_ms
+            c.name for c in valid if c.name.startswith(CLAIM_PREFIX) and c.not_after_ms > now_ms
         }
-        revoked = [
-            c for c in certificates if c.revoked_at_ms is not None and c.not_after_ms > now_ms
-        ]
-        denied = {c.name for c in revoked if is_device_name(c.name)} - taken
-        over = _confined(folder) - claims - set(ended)
-        # The certificates first: who is on that list cannot come again under milder rules.
+        # A device uses its former name until it has the certificate of its new one.
+        devices = {c.name for c in valid if is_device_name(c.name)}
+        for device in registry.devices():
+            if device.standing != "revoked":
+                devices.update(filter(None, (device.name, device.new_name)))
+        before = _named(folder)
+        # Also what is over: by a wrong clock it may not be.
+        revoked = [c for c in certificates if c.revoked_at_ms is not None]
         _write_revoked(folder / CRL_NAME, authority, revoked, now_ms)
-        rules = access_list(claims | over, denied).encode()
+        rules = access_list(federation, devices, claims).encode()
         # Mosquitto means to refuse, one day, a list that is another user's, or open to all.
         _write_if_new(folder / ACL_NAME, rules, partial(write_secret, owned_like=folder / KEY_NAME))
-    return sorted(over)
+    return sorted(before - devices - claims)
 
 
 def names_of(registry: Registry, device: str) -> list[str]:
@@ -90,15 +87,11 @@ def names_of(registry: Registry, device: str) -> list[str]:
     return list(dict.fromkeys((device, *(c.name for c in certificates if c.name not in others))))
 
 
-def _confined(folder: Path) -> set[str]:
-    """The claims that the access list has rules for."""
+def _named(folder: Path) -> set[str]:
+    """The devices and claims that the access list has rules for."""
     lines = _text(folder / ACL_NAME).splitlines()
     names = {line.removeprefix("user ") for line in lines if line.startswith("user ")}
-    return set(filter(_is_claim, names))
-
-
-def _is_claim(name: str) -> bool:
-    return name.startswith(CLAIM_PREFIX)
+    return set(filter(is_identifier, names)) - RESERVED_NAMES
 
 
 def _write_revoked(

@@ -164,6 +164,8 @@ class Enrolment:
             if raw not in self._keys_of(name) or (holder and holder.standing == "member"):
                 return "no device of this name has, or had and was revoked, the key in it"
             raise RefusedError("this device is no member of the federation: it has been revoked")
+        if name == device.name:
+            self._registry.settle(name, now_ms)
         newest = next(
             (
                 certificate

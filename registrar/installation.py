@@ -91,7 +91,8 @@ class Installation:
             with as_owner_of(layout.home("registrar")):
                 write_members(registry, layout.members)
                 with as_owner_of(layout.broker_dir):
-                    write_access(registry, authority, layout.broker_dir, now_ms())
+                    federation = self._wanted.federation
+                    write_access(registry, authority, layout.broker_dir, federation, now_ms())
         finally:
             with as_owner_of(layout.home("registrar")):
                 registry.close()

@@ -46,15 +46,13 @@ class Office(NamedTuple):
         """
         write_members(self.registry, self.config.members)
         folder = self.config.broker_dir
-        over = self._write_access(at_ms)
+        federation, as_of_ms = self.config.federation, at_ms or now_ms()
+        with disk_errors_of(folder), as_owner_of(folder):
+            lost = write_access(self.registry, self.authority, folder, federation, as_of_ms)
         why = reload_lists(folder)
         if why:
             return [f"{why}: its lists are written, and hold from its next start"]
-        open_ones = self._end(dict.fromkeys((*gone, *over)))
-        ended = set(over) - open_ones.keys()
-        if ended:
-            self._write_access(at_ms, ended)
-            reload_lists(folder)
+        open_ones = self._end(dict.fromkeys((*gone, *lost)))
         if not open_ones:
             return []
         return [
@@ -62,11 +60,6 @@ class Office(NamedTuple):
             f"{next(iter(open_ones.values()))}; what they say is not believed, but until they end "
             "they hear what the broker's lists allow their names: repeat the command"
         ]
-
-    def _write_access(self, at_ms: int | None, ended: Iterable[str] = ()) -> list[str]:
-        folder = self.config.broker_dir
-        with disk_errors_of(folder), as_owner_of(folder):
-            return write_access(self.registry, self.authority, folder, at_ms or now_ms(), ended)
 
     def _end(self, names: Iterable[str]) -> dict[str, str]:
         """End connections; those that still may be open, each with the reason."""

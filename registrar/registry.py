@@ -2,7 +2,7 @@
 
 A device is *invited* when it is named, a *member* once it has used a claim, and *revoked* for good
 until it is invited anew. A claim is a one-time permission to become one device. Certificates are
-kept until they are over, so that each can be revoked.
+kept for good: one that is over by a clock that was ahead is not.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from registrar.records import (
     check_name,
     common_name,
 )
-
-KEPT_AFTER_MS = 30 * 86_400_000
-"""How long a certificate that is over stays in the registry."""
 
 
 class Registry(Database):
@@ -88,29 +85,26 @@ class Registry(Database):
     def invite(self, claim: Claim, certificate: bytes, now_ms: int) -> None:
         """Name a device, and let the claim's holder become it; an unused earlier claim ends.
 
-        Certificates that carry the name from an earlier life are revoked. `certificate`: the
-        claim's, PEM.
+        Certificates from an earlier life are revoked. `certificate`: the claim's, PEM.
 
         Raises:
             RefusedError: the name cannot be a device's, or is taken.
         """
         name = claim.device
         with self._change():
-            check_name(name)
             found = self.device(name)
             if found is not None and found.standing == "member":
                 raise RefusedError(
                     f"there is a device {name!r} already",
                     hint=f"to let another machine have this name: fedtide device revoke {name}",
                 )
-            if self._rows("SELECT name FROM devices WHERE new_name = ?", name):
-                raise RefusedError(f"a device is about to be renamed to {name!r}")
+            self._check_free(name, name)
             self._db.execute(
                 "INSERT INTO devices VALUES (?, 'invited', NULL, NULL, ?) ON CONFLICT (name)"
                 " DO UPDATE SET standing = 'invited', key = NULL, changed_at_ms = ?",
                 (name, now_ms, now_ms),
             )
-            self._revoke_certificates("device = ? OR name = ?", now_ms, name, name)
+            self._revoke_certificates("device = ?", now_ms, name)
             self._db.execute("DELETE FROM claims WHERE device = ?", (name,))
             self._db.execute(
                 "INSERT INTO claims VALUES (?, ?, ?, ?, NULL)",
@@ -122,7 +116,7 @@ class Registry(Database):
         """Use a claim, exactly once: its device becomes a member with this key.
 
         `key`: raw, uint8[32]; `certificate`: PEM, of the device's name. For the device that has
-        used the claim already, its certificate of then.
+        used the claim already, its newest certificate.
 
         Raises:
             RefusedError: the claim is unknown, used or expired, its device revoked, or the key
@@ -171,6 +165,13 @@ class Registry(Database):
                 )
             return self._add_certificate(name, certificate, now_ms)
 
+    def settle(self, name: str, now_ms: int) -> None:
+        """A device has spoken under this name of its, so that it has a certificate of it: those of
+        its former names end, and other devices may have these names."""
+        former = "device = ? AND name != ? AND name NOT LIKE ?"
+        with self._change():
+            self._revoke_certificates(former, now_ms, name, name, f"{CLAIM_PREFIX}%")
+
     def revoke(self, name: str, now_ms: int) -> Device:
         """End a device's membership, its certificates and the claims on it; what it was before.
 
@@ -205,10 +206,7 @@ class Registry(Database):
             if new_name == name:
                 self._db.execute("UPDATE devices SET new_name = NULL WHERE name = ?", (name,))
                 return before
-            check_name(new_name)
-            taken = "SELECT name FROM devices WHERE (name = ? OR new_name = ?) AND name != ?"
-            if self._rows(taken, new_name, new_name, name):
-                raise RefusedError(f"the name {new_name!r} is taken")
+            self._check_free(new_name, name)
             if before.standing == "member":  # it keeps its name for now
                 self._db.execute("UPDATE devices SET new_name = ? WHERE name = ?", (new_name, name))
             else:
@@ -243,9 +241,27 @@ class Registry(Database):
             near = get_close_matches(name, known, n=1)
             raise RefusedError(
                 f"there is no device {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""),
-                hint="`fedtide device list` names them all",
+                hint="`fedtide device list` names them all; nobody has rights by another name",
             )
         return device
+
+    def _check_free(self, name: str, device: str) -> None:
+        """Whether a device may be called so: nobody else is, will be, or still may call itself so.
+
+        Raises:
+            RefusedError: why not.
+        """
+        check_name(name)
+        taken = "SELECT name FROM devices WHERE (name = ? OR new_name = ?) AND name != ?"
+        if self._rows(taken, name, name, device):
+            raise RefusedError(f"the name {name!r} is taken")
+        valid = "SELECT device FROM certificates WHERE name = ? AND device != ?"
+        for (holder,) in self._rows(f"{valid} AND revoked_at_ms IS NULL", name, device):
+            raise RefusedError(
+                f"the device {holder!r} was {name!r}, and has not come under its new name yet",
+                hint="try again when it has been online, or shut it out: fedtide device revoke "
+                f"{holder}",
+            )
 
     def _add_certificate(self, device: str | None, pem: bytes, now_ms: int) -> Certificate:
         certificate = x509.load_pem_x509_certificate(pem)
@@ -256,10 +272,6 @@ class Registry(Database):
         self._db.execute(
             "INSERT INTO certificates VALUES (?, ?, ?, ?, ?, ?, NULL)",
             (f"{certificate.serial_number:x}", name, device, pem, now_ms, not_after_ms),
-        )
-        # What is over needs no revoking any more.
-        self._db.execute(
-            "DELETE FROM certificates WHERE not_after_ms < ?", (now_ms - KEPT_AFTER_MS,)
         )
         return Certificate(certificate.serial_number, name, device, pem, now_ms, not_after_ms, None)
 

@@ -112,7 +112,7 @@ class Service:
                 if reason != self._lost:
                     _log.warning("%s; trying again in %d s", reason, max(1, round(retry_ms / 1000)))
                 self._connected, self._lost = False, reason
-            case Received(topic, payload):
+            case Received(topic, payload) if payload:  # empty: what lay there was taken away
                 self._received(topic, payload, at_ms)
             case _:
                 pass

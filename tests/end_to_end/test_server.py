@@ -8,13 +8,15 @@ import os
 import queue
 import re
 import shutil
+import signal
 import socket
+import sqlite3
 import ssl
 import stat
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Literal, TypeVar
@@ -258,8 +260,8 @@ def test_the_registrar_hears_requests_and_the_observer_says_nothing(server: Serv
     with connected(registrar, "registrar") as speaks, connected(observer, "o") as watches:
         end = (TOPICS.enrolled("x"), b"end")
         watches.subscribe(["#"], end[0], speaks)
-        for topic in (TOPICS.up("beta"), TOPICS.down("beta"), TOPICS.keys, TOPICS.beacon,
-                      TOPICS.up("registrar"), TOPICS.chunk("ab" * 32, 0)):  # fmt: skip
+        for topic in (TOPICS.down("beta"), TOPICS.keys, TOPICS.beacon, TOPICS.up("registrar"),
+                      TOPICS.chunk("ab" * 32, 0)):  # fmt: skip
             assert speaks.publish(topic, b"x") == "Not authorized"
             assert watches.publish(topic, b"x") == "Not authorized"
         for topic in (TOPICS.up("observer"), TOPICS.presence("observer"), TOPICS.enrol("observer")):
@@ -404,8 +406,10 @@ def test_a_revocation_holds_at_once_on_an_open_connection(
         connected(leaver, client_id, will) as leaves,
     ):
         watch.subscribe([TOPICS.up("+"), TOPICS.presence("+")], TOPICS.up("leaver"), leaves)
-        leaves.publish(TOPICS.presence("leaver"), b"online", retain=True)
-        watch.heard((TOPICS.presence("leaver"), b"online"))
+        kept = [topic("leaver") for topic in (TOPICS.up, TOPICS.presence)]
+        for topic in (TOPICS.enrol("leaver"), *kept):
+            assert leaves.publish(topic, b"kept", retain=True) is None
+        watch.heard((kept[-1], b"kept"))
 
         assert server.device("revoke", "leaver") == "leaver is revoked\n"
 
@@ -414,11 +418,11 @@ def test_a_revocation_holds_at_once_on_an_open_connection(
         leaves.await_event(Disconnected)  # it tries again, in vain
         assert stays.publish(TOPICS.up("alpha"), b"end") is None
         heard = watch.heard((TOPICS.up("alpha"), b"end"))
-        assert heard == [(TOPICS.presence("leaver"), b"")]  # no will, no message: it is cleared
+        assert heard == [(topic, b"") for topic in kept]  # no will, no message: they are cleared
         assert stays.lost == []
         assert not is_let_in(leaver)
     with connected(server.coordinator_access, "late") as late:
-        late.link.subscribe([TOPICS.presence("+")])
+        late.link.subscribe(["fedtide/1/+/+/leaver", TOPICS.presence("+")])
         late.publish(TOPICS.presence("x"), b"end")
         assert late.heard((TOPICS.presence("x"), b"end")) == []
 
@@ -466,6 +470,10 @@ def test_a_name_that_was_given_up_is_its_new_holders(server: Server) -> None:
     with connected(server.coordinator_access, "watch") as watch:
         with connected(former, "porch") as mover:
             rename(server, "porch", "garage")
+            said = refused("device", "add", "porch", "--config", str(server.layout.registrar_toml))
+            assert "has not come under its new name yet" in said
+            assert mover.publish(TOPICS.up("porch"), b"still mine") is None
+            settle(server, "garage")
             server.device("add", "porch")
             mover.await_event(Disconnected)
         with connected(server.admit("porch"), "porch") as holder:
@@ -477,6 +485,23 @@ def test_a_name_that_was_given_up_is_its_new_holders(server: Server) -> None:
             assert (TOPICS.presence("porch"), b"") not in heard
             assert holder.publish(TOPICS.up("porch"), b"still here") is None
             assert holder.lost == []
+
+
+def test_a_name_that_another_gets_is_not_its_former_holders_any_more(server: Server) -> None:
+    former, heir = server.admit("attic"), server.admit("shed")
+    with connected(former, "attic") as mover:
+        rename(server, "attic", "loft")
+        settle(server, "loft")
+        rename(server, "shed", "attic")
+        mover.await_event(Disconnected)
+        assert not is_let_in(former)
+    assert is_let_in(heir)  # until it has come as "attic"
+
+
+def settle(server: Server, name: str) -> None:
+    """A device has asked under its new name, as the registrar notes it."""
+    with server.office() as office:
+        office.registry.settle(name, now_ms())
 
 
 def rename(server: Server, name: str, new_name: str) -> None:
@@ -545,14 +570,13 @@ def test_a_claim_that_is_over_is_cut_off(server: Server) -> None:
             office.enforce()
 
 
-def test_a_claim_that_cannot_be_cut_off_stays_confined(
+def test_a_claim_that_is_over_and_cannot_be_cut_off_has_no_rights(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     codes = [parse_join_code(server.add(name)) for name in ("slow", "slower")]
     codes.sort(key=lambda code: code.claim)
     stuck, other = codes
     accesses = [claim_access(server, c.claim, c.certificate, c.key) for c in codes]
-    acl = server.layout.broker_dir / "acl"
     two_days_later = now_ms() + 2 * 86_400_000
 
     def inquiry(config: BrokerConfig, purpose: str, client_id: str) -> Inquiry:
@@ -566,15 +590,69 @@ def test_a_claim_that_cannot_be_cut_off_stays_confined(
             [undone] = office.enforce(at_ms=two_days_later)
         assert f"open connections of {stuck.claim} are not ended: no broker answered" in undone
         cut.await_event(Disconnected)  # for all that the one before it failed
-        assert f"user {stuck.claim}\n" in acl.read_text()
-        assert f"user {other.claim}\n" not in acl.read_text()
-        assert claim.publish(TOPICS.up(stuck.claim), b"x") == "Not authorized"
+        for topic in (TOPICS.up(stuck.claim), TOPICS.enrol(stuck.claim)):
+            assert claim.publish(topic, b"x") == "Not authorized"
+        assert claim.lost == []
+
+
+def test_a_frozen_broker_is_waited_for_once(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def inquiry(config: BrokerConfig, purpose: str, client_id: str) -> Inquiry:
+        asked.append(client_id)
+        return Inquiry(config, purpose, client_id)
+
+    monkeypatch.setattr("registrar.broker_control.Inquiry", inquiry)
+    monkeypatch.setattr("registrar.broker_control.ANSWER_S", 0.5)
+    process_id = server.broker.process_id
+    assert process_id is not None
+    os.kill(process_id, signal.SIGSTOP)
+    try:
         with server.office() as office:
-            assert office.enforce(at_ms=two_days_later) == []
-        claim.await_event(Disconnected)
-        assert f"user {stuck.claim}\n" not in acl.read_text()
-        with server.office() as office:
-            office.enforce()
+            [undone] = office.enforce(gone=["one", "two", "three"])
+    finally:
+        os.kill(process_id, signal.SIGCONT)
+    assert "open connections of one, two, three are not ended: no broker answered" in undone
+    assert asked == ["one"]
+
+
+@pytest.mark.parametrize("name", ["stranger", "join-00000000"])
+def test_whom_the_registry_does_not_know_can_neither_say_nor_hear_anything(
+    server: Server, name: str
+) -> None:
+    """As after a restoration: the device has joined, or the claim was made, after the backup."""
+    key = new_key()
+    with server.office() as office:
+        pem = office.authority.sign_device(name, key.public_key(), datetime.now(UTC))
+        ca = office.authority.certificate_pem
+    write_identity(server.identities / name, key, pem, ca, b"")
+    with (
+        connected(server.coordinator_access, "watch") as watch,
+        connected(server.access(server.identities / name), name) as unknown,
+    ):
+        unknown.link.subscribe(["#"])
+        for topic in (TOPICS.up(name), TOPICS.presence(name), TOPICS.enrol(name)):
+            assert unknown.publish(topic, b"x", retain=True) == "Not authorized"
+        hearing = (TOPICS.chunk("ab" * 32, 0), TOPICS.beacon, TOPICS.keys)
+        for topic in (*hearing, TOPICS.down(name), TOPICS.enrolled(name)):
+            assert watch.publish(topic, b"x") is None
+        assert unknown.publish(TOPICS.up(name), b"x") == "Not authorized"  # after all of them
+        assert unknown.heard_so_far() == []
+
+
+def test_a_device_whose_certificates_are_lost_is_revoked_by_its_name(server: Server) -> None:
+    access = server.admit("ghost")
+    with server.office() as office, closing(sqlite3.connect(office.registry.path)) as database:
+        database.execute("DELETE FROM certificates WHERE name = 'ghost'")
+        database.commit()
+    with connected(access, "ghost") as ghost:
+        assert ghost.publish(TOPICS.up("ghost"), b"x") is None
+        assert server.device("revoke", "ghost") == "ghost is revoked\n"
+        ghost.await_event(Disconnected)
+        ghost.await_event(Connected)
+        assert ghost.publish(TOPICS.up("ghost"), b"x") == "Not authorized"
 
 
 def test_a_rotated_key_shuts_the_old_one_out(server: Server, tmp_path: Path) -> None:

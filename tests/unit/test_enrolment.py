@@ -36,7 +36,7 @@ from fedtide.topics import Topics
 from fedtide.transport import Connected, Disconnected
 from registrar.authority import DEVICE_LIFE, Authority
 from registrar.enrolment import Enrolment, Said
-from registrar.records import Claim, common_name
+from registrar.records import Claim, RefusedError, common_name
 from registrar.registry import Registry
 from registrar.service import Service
 
@@ -202,7 +202,16 @@ def test_a_renamed_device_gets_its_new_name_also_if_the_answer_is_lost(office: O
     assert first.name == "kitchen"
     assert common_name(x509.load_der_x509_certificate(first.certificate)) == "kitchen"
     assert office.ask("pi-1", key, key) == first
+    with pytest.raises(RefusedError, match="has not come under its new name yet"):
+        office.invite("pi-1", "join-2")
+    other = office.join("pi-2", "join-3")
+    assert isinstance(office.ask("kitchen", other, other), Enrolled)  # says nothing of "kitchen"
+    with pytest.raises(RefusedError, match="has not come under its new name yet"):
+        office.invite("pi-1", "join-2")
     assert office.ask("kitchen", key, key) == first
+    former = [c for c in office.registry.certificates("kitchen") if c.name != "kitchen"]
+    assert {c.name for c in former if c.revoked_at_ms} == {"pi-1"}
+    office.invite("pi-1", "join-2")
 
 
 def test_a_revoked_device_gets_nothing_more(office: Office) -> None:

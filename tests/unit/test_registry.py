@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from fedtide.errors import StateError
 from fedtide.keys import new_key, public_bytes
 from registrar.authority import Authority
-from registrar.enforcement import write_members
+from registrar.enforcement import write_access, write_members
 from registrar.records import Claim, RefusedError
 from registrar.registry import Registry
 
@@ -245,7 +245,7 @@ def test_a_member_gets_its_new_name_with_its_next_certificate(
     assert kitchen is not None
     assert (kitchen.new_name, kitchen.changed_at_ms) == ("larder", NOW_MS), "it is as it was"
     for taken in ("kitchen", "larder"):
-        with pytest.raises(RefusedError, match=r"already|about to be renamed"):
+        with pytest.raises(RefusedError, match=r"already|is taken"):
             invite(registry, authority, taken)
     registry.renew("kitchen", signed(authority, "kitchen", key), NOW_MS)  # of the old name still
     registry.renew("kitchen", signed(authority, "larder", key), NOW_MS)
@@ -253,11 +253,17 @@ def test_a_member_gets_its_new_name_with_its_next_certificate(
     larder = registry.device_of_key(public_bytes(key))
     assert larder is not None
     assert (larder.name, larder.standing, larder.new_name) == ("larder", "member", None)
-    # The old name is free again, and what still carries it ends.
+    # The old name is free again when the device has come under the new one.
+    other = join(registry, authority, "cellar")
+    for taking in (invite, lambda *_: registry.rename("cellar", "kitchen", NOW_MS)):
+        with pytest.raises(RefusedError, match="'larder' was 'kitchen', and has not come"):
+            taking(registry, authority, "kitchen")
     before = serials(registry, revoked=False)
-    invite(registry, authority, "kitchen", "join-9")
+    registry.settle("larder", NOW_MS)
     ended = {c.name for c in registry.certificates() if c.serial in before and c.revoked_at_ms}
     assert ended == {"kitchen"}
+    registry.rename("cellar", "kitchen", NOW_MS)
+    registry.renew("cellar", signed(authority, "kitchen", other), NOW_MS)
     assert registry.revoke("larder", NOW_MS).standing == "member"
 
 
@@ -282,11 +288,22 @@ def test_renaming(registry: Registry, authority: Authority) -> None:
         registry.rename("c", "e", NOW_MS)
 
 
-def test_what_is_long_over_is_forgotten(registry: Registry, authority: Authority) -> None:
+def test_a_clock_that_was_ahead_once_takes_no_revocation_back(
+    registry: Registry, authority: Authority, tmp_path: Path
+) -> None:
+    """Neither the registry nor the broker's lists forget what was over by that clock."""
+    join(registry, authority, "lost")
+    registry.revoke("lost", NOW_MS)
+    revoked = serials(registry, revoked=True)
+    assert len(revoked) == 2
     key = join(registry, authority, "kitchen")
-    much_later_ms = NOW_MS + 31 * 86_400_000 + HOUR_MS
-    registry.renew("kitchen", signed(authority, "kitchen", key), much_later_ms)
-    assert {c.name for c in registry.certificates()} == {"kitchen"}  # the claim's has gone
+    ahead_ms = NOW_MS + 2 * 365 * 86_400_000
+    registry.renew("kitchen", signed(authority, "kitchen", key), ahead_ms)
+    (tmp_path / "key.pem").touch()  # the broker's
+    write_access(registry, authority, tmp_path, "tides", ahead_ms)
+    assert serials(registry, revoked=True) == revoked
+    listed = x509.load_pem_x509_crl((tmp_path / "revoked.pem").read_bytes())
+    assert {entry.serial_number for entry in listed} == revoked
 
 
 def test_everything_is_there_after_a_restart_and_for_the_owner_only(

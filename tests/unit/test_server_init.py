@@ -292,13 +292,19 @@ def test_every_limit_of_the_recommended_broker_is_there() -> None:
     assert any(line.startswith("max_packet_size") for line in active(ours))
 
 
-def test_a_claim_loses_everything_but_the_joining() -> None:
-    text = access_list(["join-1"], ["gone"])
-    block = text[text.index("user join-1") :].split("\n\n")[0]
-    for topic in ("up/join-1", "presence/join-1", "down/join-1", "blob/#", "beacon", "keys"):
-        assert f"topic deny fedtide/1/+/{topic}\n" in block + "\n"
-    assert "enrol" not in block
-    assert text.endswith("user gone\ntopic deny #\n")
+def test_the_access_list_has_rules_of_single_names_in_this_federation_only() -> None:
+    text = access_list("tides", ["pi-1"], ["join-1"])
+    *_, device, claim = text.split("user ")
+    assert claim.splitlines() == [
+        "join-1",
+        "topic write fedtide/1/tides/enrol/join-1",
+        "topic read fedtide/1/tides/enrolled/join-1",
+    ]
+    assert device.splitlines()[0] == "pi-1"
+    for rule in ("write fedtide/1/tides/up/pi-1", "read fedtide/1/tides/blob/#"):
+        assert f"topic {rule}" in device.splitlines()
+    assert "pattern" not in text
+    assert "/+/" not in text
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can give files away")
