@@ -32,7 +32,7 @@ _OPTIONAL = (
     CA_NAME,
     KEY_SET_NAME,
     *_SEQUENCE,
-    *(f"{NEXT_NAME}/{name}" for name in (KEY_NAME, CERTIFICATE_NAME, KEY_SET_NAME)),
+    *(f"{NEXT_NAME}/{name}" for name in (KEY_NAME, CA_NAME, CERTIFICATE_NAME, KEY_SET_NAME)),
 )
 DOCTOR = "run `fedtide doctor` with the same configuration"
 

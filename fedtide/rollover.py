@@ -1,6 +1,6 @@
 """A new key for the coordinator: made beside the old one, taken as a whole at its next start.
 
-    IDENTITY/next/   key.pem, certificate.pem, key_set: complete as soon as it has this name
+    IDENTITY/next/   key.pem, ca.pem, certificate.pem, key_set: complete as soon as it has this name
 
 The key set of the next version names the new key only. Devices learn it from the retained
 message when they next come; from then on they refuse whatever the old key seals.
@@ -9,23 +9,24 @@ message when they next come; from then on they refuse whatever the old key seals
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedtide.errors import StateError
 from fedtide.files import (
     disk_errors_of,
     locked,
     make_folder,
+    read_regular,
+    remove_tree,
     sync_folder,
     write_atomically,
     write_secret,
 )
 from fedtide.identity import (
+    CA_NAME,
     CERTIFICATE_NAME,
     KEY_NAME,
     KEY_SET_NAME,
@@ -47,29 +48,30 @@ def prepare_rollover(
     folder: Path,
     topics: Topics,
     authority: Ed25519PrivateKey,
+    ca: bytes,
     certify: Callable[[Ed25519PublicKey], bytes],
+    known: bytes = b"",
 ) -> bytes:
     """Make the coordinator's next key in its identity's `folder`; the sealed key set that names it.
 
-    `certify` gives the coordinator's certificate for a public key, in PEM. Whoever calls this is
-    who the coordinator runs as. One that was prepared and not yet taken is replaced.
+    `certify` gives the coordinator's certificate for a public key, `ca` is the authority's; in PEM.
+    Nothing in `folder` has to be of any use: whoever stole the key may have been there. `known` is
+    the newest key set that the caller has. Whoever calls this is who the coordinator runs as. One
+    that was prepared and not yet taken is replaced.
 
     Raises:
-        StateError: the key set in `folder` is not the authority's, or the disk refuses.
+        StateError: the disk refuses.
     """
-    known = [
-        _version(place / KEY_SET_NAME, topics, public_bytes(authority))
-        for place in (folder, folder / NEXT_NAME)
-        if place.is_dir()
-    ]
+    raws = (known, _content(folder / KEY_SET_NAME), _content(folder / NEXT_NAME / KEY_SET_NAME))
+    versions = [_version(raw, topics, public_bytes(authority)) for raw in raws]
     # The clock, so that a folder restored from a backup does not stay behind what devices know.
-    version, key = max(max(known, default=0) + 1, epoch_ms() // 1000), new_key()
+    version, key = max(max(versions) + 1, epoch_ms() // 1000), new_key()
     beside = folder / f".{NEXT_NAME}.new"
     with disk_errors_of(folder):
-        if beside.exists():
-            shutil.rmtree(beside)
+        remove_tree(beside)
         make_folder(beside)
         save_key(beside / KEY_NAME, key)
+        write_atomically(beside / CA_NAME, ca)
         write_atomically(beside / CERTIFICATE_NAME, certify(key.public_key()))
         raw = seal_key_set(topics, KeySet(version, (public_bytes(key),)), authority)
         write_atomically(beside / KEY_SET_NAME, raw)
@@ -100,7 +102,7 @@ def _take_next(folder: Path) -> None:
         return
     with disk_errors_of(folder):
         write_secret(folder / KEY_NAME, (prepared / KEY_NAME).read_bytes())
-        for name in (CERTIFICATE_NAME, KEY_SET_NAME):
+        for name in (CA_NAME, CERTIFICATE_NAME, KEY_SET_NAME):
             write_atomically(folder / name, (prepared / name).read_bytes())
         _remove_next(folder)
     _log.info("the key that was prepared is in use from now on")
@@ -109,21 +111,22 @@ def _take_next(folder: Path) -> None:
 def _remove_next(folder: Path) -> None:
     """It is either there with all of its files or not at all."""
     prepared, done = folder / NEXT_NAME, folder / f".{NEXT_NAME}.done"
-    if done.exists():
-        shutil.rmtree(done)
-    if prepared.exists():
+    remove_tree(done)
+    if prepared.exists() or prepared.is_symlink():
         prepared.rename(done)
         sync_folder(folder)
-        shutil.rmtree(done)
+        remove_tree(done)
 
 
-def _version(path: Path, topics: Topics, authority: bytes) -> int:
-    with disk_errors_of(path.parent):
-        raw = path.read_bytes() if path.exists() else b""
-    key_set = open_key_set(topics, raw, authority) if raw else None
-    if isinstance(key_set, str):
-        raise StateError(
-            f"the key set {str(path)!r} cannot be used: {key_set}",
-            hint="restore the identity's folder from a backup",
-        )
-    return 0 if key_set is None else key_set.version
+def _content(path: Path) -> bytes:
+    """Empty: there is none that can be read."""
+    try:
+        return read_regular(path)
+    except OSError:
+        return b""
+
+
+def _version(raw: bytes, topics: Topics, authority: bytes) -> int:
+    """0: it is none of the authority's."""
+    key_set = open_key_set(topics, raw, authority)
+    return key_set.version if isinstance(key_set, KeySet) else 0

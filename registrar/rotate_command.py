@@ -10,9 +10,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedtide import units
 from fedtide.config import load_config
-from fedtide.errors import ConfigError
-from fedtide.files import disk_errors_of, write_atomically
-from fedtide.identity import KEY_SET_NAME, load_identity
+from fedtide.errors import ConfigError, StateError
+from fedtide.files import disk_errors_of, read_regular, write_atomically
+from fedtide.identity import KEY_SET_NAME, load_identity, require_folder
 from fedtide.keys import public_bytes
 from fedtide.ownership import as_owner_of
 from fedtide.rollover import prepare_rollover
@@ -47,10 +47,12 @@ def run(parsed: argparse.Namespace) -> int:
             and units.systemd_runs()
             and units.is_running("coordinator")
         )
-        if restarted:
-            with as_owner_of(office.config.broker_dir):
-                units.start("coordinator")
-        undone = office.enforce(gone=[_ROLE])
+        try:
+            if restarted:
+                with as_owner_of(office.config.broker_dir):
+                    units.start("coordinator")
+        finally:  # whether or not it starts, the old key's time is over
+            undone = office.enforce(gone=[_ROLE])
     print("the coordinator has a new key; devices learn it when they next come")
     if not restarted:
         print("restart the coordinator now: with its old key it is not let in again")
@@ -61,7 +63,7 @@ def run(parsed: argparse.Namespace) -> int:
 
 def _replace(office: Office, folder: Path) -> None:
     """The old key counts until there is a whole next one: cut short, the coordinator goes on."""
-    state_dir = office.config.state_dir
+    state_dir, ours = office.config.state_dir, office.config.identity / KEY_SET_NAME
     newest: list[Certificate] = []
 
     def certify(key: Ed25519PublicKey) -> bytes:
@@ -70,15 +72,29 @@ def _replace(office: Office, folder: Path) -> None:
             newest.append(office.registry.add_role(pem, now_ms()))
         return pem
 
-    with disk_errors_of(folder), as_owner_of(folder):
-        key_set = prepare_rollover(folder, office.topics, office.authority.key, certify)
+    authority = office.authority
+    with disk_errors_of(ours.parent):
+        known = read_regular(ours)
+    try:
+        with disk_errors_of(folder), as_owner_of(folder):
+            key_set = prepare_rollover(
+                folder, office.topics, authority.key, authority.certificate_pem, certify, known
+            )
+    except StateError as exc:
+        raise StateError(
+            f"{exc.args[0]}; the old key still counts",
+            hint=f"see to it that the {_ROLE} can write there, or move {str(folder)!r} away and "
+            "make an empty folder of the same owner, mode 700; then repeat this",
+            no_room=exc.no_room,
+        ) from exc
     # New devices get it with their certificate.
-    write_atomically(office.config.identity / KEY_SET_NAME, key_set)
+    write_atomically(ours, key_set)
     office.registry.revoke_others(newest[-1], now_ms())
 
 
 def _identity(office: Office, path: Path, settings: dict[str, object]) -> Path:
-    """The folder of the coordinator's identity, as the settings in `path` name it.
+    """The folder of the coordinator's identity, as the settings in `path` name it. What is in it
+    need not be of any use: whoever stole the key may have been there.
 
     Raises:
         ConfigError: it is not the coordinator's, or not of this federation.
@@ -89,15 +105,21 @@ def _identity(office: Office, path: Path, settings: dict[str, object]) -> Path:
             f"{str(path)!r} has no `identity`: this coordinator has no key", hint=_HINT
         )
     folder = path.parent / Path(named).expanduser()
+    ours, authority = office.config.federation, public_bytes(office.authority.key)
+    foreign = settings.get("federation") != ours
     with disk_errors_of(folder), as_owner_of(folder):
-        identity = load_identity(folder)
-    if identity.name != _ROLE:
+        require_folder(folder)
+        try:
+            identity = load_identity(folder)
+        except ConfigError as exc:
+            print(f"what the {_ROLE} has is of no use, and is replaced: {exc.args[0]}")
+            identity = None
+    if identity is not None and identity.name != _ROLE:
         raise ConfigError(
             f"the identity of {str(path)!r} is that of {identity.name!r}, not the {_ROLE}'s",
             hint=_HINT,
         )
-    ours, authority = office.config.federation, public_bytes(office.authority.key)
-    if settings.get("federation") != ours or identity.authority != authority:
+    if foreign or (identity is not None and identity.authority != authority):
         raise ConfigError(
             f"the {_ROLE} of {str(path)!r} is not of the federation {ours!r} of this registrar",
             hint=f"{_HINT}, --config another registrar.toml",

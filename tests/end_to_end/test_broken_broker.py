@@ -210,6 +210,7 @@ def test_the_coordinators_key_is_changed_while_a_device_is_away(siege: Siege) ->
         folder,
         topics,
         siege.authority.key,
+        siege.authority.pem,
         lambda key: siege.authority.certify("coordinator", key),
     )
     at = len(siege.intruder.heard)

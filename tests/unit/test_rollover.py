@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from fedtide import rollover
 from fedtide.errors import ConfigError, StateError
+from fedtide.files import remove_tree
 from fedtide.identity import Identity, load_identity
 from fedtide.key_set import open_key_set
 from fedtide.keys import public_bytes
@@ -28,11 +30,12 @@ def identity(tmp_path: Path, authority: Authority) -> Identity:
     return authority.identity(tmp_path / "identity", "coordinator")
 
 
-def prepare(identity: Identity, authority: Authority) -> KeySet:
+def prepare(identity: Identity, authority: Authority, known: bytes = b"") -> KeySet:
     def certify(key: Ed25519PublicKey) -> bytes:
         return authority.certify("coordinator", key)
 
-    raw = prepare_rollover(identity.folder, authority.topics, authority.key, certify)
+    folder, topics = identity.folder, authority.topics
+    raw = prepare_rollover(folder, topics, authority.key, authority.pem, certify, known)
     key_set = open_key_set(authority.topics, raw, authority.public)
     assert isinstance(key_set, KeySet)
     return key_set
@@ -133,9 +136,35 @@ def test_cut_short_anywhere_it_is_the_old_or_the_new_one(
 def test_a_key_set_of_another_authority_is_not_followed(
     identity: Identity, authority: Authority
 ) -> None:
-    identity.save_key_set(Authority().key_set(7))
-    with pytest.raises(StateError, match="cannot be used: it is not sealed by the authority"):
-        prepare(identity, authority)
+    identity.save_key_set(Authority().key_set(2**40))
+    assert prepare(identity, authority).version < 2**40
+    assert prepare(identity, authority, authority.key_set(2**40)).version == 2**40 + 1
+
+
+def spoilt(folder: Path, name: str, how: str) -> None:
+    """By whoever stole the key."""
+    path = folder / name
+    remove_tree(path)
+    if how == "rubbish":
+        path.write_bytes(b"rubbish")
+    elif how == "link":
+        path.symlink_to("/nowhere")
+    elif how == "pipe":
+        os.mkfifo(path)
+
+
+@pytest.mark.parametrize("how", ["rubbish", "link", "pipe", "gone"])
+def test_nothing_in_the_folder_has_to_be_of_any_use(
+    identity: Identity, authority: Authority, how: str
+) -> None:
+    for name in ("key.pem", "certificate.pem", "ca.pem", "key_set"):
+        spoilt(identity.folder, name, how)
+    for name in ("next", ".next.new", ".next.done"):
+        spoilt(identity.folder, name, how)
+    key_set = prepare(identity, authority)
+    after = taken(identity.folder)
+    assert key_set.coordinator == (public_bytes(after.key),)
+    assert open_key_set(authority.topics, after.key_set(), authority.public) == key_set
 
 
 def test_an_identity_is_held_by_one_process(identity: Identity) -> None:

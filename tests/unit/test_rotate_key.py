@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import shutil
 import tempfile
@@ -9,15 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from cryptography import x509
 
-from fedtide import files, rollover
-from fedtide.errors import StateError
+from fedtide import files, ownership, rollover, units
+from fedtide.errors import FedtideError, StateError
 from fedtide.identity import load_identity, read_certificate
 from fedtide.rollover import held_identity
 from registrar import rotate_command
 from registrar.layout import Layout
 from registrar.office import opened
 from tests.server import refused, told
+from tests.unit.test_rollover import spoilt
 
 COORDINATOR, REGISTRAR = 65534, 65533
 
@@ -75,7 +78,7 @@ def test_each_service_is_another_user(folder: Path) -> None:
         assert good(layout) == [identity.certificate.serial_number] != [before]
 
 
-@pytest.mark.parametrize("step", range(1, 6))
+@pytest.mark.parametrize("step", range(1, 7))
 def test_cut_short_the_key_in_use_counts_until_there_is_a_next_one(
     layout: Layout, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -97,7 +100,7 @@ def test_cut_short_the_key_in_use_counts_until_there_is_a_next_one(
         except StateError:
             assert serial(layout) in good(layout)
         else:
-            assert step == 5, "every write was cut"
+            assert step == 6, "every write was cut"
     monkeypatch.undo()
     told(*words(layout))
     with held_identity(layout.identity("coordinator"), "coordinator") as identity:
@@ -115,6 +118,67 @@ def test_nothing_is_revoked_before_the_next_key_is_there(
     refused(*words(layout))
     assert not (layout.identity("coordinator") / "next").exists()
     assert serial(layout) in good(layout)
+
+
+@pytest.mark.parametrize("how", ["rubbish", "pipe", "gone"])
+@pytest.mark.parametrize("name", ["key.pem", "certificate.pem", "ca.pem", "key_set"])
+def test_who_has_stolen_the_key_cannot_keep_it_by_spoiling_the_folder(
+    layout: Layout, name: str, how: str
+) -> None:
+    folder, before = layout.identity("coordinator"), serial(layout)
+    spoilt(folder, name, how)
+    said = told(*words(layout))
+    assert ("is of no use, and is replaced" in said) == (name != "key_set")
+    with held_identity(folder, "coordinator") as identity:
+        assert good(layout) == [identity.certificate.serial_number] != [before]
+    with opened(layout.registrar_toml) as office:
+        revoked = x509.load_pem_x509_crl((office.config.broker_dir / "revoked.pem").read_bytes())
+    assert revoked.get_revoked_certificate_by_serial_number(before)
+
+
+def test_a_folder_that_cannot_be_written_says_that_the_old_key_counts(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise StateError("cannot use the folder")
+
+    monkeypatch.setattr(rollover, "save_key", refuse)
+    said = refused(*words(layout))
+    assert "the old key still counts" in said
+    assert "make an empty folder of the same owner" in said
+    monkeypatch.undo()
+    folder = layout.identity("coordinator")
+    folder.rename(folder.with_name("aside"))
+    folder.mkdir(mode=0o700)
+    told(*words(layout))
+    with held_identity(folder, "coordinator") as identity:
+        assert good(layout) == [identity.certificate.serial_number]
+
+
+def test_whether_or_not_it_starts_again_the_old_key_is_refused(
+    layout: Layout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = serial(layout)
+
+    def fail(*_: object) -> None:
+        raise FedtideError("fedtide-coordinator.service does not start")
+
+    monkeypatch.setattr(rotate_command, "_SYSTEM", layout)
+    monkeypatch.setattr(os, "getuid", lambda: 0)
+    monkeypatch.setattr(ownership, "_become", lambda *_: None)
+    for name, found in (("systemd_runs", True), ("is_running", True)):
+        monkeypatch.setattr(units, name, lambda *_, found=found: found)
+    monkeypatch.setattr(units, "start", fail)
+    with pytest.raises(FedtideError, match="does not start"):
+        rotate_command.run(
+            argparse.Namespace(
+                config=layout.registrar_toml, coordinator_config=layout.coordinator_toml
+            )
+        )
+    monkeypatch.undo()
+    with opened(layout.registrar_toml) as office:
+        revoked = x509.load_pem_x509_crl((office.config.broker_dir / "revoked.pem").read_bytes())
+    assert revoked.get_revoked_certificate_by_serial_number(before)
 
 
 def test_only_the_coordinator_of_this_federation_gets_another_key(
