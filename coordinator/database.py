@@ -26,6 +26,13 @@ from fedtide.files import make_folder, require_database
 P = ParamSpec("P")
 R = TypeVar("R")
 D = TypeVar("D", bound="Database")
+_ANOTHERS = {
+    "client.toml": "a device's",
+    "identity/joined_by": "a device's",
+    "session.0": "a device's",
+    "session.1": "a device's",
+    "registry.db": "the registrar's",
+}
 _log = logging.getLogger(__name__)
 
 
@@ -58,6 +65,7 @@ class Database:
                 hint="give the state_dir of a coordinator.toml",
             )
         if not path.exists():
+            self._refuse_anothers()
             self._refuse_beside_models("is gone")
         elif path.is_file() and path.stat().st_size == 0:  # to open it would remove its log
             self._refuse_beside_models("is empty")
@@ -75,6 +83,15 @@ class Database:
                 self._db.close()
                 raise
         self._counts: Counter[str] = Counter()
+
+    def _refuse_anothers(self) -> None:
+        """A new federation does not begin beside what another part of fedtide keeps."""
+        for name, whose in _ANOTHERS.items():
+            if (self.folder / name).exists():
+                raise StateError(
+                    f"the folder {str(self.folder)!r} is {whose}: it holds {name!r}",
+                    hint="give the coordinator a state_dir of its own",
+                )
 
     def _refuse_beside_models(self, state: str) -> None:
         """It is made before anything else is: a new one would silently begin a new federation."""

@@ -103,8 +103,6 @@ def run_coordinator(config: CoordinatorConfig) -> int:
 
 def _run(config: CoordinatorConfig, identity: Identity | None, bundle: Bundle, store: Store) -> int:
     inbox: Inbox[Item] = Inbox()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: inbox.put(_Stop()))
     clock, notify = Clock(), Notify()
     evaluate = _open_store(config, bundle, store, clock)
     session = f"{os.getpid():x}-{time.time_ns() // 1_000_000:x}"
@@ -125,6 +123,8 @@ def _run(config: CoordinatorConfig, identity: Identity | None, bundle: Bundle, s
     taker = FigureTaker(store, lambda: aggregation.last_ms)
     members = Members.of(config.members)
     service = Service(config, bundle, store, link, aggregation.start, session, members)
+    for number in (signal.SIGTERM, signal.SIGINT):  # not before there is somebody to hear them
+        signal.signal(number, lambda *_: inbox.put(_Stop()))
     try:
         with _metrics(config, traffic, taker, inbox) as show:
             service.start(clock.now_ms())

@@ -16,8 +16,12 @@ import msgspec
 from msgspec import Meta, Struct
 
 from fedtide.errors import ConfigError
+from fedtide.files import read_regular
+from fedtide.limits import DEVICES_MAX
 
 _HINT = "the registrar writes it; `fedtide server init` made it"
+_BYTES_MAX = 2_000 * DEVICES_MAX
+"""Of the file: a device takes some 150, and ten times as many as can be online may be in it."""
 _UNREADABLE = (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _log = logging.getLogger(__name__)
 
@@ -53,7 +57,7 @@ class Members:
             self._read(self._stat())
         except _UNREADABLE as exc:
             raise ConfigError(
-                f"the list of members {str(path)!r} cannot be read: {exc}", hint=_HINT
+                f"the list of members {str(path)!r} cannot be read: {_said(exc)}", hint=_HINT
             ) from exc
 
     @classmethod
@@ -75,7 +79,9 @@ class Members:
                 self._read(stamp)
         except _UNREADABLE as exc:
             if self._stamp is not None or self._keys:
-                _log.error("the list of members cannot be read, so nobody is believed: %s", exc)
+                _log.error(
+                    "the list of members cannot be read, so nobody is believed: %s", _said(exc)
+                )
             self._stamp, self._keys = None, {}
         return self._keys.get(device_id)
 
@@ -89,7 +95,12 @@ class Members:
 
     def _read(self, stamp: _Stamp) -> None:
         """As of `stamp`, which was looked at before: what is replaced meanwhile is read again."""
-        raw = self._path.read_bytes()
+        raw = read_regular(self._path, _BYTES_MAX)
         devices = msgspec.json.decode(raw, type=MembersFile).devices
         self._keys = {name: bytes.fromhex(member.key) for name, member in devices.items()}
         self._stamp = stamp
+
+
+def _said(error: Exception) -> str:
+    """Without the path, which its reader is told or knows."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)

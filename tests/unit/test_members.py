@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,7 @@ def test_it_is_not_read_again_while_it_stays(
     path = tmp_path / "members.json"
     write(path, {"alpha": {"key": KEY.hex()}})
     members = Members(path)
-    monkeypatch.setattr(Path, "read_bytes", lambda _path: pytest.fail("read again"))
+    monkeypatch.setattr("fedtide.members.read_regular", lambda *_: pytest.fail("read again"))
     assert members.key("alpha") == KEY
 
 
@@ -81,3 +82,12 @@ def test_where_it_cannot_be_read_nobody_is_a_member(
 def test_a_missing_list_is_a_message(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"list of members .*members\.json"):
         Members(tmp_path / "members.json")
+
+
+def test_a_list_without_an_end_is_none(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tmp_path / "members.json"
+    write(path, {"alpha": {"key": KEY.hex()}})
+    members = Members(path)
+    os.truncate(path, 1 << 40)  # no room is taken
+    assert members.key("alpha") is None
+    assert "it has more than 20,000,000 bytes" in caplog.text

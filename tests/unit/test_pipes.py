@@ -17,6 +17,7 @@ from fedtide.files import NoFileOfOursError, read_checked, read_regular
 from fedtide.host_check import is_locked
 from fedtide.keys import load_key
 from fedtide.launch import module_command, module_environment
+from fedtide.members import Members
 from registrar.broker_control import broker_process
 from registrar.layout import Layout
 from tests.server import told
@@ -79,6 +80,17 @@ def test_a_key_a_lock_a_blob(tmp_path: Path) -> None:
     blobs = BlobStore(tmp_path / "state", read_only=True)
     with pytest.raises(NoFileOfOursError):
         blobs.read(pipe(blobs.path("ab" * 32)).name)
+
+
+def test_the_list_of_members(tmp_path: Path) -> None:
+    path = tmp_path / "members.json"
+    path.write_bytes(b'{"devices": {}}')
+    members = Members(path)
+    with pytest.raises(
+        ConfigError, match=r"members\.json' cannot be read: it is no regular file\n"
+    ):
+        Members(pipe(path))
+    assert members.key("alpha") is None
 
 
 def test_the_brokers_process_id(layout: Layout) -> None:

@@ -440,6 +440,30 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         Store(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "whose"),
+    [
+        ("client.toml", "a device's"),
+        ("identity/joined_by", "a device's"),
+        ("session.1", "a device's"),
+        ("registry.db", "the registrar's"),
+    ],
+)
+def test_no_federation_begins_in_the_folder_of_another_part(
+    tmp_path: Path, name: str, whose: str
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "blobs" / ("ab" * 32)).touch()  # its models are no reason to remove the folder
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(
+        StateError, match=rf"is {whose}: it holds '{name}'\n\nhint: .*state_dir of its own"
+    ):
+        Store(tmp_path)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 def test_models_without_their_database_are_not_begun_anew(store: Store, tmp_path: Path) -> None:
     """A coordinator that was given half of its folder must not publish the initial model again."""
     store.blobs.put(b"a model")
