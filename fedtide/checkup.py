@@ -12,6 +12,8 @@ from msgspec import Struct
 
 from fedtide.errors import FedtideError, denied
 
+SECONDS = 14.0
+"""For all checks together. A Raspberry Pi's SD card may need ten to import the runtime."""
 Level = Literal["ok", "warning", "problem"]
 
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import math
 import zipfile
 from pathlib import Path
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, BinaryIO, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fedtide.errors import DataError
+from fedtide.files import NoFileOfOursError, open_regular
 from fedtide.manifest import Array, Manifest
 from fedtide.memory_limit import available_bytes
 
@@ -57,6 +58,24 @@ def load_dataset(path: Path, manifest: Manifest, divisor: float | None = None) -
     return Dataset(training, held_out)
 
 
+def open_data(path: Path) -> BinaryIO:
+    """A file of examples, to read it.
+
+    Raises:
+        DataError: it cannot be opened, or is something else: a pipe would keep us waiting for ever.
+    """
+    try:
+        return open_regular(path)
+    except OSError as exc:
+        other = isinstance(exc, NoFileOfOursError)
+        raise DataError(
+            f"data file {str(path)!r} cannot be read: {exc.strerror}",
+            hint="a file is expected: no folder, no pipe, no device"
+            if other
+            else "correct the path, or let this user read the file",
+        ) from exc
+
+
 def read_arrays(path: Path) -> dict[str, AnyArray]:
     """Every array of an .npz, by name.
 
@@ -64,7 +83,7 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
         DataError: the file is missing or unreadable.
     """
     try:
-        with path.open("rb") as file:
+        with open_data(path) as file:
             if file.read(4) not in _ARCHIVE or not zipfile.is_zipfile(file):
                 raise ValueError("it is no .npz archive, or not all of one")
             file.seek(0)
@@ -73,6 +92,8 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
                 if size > available_bytes():
                     raise ValueError(f"it takes {size:,} bytes, more memory than there is here")
                 return {name: _array(archive, name) for name in archive.files}
+    except DataError:
+        raise
     except Exception as exc:  # those of numpy, zipfile and zlib share no base class
         raise DataError(
             f"data file {str(path)!r} cannot be read: {exc}",

@@ -11,12 +11,11 @@ from typing import Protocol
 
 import msgspec
 
-from fedtide.checkup import Finding
+from fedtide.checkup import SECONDS, Finding
 from fedtide.config import load_config
 from fedtide.errors import ConfigError
 from fedtide.logs import escaped
 
-SECONDS = 14.0
 PROBLEMS_EXIT_CODE = 8
 """Of none of the errors."""
 _SIGNS = {"ok": "ok     ", "warning": "WARNING", "problem": "PROBLEM"}

@@ -5,6 +5,7 @@ Nothing here is imported before it is needed: a client with an .npz starts witho
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Hashable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -110,16 +111,21 @@ def open_source(config: DataConfig) -> Source:
             return UserFunction(config)
 
 
-def file_stamp(path: Path) -> Hashable:
-    """Of one file or folder.
+def file_stamp(path: Path, key: str = "path") -> Hashable:
+    """Of one file or folder, which `[data]` names by `key`.
 
     Raises:
-        DataError: there is none, or it may not be seen.
+        DataError: there is none, or it may not be seen, or whoever reads it might wait for ever.
     """
     try:
         status = path.stat()
     except OSError as exc:
         raise DataError(
-            f"there is no data file {str(path)!r}: {exc.strerror}", hint="correct [data] path"
+            f"there is no data file {str(path)!r}: {exc.strerror}", hint=f"correct [data] {key}"
         ) from exc
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
+        raise DataError(
+            f"{str(path)!r} cannot be read as data: it is no regular file",
+            hint=f"a file is expected, no pipe and no device: correct [data] {key}",
+        )
     return status.st_ino, status.st_mtime_ns, status.st_size

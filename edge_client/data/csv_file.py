@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 from collections import Counter
 from collections.abc import Hashable, Iterator
+from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
@@ -12,6 +13,7 @@ from edge_client.data import Loaded, Problems, file_stamp
 from edge_client.data.collector import Collector
 from edge_client.data.config import DataConfig
 from edge_client.data.table import Table, chosen_columns
+from fedtide.dataset import open_data
 from fedtide.errors import DataError
 from fedtide.manifest import Manifest
 
@@ -81,10 +83,7 @@ class _Reading:
         self.count = 0
 
     def __enter__(self) -> _Reading:
-        try:
-            self._file: IO[str] = self._path.open(encoding="utf-8-sig", newline="")
-        except OSError as exc:
-            raise DataError(f"data file {str(self._path)!r} cannot be read: {exc}") from exc
+        self._file = TextIOWrapper(open_data(self._path), encoding="utf-8-sig", newline="")
         lines = _whole_lines(self._file, self)
         self._reader = csv.reader(
             lines, delimiter=self.delimiter, skipinitialspace=True, strict=True
@@ -150,7 +149,7 @@ def _lines(path: Path) -> int:
     """At least as many as there are rows."""
     counts = [0, 0]
     try:
-        with path.open("rb") as file:
+        with open_data(path) as file:
             while part := file.read(_COUNTED_BYTES):
                 counts = [counts[0] + part.count(b"\n"), counts[1] + part.count(b"\r")]
     except OSError as exc:

@@ -54,7 +54,7 @@ class UserFunction:
         """Of the function's file and what it reads; where that is not known, always another."""
         stamps: list[Hashable] = []
         if self._file.endswith(".py"):
-            stamps.append(file_stamp(Path(self._file)))
+            stamps.append(file_stamp(Path(self._file), "function"))
         path = self._config.path
         stamps.append(next(self._calls) if path is None else file_stamp(path))
         return tuple(stamps)

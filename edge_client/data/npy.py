@@ -14,7 +14,7 @@ from edge_client.data.arrays import array_text, left_out
 from edge_client.data.choice import chosen_rows, divided
 from edge_client.data.config import DataConfig
 from edge_client.data.rows import FileRows, rows_of_part
-from fedtide.dataset import check_counts, check_kind, check_values
+from fedtide.dataset import check_counts, check_kind, check_values, open_data
 from fedtide.errors import DataError
 from fedtide.manifest import Array, Manifest
 
@@ -36,7 +36,8 @@ class NpyFiles:
 
     def stamp(self) -> Hashable:
         """Of both files."""
-        return tuple(file_stamp(path) for path in self._paths)
+        path, labels_path = self._paths
+        return file_stamp(path), file_stamp(labels_path, "labels_path")
 
     def describe(self) -> dict[str, Any]:
         """Both arrays, as their headers say."""
@@ -72,7 +73,7 @@ def _rows(path: Path, expected: Array, name: str, divisor: float | None) -> File
 
 def _header(path: Path) -> _Header:
     try:
-        with path.open("rb") as file:
+        with open_data(path) as file:
             version = np.lib.format.read_magic(file)
             early = version == (1, 0)
             read = (
@@ -89,6 +90,8 @@ def _header(path: Path) -> _Header:
             raise ValueError("it is in Fortran's order; numpy.ascontiguousarray makes it C's")
         if min(shape, default=0) < 0 or said > there:
             raise ValueError(f"it is said to be {dtype}{list(shape)}, there are {there:,} bytes")
+    except DataError:
+        raise
     except Exception as exc:  # numpy's parser raises what Python's does
         raise DataError(
             f"data file {str(path)!r} cannot be read: {exc}",

@@ -118,7 +118,7 @@ class _OpenFile:
     """Closed with the last rows that are in use."""
 
     def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         weakref.finalize(self, os.close, self.descriptor)
 
 

@@ -14,6 +14,7 @@ from edge_client.data.collector import Collector
 from edge_client.data.config import DataConfig
 from edge_client.data.table import Table, chosen_columns
 from fedtide.errors import DataError
+from fedtide.files import require_database
 from fedtide.manifest import Manifest
 
 _BUSY_S = 2.0
@@ -87,6 +88,12 @@ class SqliteQuery:
             NotNowError: another program holds it locked.
         """
         file_stamp(self._path)
+        try:
+            require_database(self._path)
+        except OSError as exc:
+            raise DataError(
+                f"database {str(exc.filename)!r} cannot be read: {exc.strerror}"
+            ) from exc
         until_s = time.monotonic() + self._config.time_ms_max / 1000
         database = None
         try:

@@ -11,10 +11,8 @@ from collections.abc import Callable
 from edge_client.doctor import check
 from edge_client.membership.layout import Layout
 from fedtide import units
+from fedtide.checkup import SECONDS
 from fedtide.host_check import is_locked
-
-SECONDS = 60.0
-"""A Raspberry Pi's SD card may need ten of them to import the runtime."""
 
 
 def self_test(layout: Layout, say: Callable[[str], None], unit: str = "") -> int:

@@ -9,17 +9,23 @@ import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edge_client.data import Problems, open_source
+from edge_client.data.rows import FileRows
 from fedtide.blobs import BlobStore
-from fedtide.errors import ConfigError
+from fedtide.dataset import load_dataset
+from fedtide.errors import ConfigError, DataError
 from fedtide.files import NoFileOfOursError, read_checked, read_regular
 from fedtide.host_check import is_locked
 from fedtide.keys import load_key
 from fedtide.launch import module_command, module_environment
+from fedtide.manifest import Array
 from fedtide.members import Members
 from registrar.broker_control import broker_process
 from registrar.layout import Layout
+from tests.contract.local_data import KINDS, MANIFEST, examples
 from tests.server import told
 
 WAIT_S = 20
@@ -143,3 +149,30 @@ def test_databases(layout: Layout, tmp_path: Path, name: str, action: str) -> No
     assert "it is no regular file" in said
     assert str(path) in said
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["npz", "npy", "csv", "sqlite", "function"])
+def test_local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    kind = KINDS[name](tmp_path)
+    kind.write(*examples(5))
+    source, path = open_source(kind.config()), kind.config().path
+    assert path is not None
+    pipe(path)
+    with pytest.raises(DataError, match=r"cannot be read.* it is no regular file"):
+        source.stamp()
+    if name == "function":
+        return  # it has a time limit
+    # It may also have come after that.
+    monkeypatch.setattr(f"edge_client.data.{type(source).__module__[17:]}.file_stamp", print)
+    for read in (source.describe, lambda: source.load(MANIFEST, Problems())):
+        with pytest.raises(DataError, match=r"cannot be read.* it is no regular file"):
+            read()
+
+
+def test_other_examples(tmp_path: Path) -> None:
+    path = pipe(tmp_path / "d.npz")
+    with pytest.raises(DataError, match=r"cannot be read.* it is no regular file"):
+        load_dataset(path, MANIFEST)
+    rows = FileRows(path, 0, (1,), np.dtype("int64"), Array((), "int64"), None)
+    with pytest.raises(DataError, match="cannot be read"):
+        rows[:1]
