@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
 from fedtide.config import load_config
+from fedtide.errors import AS_ROOT, ConfigError
 
 ETC = Path("/etc/fedtide")
 
@@ -45,6 +47,8 @@ def run(parsed: argparse.Namespace) -> int:
 
     config_path, registrar_path = parsed.config, parsed.registrar
     if config_path is None:
+        if os.geteuid() != 0:
+            raise ConfigError("a backup of the whole server takes root's rights", hint=AS_ROOT)
         config_path, registrar_path = ETC / "coordinator.toml", ETC / "registrar.toml"
     config = load_config(config_path, CoordinatorConfig)
     others = [of_file(COORDINATOR_TOML, config_path)]

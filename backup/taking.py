@@ -41,7 +41,7 @@ from coordinator.figures import BACKUP_NAME
 from coordinator.store import Store
 from fedtide import __version__
 from fedtide.errors import ConfigError, DamagedError, StateError
-from fedtide.files import disk_errors_of, locked, sync_folder
+from fedtide.files import disk_errors_of, locked, require_place, sync_folder
 from fedtide.ownership import as_owner_of
 from registrar.config import RegistrarConfig
 
@@ -67,7 +67,7 @@ def take_backup(
         BundleError: the bundle of the configuration is not there, or not that of the state.
     """
     out = out.absolute()
-    _require_place(out)
+    require_place(out)
     work = out.with_name(f".{out.name}.new")
     with disk_errors_of(out.parent):
         _make_own(work)
@@ -85,19 +85,6 @@ def take_backup(
         with as_owner_of(config.state_dir):
             (config.state_dir / BACKUP_NAME).touch(mode=0o600)
     return contents
-
-
-def _require_place(out: Path) -> None:
-    """Before an hour's work.
-
-    Raises:
-        ConfigError: its folder is not there, or something that is no file is.
-    """
-    with disk_errors_of(out.parent):
-        if not out.parent.is_dir():
-            raise ConfigError(f"--out {str(out)!r}: there is no such folder", hint="make it first")
-        if out.exists() and not out.is_file():
-            raise ConfigError(f"--out {str(out)!r} is no file", hint="name a file in a folder")
 
 
 def _make_own(work: Path) -> None:

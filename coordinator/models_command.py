@@ -11,7 +11,7 @@ from coordinator.recompute import recompute
 from coordinator.store import Model, Store
 from fedtide.bundle import open_stored_bundle
 from fedtide.errors import BundleError, ConfigError, StateError
-from fedtide.files import disk_errors_of, write_atomically
+from fedtide.files import require_place, write_atomically
 from fedtide.manifest import Manifest
 from fedtide.measures import Metrics
 from fedtide.safetensors import encode_safetensors
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         metavar="FILE",
-        help=".onnx for inference, or .safetensors for the flat vector; missing folders are made",
+        help=".onnx for inference, or .safetensors for the flat vector",
     )
 
 
@@ -150,6 +150,7 @@ def _mean(metrics: Metrics | None, name: str) -> float | None:
 def _export(store: Store, model: Model, out: Path) -> None:
     if out.suffix not in (".onnx", ".safetensors"):
         raise ConfigError(f"--out {str(out)!r} ends in neither .onnx nor .safetensors")
+    require_place(out)
     digest = store.fact("bundle")
     if digest is None:
         raise StateError("the state names no bundle: this coordinator has never started")
@@ -167,12 +168,8 @@ def _export(store: Store, model: Model, out: Path) -> None:
         content = _with_weights(bundle.read(bundle.manifest.inference), bundle.manifest, vector)
     else:
         content = encode_safetensors(vector)
-    new_folder = not out.parent.exists()
-    with disk_errors_of(out.parent):
-        out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(out, content)
-    place = f", in the new folder {str(out.parent)!r}" if new_folder else ""
-    print(f"{out}: model {model.version}, {len(content):,} bytes{place}")
+    print(f"{out}: model {model.version}, {len(content):,} bytes")
 
 
 def _with_weights(inference: bytes, manifest: Manifest, vector: Vector) -> bytes:

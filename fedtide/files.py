@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from fedtide.errors import AS_ROOT, StateError
+from fedtide.errors import AS_ROOT, ConfigError, StateError
 from fedtide.failpoints import reach
 
 _UNFINISHED = ".new"
@@ -187,6 +187,19 @@ def make_folder(folder: Path) -> None:
         for path in reversed(missing):
             path.mkdir(mode=0o700, exist_ok=True)
             sync_folder(path.parent)
+
+
+def require_place(out: Path) -> None:
+    """Make sure that the file of `--out` can be made, before an hour's work; folders that are
+    missing are a typing error rather than a wish.
+
+    Raises:
+        ConfigError: its folder is not there, or something that is no file is.
+    """
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"--out {str(out)!r}: there is no such folder", hint="make it first")
+    if out.exists() and not out.is_file():
+        raise ConfigError(f"--out {str(out)!r} is no file", hint="name a file in a folder")
 
 
 def remove_tree(path: Path) -> None:

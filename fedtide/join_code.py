@@ -24,7 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Meta, Struct
 
-from fedtide.errors import ConfigError
+from fedtide.errors import AS_ROOT, ConfigError
 from fedtide.messages import Identifier
 from fedtide.topics import CLAIM_PREFIX
 
@@ -32,10 +32,12 @@ VERSION = 1
 CODE_CHARS_MAX = 8192
 """Of a code; ours have about 1,300."""
 
-_NAME, _PREFIX = "fedtide-join-", f"fedtide-join-{VERSION}."
+_NAME = "fedtide-join-"
+PREFIX = f"{_NAME}{VERSION}."
+"""Of a code of this version."""
 _HINT = (
     "copy it again, whole: one line that begins with "
-    f"{_PREFIX}; or make a new one on the server: fedtide device add NAME"
+    f"{PREFIX}; or make a new one on the server: fedtide device add NAME"
 )
 
 
@@ -75,7 +77,7 @@ def write_join_code(code: JoinCode) -> str:
     """The line, without a line break."""
     body = msgspec.msgpack.encode(code)
     raw = len(body).to_bytes(2, "little") + zlib.crc32(body).to_bytes(4, "little") + body
-    return _PREFIX + base64.urlsafe_b64encode(raw).decode().rstrip("=")
+    return PREFIX + base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
 
 def parse_join_code(text: str) -> JoinCode:
@@ -85,16 +87,16 @@ def parse_join_code(text: str) -> JoinCode:
         ConfigError: it is no join code, cut off, mistyped, or of another version.
     """
     word = "".join(text.split()).strip("\"'`")
-    if not word.startswith(_PREFIX):
+    if not word.startswith(PREFIX):
         raise _not_ours(word)
     if len(word) > CODE_CHARS_MAX:
         raise ConfigError(f"this is longer than a join code: {len(word):,} characters", hint=_HINT)
-    digits = word.removeprefix(_PREFIX)
+    digits = word.removeprefix(PREFIX)
     strange = re.search(r"[^A-Za-z0-9_-]", digits)
     if strange is not None:
         raise ConfigError(
             f"the join code has a character that belongs to none: {strange.group()!r}, the "
-            f"{len(_PREFIX) + strange.start() + 1}th",
+            f"{len(PREFIX) + strange.start() + 1}th",
             hint=_HINT,
         )
     body = _checked_body(digits)
@@ -129,6 +131,11 @@ def read_join_code(given: str) -> JoinCode:
             return parse_join_code(file.read(2 * CODE_CHARS_MAX))
     except UnicodeDecodeError as exc:
         raise ConfigError(f"{given!r} is no join file", hint=_HINT) from exc
+    except PermissionError as exc:
+        raise ConfigError(
+            f"the join file {given!r} is not yours to read",
+            hint=f"let this user read it (chown), or {AS_ROOT}",
+        ) from exc
     except (OSError, ValueError) as exc:
         shown = given if len(given) <= 60 else given[:60] + "…"
         raise ConfigError(
@@ -173,8 +180,8 @@ def _checked_body(digits: str) -> bytes:
     wanted = int.from_bytes(length, "little")
     if len(raw) < 6 or len(body) < wanted:
         raise ConfigError(
-            f"the join code was cut off: {len(_PREFIX) + len(digits):,} characters are there"
-            + (f" of {len(_PREFIX) + -(-(wanted + 6) * 4 // 3):,}" if len(raw) >= 6 else ""),
+            f"the join code was cut off: {len(PREFIX) + len(digits):,} characters are there"
+            + (f" of {len(PREFIX) + -(-(wanted + 6) * 4 // 3):,}" if len(raw) >= 6 else ""),
             hint=_HINT,
         )
     if len(body) > wanted:
@@ -194,7 +201,7 @@ def _not_ours(word: str) -> ConfigError:
         )
     if not word:
         return ConfigError("there is no join code: it is empty", hint=_HINT)
-    if _PREFIX.startswith(word):
+    if PREFIX.startswith(word):
         return ConfigError("the join code was cut off", hint=_HINT)
     shown = word if len(word) <= 40 else word[:40] + "…"
     return ConfigError(f"{shown!r} is no join code", hint=_HINT)

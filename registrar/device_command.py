@@ -14,7 +14,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from fedtide.errors import ConfigError
-from fedtide.files import write_secret
+from fedtide.files import require_place, write_secret
 from fedtide.join_code import JoinCode, write_join_code
 from fedtide.keys import new_key, public_bytes
 from fedtide.ownership import as_owner_of
@@ -77,8 +77,8 @@ def _add(parsed: argparse.Namespace) -> int:
     out: Path | None = parsed.out
     if out is not None and out.exists():
         raise ConfigError(f"--out {str(out)!r} is there already", hint="remove it, or name another")
-    if out is not None and not out.absolute().parent.is_dir():
-        raise ConfigError(f"--out {str(out)!r}: there is no such folder", hint="make it first")
+    if out is not None:
+        require_place(out)
     with opened(parsed.config) as office:
         claim_id = f"{CLAIM_PREFIX}{secrets.token_hex(4)}"
         key, now = new_key(), datetime.now(UTC)

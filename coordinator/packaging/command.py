@@ -14,7 +14,7 @@ from coordinator.packaging.own_wheel import own_wheel
 from coordinator.packaging.run_file import make_run_file
 from coordinator.packaging.wheels import Target, Wheel, download
 from fedtide.errors import ConfigError
-from fedtide.files import disk_errors_of, write_atomically
+from fedtide.files import disk_errors_of, require_place, write_atomically
 
 MACHINES = ("aarch64", "x86_64")
 PYTHONS = ("3.11", "3.13")
@@ -60,6 +60,10 @@ def run(parsed: argparse.Namespace) -> int:
     for python in pythons:
         if re.fullmatch(r"3\.\d{1,2}", python) is None:
             raise ConfigError(f"--python {python!r} is no version of Python", hint="as in 3.11")
+    if parsed.wheels is not None and not parsed.wheels.is_dir():
+        raise ConfigError(
+            f"--wheels {str(parsed.wheels)!r}: there is no such folder", hint="name one of wheels"
+        )
     extras = list(dict.fromkeys(parsed.extras))
     path = parsed.out or _file_of(own.version, parsed.arch, pythons, extras)
     _check_writable(path)  # before minutes of fetching
@@ -91,8 +95,7 @@ def _file_of(version: str, machine: str, pythons: list[str], extras: list[str]) 
 
 def _check_writable(path: Path) -> None:
     """Raises ConfigError, StateError: no file can be written there."""
-    if path.is_dir():
-        raise ConfigError(f"--out {str(path)!r} is a folder", hint="name a file in it")
+    require_place(path)
     with disk_errors_of(path.parent), tempfile.TemporaryFile(dir=path.parent):
         pass
 

@@ -129,7 +129,9 @@ def download(
         raise ConfigError(
             f"pip found no wheels of the client for Python {target.python} on {target.machine}:\n"
             + "\n".join(said[-6:]),
-            hint="is the package index reachable? --wheels FOLDER takes wheels from a folder",
+            hint="put them into that folder (pip download)"
+            if source
+            else "is the package index reachable? --wheels FOLDER takes wheels from a folder",
         )
     wheels = [Wheel(path.name, path.read_bytes()) for path in sorted(folder.glob("*.whl"))]
     check_complete(wheels, target, extras)

@@ -26,7 +26,7 @@ from fedtide.errors import ConfigError, DataError
 from fedtide.failpoints import reach
 from fedtide.files import locked, make_folder, remove_tree, write_atomically
 from fedtide.identity import CA_NAME, CERTIFICATE_NAME, Identity, load_identity, read_certificate
-from fedtide.join_code import JoinCode, clock_trouble, read_join_code
+from fedtide.join_code import PREFIX, JoinCode, clock_trouble, read_join_code
 from fedtide.logs import escaped
 from fedtide.ownership import as_owner_of
 
@@ -44,6 +44,11 @@ def join(parsed: argparse.Namespace) -> int:
         StateError: the disk is full or failing.
         FedtideError: the service does not start.
     """
+    if len(parsed.code) > 1 and not parsed.code[0].startswith(PREFIX):
+        raise ConfigError(
+            f"a device joins by one join code, and these are {len(parsed.code)} arguments",
+            hint="give one join file",
+        )
     code = read_join_code("".join(parsed.code))
     data = None if parsed.data is None else parsed.data.expanduser().absolute()
     if data is not None and not data.exists():

@@ -19,6 +19,7 @@ NOBODY = 65534
 USED = (
     "backup.backup_command",
     "coordinator.doctor",
+    "edge_client.membership.join_command",
     "registrar.doctor",
     "registrar.service",
     "tarfile",
@@ -78,6 +79,24 @@ def test_who_forgets_sudo_is_told(layout: Layout) -> None:
             said = refused(*words)
         assert "Permission denied" in said, words
         assert AS_ROOT in said, words
+
+
+def test_a_whole_server_is_backed_up_by_root() -> None:
+    with as_nobody():
+        said = refused("server", "backup", "--out", "/nowhere/b")
+    assert "takes root's rights" in said
+    assert AS_ROOT in said
+
+
+def test_a_join_file_that_this_user_may_not_read(layout: Layout) -> None:
+    file = layout.root / "pi-1.join"
+    file.write_text("secret")
+    file.chmod(0)
+    with as_nobody():
+        said = refused("device", "join", str(file), "--folder", "/nowhere")
+    assert f"the join file {str(file)!r} is not yours to read" in said
+    assert AS_ROOT in said
+    assert "copy it again" not in said
 
 
 def test_a_configuration_that_this_user_may_not_read(layout: Layout) -> None:

@@ -366,6 +366,11 @@ def test_a_folder_that_cannot_be_made_is_a_message(
             make()
 
 
+def test_two_join_files_are_one_too_many(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["device", "join", "a.join", "b.join"]) == 2
+    assert "by one join code, and these are 2 arguments" in capsys.readouterr().err
+
+
 # ---- leaving ----
 
 
