@@ -178,6 +178,8 @@ class Enrolment:
         if newest is not None and device.new_name is None and _is_young(newest, now_ms):
             return newest
         next_name = device.new_name or device.name
+        if newest is not None:  # by a clock that is behind, the next one would end before this one
+            now_ms = max(now_ms, newest.issued_at_ms)
         pem = self._authority.sign_device(next_name, key, _time(now_ms))
         certificate = self._registry.renew(device.name, pem, now_ms)
         _log.info("device %r has a new certificate, as %r", device.name, next_name)

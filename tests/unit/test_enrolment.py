@@ -191,6 +191,22 @@ def test_a_certificate_renews_at_two_thirds_of_its_life(office: Office) -> None:
     assert office.ask("pi-1", key, key, NOW_MS + 2 * LIFE_MS // 3 + 2 * HOUR_MS) == renewed
 
 
+@pytest.mark.parametrize("wrong", [timedelta(days=300), timedelta(days=-2000)])
+def test_a_clock_that_is_wrong_for_a_while_shuts_no_device_out(
+    office: Office, wrong: timedelta
+) -> None:
+    key = office.join("pi-1")
+    for name, new_name in (("pi-1", None), ("pi-1", "kitchen"), ("kitchen", None)):
+        if new_name is not None:
+            office.registry.rename(name, new_name, NOW_MS)
+        for at in (NOW + wrong, NOW + timedelta(days=1)):  # a day's question, and the next day's
+            answer = office.ask(name, key, key, round(at.timestamp() * 1000))
+            assert isinstance(answer, Enrolled)
+            certificate = x509.load_der_x509_certificate(answer.certificate)
+            assert certificate.not_valid_before_utc < NOW
+            assert certificate.not_valid_after_utc > NOW + DEVICE_LIFE / 2
+
+
 def test_a_renamed_device_gets_its_new_name_also_if_the_answer_is_lost(office: Office) -> None:
     key = office.join("pi-1")
     office.registry.rename("pi-1", "kitchen", NOW_MS)
