@@ -26,7 +26,7 @@ from coordinator.config import CoordinatorConfig
 from coordinator.exposition import Exposition
 from coordinator.figures import Figures
 from coordinator.traffic import Traffic
-from fedtide.errors import ConfigError
+from fedtide.errors import FedtideError
 
 _log = logging.getLogger(__name__)
 
@@ -85,7 +85,8 @@ class MetricsServer:
         """Bind.
 
         Raises:
-            ConfigError: somebody else listens there, or it is no address of this machine.
+            FedtideError: somebody else listens there, or it is no address of this machine. It may
+                be soon: a VPN comes up after us.
         """
         self.figuring = Figuring(ask)
         registry = CollectorRegistry(auto_describe=False)
@@ -95,9 +96,10 @@ class MetricsServer:
         try:
             self._server = _Server(address, registry)
         except OSError as exc:
-            raise ConfigError(
+            raise FedtideError(
                 f"metrics.listen {config.metrics.listen!r} cannot be listened at: {exc.strerror}",
-                hint="choose another port, or stop who has it (ss -ltnp shows that)",
+                hint="choose another port, or stop who has it (ss -ltnp shows that); a service "
+                "tries again",
             ) from exc
         self._thread = threading.Thread(
             target=self._server.serve_forever, args=(LOOK_S,), name="metrics", daemon=True

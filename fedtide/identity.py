@@ -5,12 +5,13 @@
     ca.pem            the authority's certificate: the one root of trust
     key_set           the newest known keys of the coordinator (`fedtide.key_set`)
 
-The one key signs both the TLS handshake with the broker and the seals of messages. Only whether a
-certificate is over is checked here: a device may have no clock, and boots in 1970.
+The one key signs both the TLS handshake with the broker and the seals of messages. Whether the
+certificate is over is the broker's to judge: a clock that is wrong at the start may be right soon.
 """
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,6 +35,7 @@ KEY_NAME, CERTIFICATE_NAME, CA_NAME, KEY_SET_NAME = (
     "ca.pem",
     "key_set",
 )
+_log = logging.getLogger(__name__)
 _HINT = "a device gets its identity by `fedtide device join`, a server by `fedtide server init`"
 
 
@@ -47,6 +49,22 @@ class Identity:
     certificate: x509.Certificate
     authority: bytes
     """The public key of the authority, uint8[32]."""
+
+    @property
+    def over_at(self) -> datetime:
+        """When the certificate ends."""
+        return self.certificate.not_valid_after_utc
+
+    def warn_if_over(self) -> None:
+        """Say so in the log, where the broker's refusal will follow, or will not."""
+        if self.over_at <= datetime.now(UTC):
+            _log.warning(
+                "by this machine's clock the certificate of %r is over since %s UTC: if the broker "
+                "refuses it, check the clock; if that is right, get a new identity: %s",
+                self.name,
+                f"{self.over_at:%Y-%m-%d %H:%M}",
+                _HINT,
+            )
 
     def broker(self, config: BrokerConfig) -> BrokerConfig:
         """How to reach the broker as this identity.
@@ -91,12 +109,12 @@ class Identity:
         write_atomically(self.folder / KEY_SET_NAME, raw)
 
 
-def load_identity(folder: Path, *, now: datetime | None = None) -> Identity:
-    """The identity in `folder`.
+def load_identity(folder: Path) -> Identity:
+    """The identity in `folder`, were it over.
 
     Raises:
-        ConfigError: a file is missing or unusable, others can read the key, the files do not belong
-            together, or the certificate is over; the message names the file.
+        ConfigError: a file is missing or unusable, others can read the key, or the files do not
+            belong together; the message names the file.
     """
     require_folder(folder)
     key = load_key(folder / KEY_NAME)
@@ -120,12 +138,6 @@ def load_identity(folder: Path, *, now: datetime | None = None) -> Identity:
         raise ConfigError(
             f"{where} is not signed by the authority in {CA_NAME} beside it", hint=_HINT
         ) from exc
-    over_at = certificate.not_valid_after_utc
-    if over_at <= (now or datetime.now(UTC)):
-        raise ConfigError(
-            f"{where} was valid until {over_at:%Y-%m-%d %H:%M} UTC",
-            hint=f"check this machine's clock; if it is right, get a new identity: {_HINT}",
-        )
     return Identity(folder, _name(certificate, where), key, certificate, public_bytes(authority))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from fedtide.checkup import Finding, ok, warning
+from fedtide.checkup import Finding, ok, problem, warning
 from fedtide.picture import Snapshot
 from fedtide.topics import Topics
 
@@ -25,9 +25,15 @@ def check_identity(folder: Path, topics: Topics) -> Iterator[Finding]:
     from fedtide.trust import KeyRing
 
     identity = load_identity(folder)
-    over_at = identity.certificate.not_valid_after_utc
-    said = f"the certificate of {identity.name!r} is valid until {over_at:%Y-%m-%d}"
-    if over_at - datetime.now(UTC) < SOON:
+    left = identity.over_at - datetime.now(UTC)
+    said = f"the certificate of {identity.name!r} is valid until {identity.over_at:%Y-%m-%d}"
+    if left <= timedelta():
+        yield problem(
+            f"{said}: by this machine's clock it is over",
+            "check the clock (timedatectl); if it is right, a device joins anew, and a "
+            "coordinator gets another certificate by `fedtide server rotate-key`",
+        )
+    elif left < SOON:
         yield warning(
             said, "it should have renewed itself: look into the registrar's log, and this one's"
         )

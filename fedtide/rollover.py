@@ -92,7 +92,9 @@ def held_identity(folder: Path, owner: str) -> Iterator[Identity]:
     require_folder(folder)
     with locked(folder, owner):
         _take_next(folder)
-        yield load_identity(folder)
+        identity = load_identity(folder)
+        identity.warn_if_over()
+        yield identity
 
 
 def _take_next(folder: Path) -> None:

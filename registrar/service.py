@@ -164,6 +164,7 @@ def run_registrar(config: RegistrarConfig) -> None:
             f"the identity in {str(config.identity)!r} is that of {identity.name!r}",
             hint="`fedtide server init` makes that of the registrar",
         )
+    identity.warn_if_over()
     with locked(config.state_dir, "registrar"):
         authority = Authority.open(config.authority)
         registry = Registry(config.state_dir)

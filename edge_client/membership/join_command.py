@@ -112,8 +112,7 @@ def _existing(layout: Layout, code: JoinCode) -> Identity | None:
     folder = layout.identity
     if not (folder / CERTIFICATE_NAME).exists():
         return None
-    # Whether it is over is looked at below: then it may be replaced.
-    identity = load_identity(folder, now=datetime.min.replace(tzinfo=UTC))
+    identity = load_identity(folder)
     leave = "to become another device: fedtide device leave, then join again"
     ca = read_certificate(folder / CA_NAME)
     if ca.public_bytes(Encoding.DER) != code.ca:
@@ -121,7 +120,7 @@ def _existing(layout: Layout, code: JoinCode) -> Identity | None:
             f"this machine is device {identity.name!r} of another server's federation already",
             hint=leave,
         )
-    over_at, claim = identity.certificate.not_valid_after_utc, folder / _JOINED_BY
+    over_at, claim = identity.over_at, folder / _JOINED_BY
     over = over_at <= datetime.now(UTC)
     used = claim.read_text(encoding="utf-8", errors="replace") if claim.exists() else None
     if over and used == code.claim:

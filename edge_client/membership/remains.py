@@ -6,7 +6,6 @@ Without, each folder proves itself, since the one that was named may be anybody'
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 
 from edge_client.membership.joining import NEW_KEY_NAME
@@ -19,9 +18,9 @@ from fedtide.topics import is_device_name
 
 
 def identity_of(layout: Layout) -> Identity | None:
-    """The device's, were it over; None: there is none."""
+    """The device's; None: there is none."""
     try:
-        identity = load_identity(layout.identity, now=datetime.min.replace(tzinfo=UTC))
+        identity = load_identity(layout.identity)
     except (FedtideError, OSError):
         return None
     return identity if is_device_name(identity.name) else None

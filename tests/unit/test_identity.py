@@ -17,7 +17,10 @@ from fedtide.config import BrokerConfig
 from fedtide.errors import ConfigError
 from fedtide.files import write_secret
 from fedtide.identity import certificate_request, load_identity, write_identity
+from fedtide.identity_check import check_identity
 from fedtide.keys import key_id, load_key, new_key, public_bytes, save_key
+from fedtide.rollover import held_identity
+from fedtide.topics import Topics
 from tests.identities import NOW, Authority
 
 
@@ -150,17 +153,23 @@ def test_a_certificate_of_another_authority_is_refused(
         load_identity(tmp_path)
 
 
-def test_a_certificate_that_is_over_is_refused_and_one_in_the_future_is_not(
-    tmp_path: Path, authority: Authority
+def test_a_certificate_that_is_over_is_told_and_left_to_the_broker_to_judge(
+    tmp_path: Path, authority: Authority, caplog: pytest.LogCaptureFixture
 ) -> None:
-    key = new_key()
-    over = authority.certify("alpha", key.public_key(), until=NOW + timedelta(hours=1))
+    key, topics = new_key(), Topics("tides")
+    over = authority.certify("alpha", key.public_key(), until=NOW - timedelta(hours=1))
     write_identity(tmp_path, key, over, authority.pem, b"")
-    assert load_identity(tmp_path).name == "alpha"
-    with pytest.raises(ConfigError, match=r"was valid until 20.* UTC") as caught:
-        load_identity(tmp_path, now=NOW + timedelta(hours=2))
-    assert "clock" in str(caught.value)
-    assert load_identity(tmp_path, now=NOW - timedelta(days=20_000)).name == "alpha"
+    with held_identity(tmp_path, "client") as identity:
+        assert identity.name == "alpha"
+    assert "by this machine's clock the certificate of 'alpha' is over since 20" in caplog.text
+    found = next(iter(check_identity(tmp_path, topics)))
+    assert found.level == "problem"
+    assert "timedatectl" in found.todo
+    caplog.clear()
+    write_identity(tmp_path, key, authority.certify("alpha", key.public_key()), authority.pem, b"")
+    with held_identity(tmp_path, "client"):
+        assert caplog.text == ""
+    assert next(iter(check_identity(tmp_path, topics))).level == "ok"
 
 
 @pytest.mark.parametrize("name", ["a/b", "../etc", "+", "é"])

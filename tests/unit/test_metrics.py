@@ -25,7 +25,7 @@ from coordinator.metrics import CONNECTIONS_MAX, MetricsServer
 from coordinator.traffic import CountedTransport, Traffic
 from demo.brokers import free_port
 from fedtide import __version__
-from fedtide.errors import ConfigError
+from fedtide.errors import ConfigError, FedtideError
 from fedtide.memory import MemoryBroker, MemoryTransport
 from fedtide.transport import LinkEvent
 from tests.federation import Federation
@@ -240,8 +240,11 @@ def test_junk_gets_an_error_or_nothing(served: Served, request_bytes: bytes) -> 
 
 
 def test_a_port_in_use_is_a_message(served: Served) -> None:
-    with pytest.raises(ConfigError, match=r"127.0.0.1:\d+' cannot be listened at: Address already"):
+    with pytest.raises(
+        FedtideError, match=r"127.0.0.1:\d+' cannot be listened at: Address already"
+    ) as caught:
         MetricsServer(served.config, Traffic(), lambda: None)
+    assert caught.value.exit_code != ConfigError.exit_code, "systemd would not try again"
 
 
 @pytest.mark.parametrize(
