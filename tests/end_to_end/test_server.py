@@ -160,6 +160,7 @@ def test_a_device_writes_on_its_own_topics_only(
         TOPICS.keys,
         f"{TOPICS.up('alpha')}/more",
         "fedtide/1/other/down/alpha",
+        "fedtide/1/other/presence/alpha",
         "fedtide/2/tides/up/alpha",
     ]
     own = [TOPICS.up("alpha"), TOPICS.presence("alpha"), TOPICS.enrol("alpha")]
