@@ -31,7 +31,8 @@ _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*"
 """Nothing that leads elsewhere: no root, no `..`, nothing hidden."""
 _NAME_CHARS_MAX = 99
 """Of a tar header."""
-_HINT = "take another backup; this file is of no use"
+_HINT = "copy it again, whole, or take another backup: this one cannot be restored"
+_OTHER_HINT = "give a file that `fedtide server backup` wrote"
 
 Moved = Callable[[int], None]
 """Called with the number of bytes that were copied."""
@@ -122,11 +123,17 @@ def read_contents(file: BinaryIO, file_bytes: int) -> Contents:
     """
     name, size = _read_header(file)
     if size > min(CONTENTS_BYTES_MAX, file_bytes):
-        raise DamagedError(f"it says {size:,} bytes of contents", hint=_HINT)
+        raise DamagedError(
+            f"it has {file_bytes:,} bytes, and says that {size:,} of them, of at most "
+            f"{CONTENTS_BYTES_MAX:,}, are its list of contents",
+            hint=_HINT,
+        )
     raw = b"".join(_pieces(file, size))
     _skip_padding(file, size)
     if name != contents_name(raw):
-        raise DamagedError("it is no backup of fedtide, or its list of contents is damaged")
+        raise DamagedError(
+            "it is no backup of fedtide, or its list of contents is damaged", hint=_OTHER_HINT
+        )
     try:
         contents = msgspec.json.decode(raw, type=Contents)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
@@ -186,7 +193,7 @@ def _read_header(file: BinaryIO) -> tuple[str, int]:
         info = tarfile.TarInfo.frombuf(raw, "utf-8", "surrogateescape")
         ours = raw == _header(info.name, info.size)
     except (tarfile.HeaderError, ValueError) as exc:
-        raise DamagedError(f"it is no backup of fedtide: {exc}", hint=_HINT) from exc
+        raise DamagedError(f"it is no backup of fedtide: {exc}", hint=_OTHER_HINT) from exc
     if not ours:
         raise DamagedError(f"a header in it is not of ours, for {info.name[:100]!r}", hint=_HINT)
     return info.name, info.size

@@ -60,7 +60,7 @@ def restore_backup(
     targets = {begin: folder.absolute() for begin, folder in folders.items()}
     for folder in targets.values():
         require_empty(folder)
-    with _opened(path) as (file, contents):
+    with new_folders_removed(*targets.values()), _opened(path) as (file, contents):
         wanted = [entry for entry in contents.entries if entry.name.startswith(tuple(targets))]
         for folder in targets.values():
             _require_room(folder, total_bytes(wanted) + SPARE_BYTES)
@@ -157,6 +157,20 @@ def _require_room(folder: Path, needed: int) -> None:
             hint="free space on this disk, or name a folder on another",
             no_room=True,
         )
+
+
+@contextmanager
+def new_folders_removed(*folders: Path) -> Iterator[None]:
+    """If the body fails: those that were not there before, with the folders above them, as far as
+    they are empty."""
+    new = {path for folder in folders for path in (folder, *folder.parents) if not path.exists()}
+    try:
+        yield
+    except BaseException:
+        for path in sorted(new, key=lambda path: len(path.parts), reverse=True):
+            with suppress(OSError):  # something is in it, or it was not made
+                path.rmdir()
+        raise
 
 
 def _make_staging(folder: Path) -> None:

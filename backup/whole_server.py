@@ -11,7 +11,13 @@ from pathlib import Path
 
 from backup.archive import Contents
 from backup.progress import Progress
-from backup.restoring import STATE, check_backup, require_empty, restore_backup
+from backup.restoring import (
+    STATE,
+    check_backup,
+    new_folders_removed,
+    require_empty,
+    restore_backup,
+)
 from backup.sources import (
     BUNDLE,
     COORDINATOR_TOML,
@@ -20,7 +26,7 @@ from backup.sources import (
     REGISTRAR,
     REGISTRAR_TOML,
 )
-from fedtide.config import load_config
+from fedtide.config import load_config, toml_string
 from fedtide.errors import ConfigError
 from fedtide.files import write_atomically
 from fedtide.system_user import make_user
@@ -63,8 +69,10 @@ def restore_server(path: Path, root: Path, progress: Progress) -> tuple[Contents
         for role in ROLES:
             make_user(layout.user(role), layout.home(role))
     nothing = Wanted(contents.federation, (), 0, 0, None, None)
-    Installation(layout, nothing).make_folders()
-    restore_backup(path, folders, progress, texts)
+    made = layout.broker_dir, layout.members.parent, layout.identity("observer").parent
+    with new_folders_removed(*made, *map(layout.home, ROLES)):
+        Installation(layout, nothing).make_folders()
+        restore_backup(path, folders, progress, texts)
     config = load_config(layout.registrar_toml, RegistrarConfig)
     _move_paths(_root_of(config, layout), layout, texts.values())
     words = ["fedtide", "server", "init", config.host, "--federation", config.federation]
@@ -88,9 +96,17 @@ def _move_paths(before: Path | None, layout: Layout, texts: Iterable[Path]) -> N
     for text in texts:
         said = text.read_text(encoding="utf-8")
         for folder in (layout.etc, layout.var):
-            former = re.escape(str(before / folder.relative_to(layout.root)))
-            now = str(folder).replace("\\", r"\\")
-            said = re.sub(rf"{former}(?=[/\"\s])", now, said)
+            former, now = (
+                _in_toml(path) if text.suffix == ".toml" else str(path)
+                for path in (before / folder.relative_to(layout.root), folder)
+            )
+            escaped = now.replace("\\", r"\\")
+            said = re.sub(rf"{re.escape(former)}(?=[/\"\s])", escaped, said)
         mode = text.stat().st_mode & 0o777
         write_atomically(text, said.encode())
         text.chmod(mode)
+
+
+def _in_toml(path: Path) -> str:
+    """As it stands between the quotes."""
+    return toml_string(str(path))[1:-1]
