@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edge_client.config import ClientConfig
-from edge_client.data import Loaded, NotNowError, Problems, open_source
+from edge_client.data import NotNowError, Problems, open_source
 from edge_client.data.config import DataConfig, classes_line, sub_folders
 from edge_client.data.summary import summary
 from edge_client.holdings import stored_bundle
@@ -26,6 +26,8 @@ Told = dict[str, Any]
 PROBLEMS_SHOWN = 5
 _LISTED = 10
 """A longer list is told by its first half and its length."""
+_NAME_CHARS_MAX = 60
+"""Of a column or a class."""
 _FLAGS = ("labels", "query", "function", "classes")
 
 
@@ -114,10 +116,13 @@ def look(config: DataConfig, bundle: Bundle | None) -> Told:
     try:
         source = open_source(config)
         source.stamp()
-        told["seen"] = source.describe()
+        told["seen"] = source.describe(problems)
         if bundle is not None:
+            problems = Problems(PROBLEMS_SHOWN)  # the same once more, and others
             loaded = source.load(bundle.manifest, problems)
-            _examples(told, loaded, bundle, problems, config)
+            told["notes"] = list(loaded.notes)
+            told["examples"] = summary(loaded.dataset, bundle.manifest)
+        _judge(told, problems, config)
     except NotNowError as exc:
         told["refused"] = {"what": str(exc.args[0]), "todo": "ask again"}
     except DataError as exc:
@@ -128,13 +133,9 @@ def look(config: DataConfig, bundle: Bundle | None) -> Told:
     return told
 
 
-def _examples(
-    told: Told, loaded: Loaded, bundle: Bundle, problems: Problems, config: DataConfig
-) -> None:
-    told["notes"] = list(loaded.notes)
+def _judge(told: Told, problems: Problems, config: DataConfig) -> None:
     told["problems"] = {"count": problems.count, "first": [_said(e) for e in problems.shown]}
-    told["examples"] = summary(loaded.dataset, bundle.manifest)
-    count = told["examples"]["training"]
+    count = told["examples"]["training"] if told["examples"] else config.examples_min
     if problems.count:
         one = problems.count == 1
         what = f"{problems.count:,} example{' is' if one else 's are'} wrong"
@@ -177,9 +178,15 @@ def _sign(sign: str, found: Told) -> list[str]:
 
 def _short(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{name}: {_short(entry)}" for name, entry in value.items()) or "none"
+        return (
+            ", ".join(f"{_cut(name)}: {_short(entry)}" for name, entry in value.items()) or "none"
+        )
     if isinstance(value, list):
         if len(value) > _LISTED:
-            return f"{', '.join(map(str, value[: _LISTED // 2]))}, … ({len(value):,})"
-        return ", ".join(map(str, value))
+            return f"{', '.join(map(_cut, value[: _LISTED // 2]))}, … ({len(value):,})"
+        return ", ".join(map(_cut, value))
     return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _cut(name: str) -> str:
+    return name if len(name) <= _NAME_CHARS_MAX else f"{name[:_NAME_CHARS_MAX]}…"

@@ -133,7 +133,7 @@ def _data(config: ClientConfig) -> Iterator[Finding]:
     source, bundle = open_source(config.data), stored_bundle(config.state_dir)
     source.stamp()
     if bundle is None:
-        source.describe()
+        source.describe(Problems())
         yield ok("the data can be read; whether they fit is known when a bundle is here")
         return
     data = source.load(bundle.manifest, Problems()).dataset

@@ -61,11 +61,12 @@ class Source(Protocol):
             DataError: there are none.
         """
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, problems: Problems) -> dict[str, Any]:
         """What can be seen without a model: names and counts, as JSON has them.
 
         Raises:
-            DataError: the data cannot be read.
+            DataError: the data cannot be read, or fit no model. Of single examples `problems` may
+                keep it.
         """
 
     def load(self, manifest: Manifest, problems: Problems) -> Loaded:

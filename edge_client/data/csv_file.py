@@ -12,7 +12,7 @@ from typing import IO, Any
 from edge_client.data import Loaded, Problems, file_stamp
 from edge_client.data.collector import Collector
 from edge_client.data.config import DataConfig
-from edge_client.data.table import Table, chosen_columns
+from edge_client.data.table import MissingError, Table, check_inputs, chosen_columns, plain_numbers
 from fedtide.dataset import open_data
 from fedtide.errors import DataError
 from fedtide.manifest import Manifest
@@ -34,15 +34,20 @@ class CsvFile:
         """The file's."""
         return file_stamp(self._path)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, problems: Problems) -> dict[str, Any]:
         """Columns, rows, and what stands in the label's column."""
         with _Reading(self._path, self._config) as rows:
-            _, labels = chosen_columns(self._config, rows.names)
-            seen = Counter(
-                ", ".join(fields[label] for label in labels)
-                for fields, _ in rows
-                if len(fields) == len(rows.names)
-            )
+            inputs, labels = chosen_columns(self._config, rows.names)
+            seen: Counter[str] = Counter()
+            for fields, place in rows.complete(problems):
+                seen[", ".join(fields[label] for label in labels)] += 1
+                try:
+                    check_inputs(fields, inputs, rows.names, place)
+                except DataError as exc:
+                    if self._config.missing != "skip" or not isinstance(exc, MissingError):
+                        problems.add(exc)
+            if not rows.count:
+                raise DataError(f"{self._config.where} has no examples")
             facts: dict[str, Any] = {"columns": list(rows.names), "rows": rows.count}
             facts["labels"] = dict(seen.most_common(_LABELS_SHOWN))
             if rows.unfinished:
@@ -55,15 +60,7 @@ class CsvFile:
         with _Reading(self._path, config) as rows:
             collector = Collector(config, manifest, _lines(self._path), problems)
             table = Table(config, manifest, rows.names, collector, problems)
-            for fields, place in rows:
-                if len(fields) != len(rows.names):
-                    problems.add(
-                        DataError(
-                            f"{place} has {len(fields):,} fields, {len(rows.names):,} are expected",
-                            hint=f"data.delimiter is {rows.delimiter!r}",
-                        )
-                    )
-                    continue
+            for fields, place in rows.complete(problems):
                 table.add(fields, place)
             table.end()
             if rows.unfinished:
@@ -76,33 +73,46 @@ class _Reading:
 
     def __init__(self, path: Path, config: DataConfig) -> None:
         self._path = path
-        self._header = config.header
+        self._header, self._classes = config.header, config.classes or ()
         self.delimiter = config.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
         self.names: tuple[str, ...] = ()
         self.unfinished = False
         self.count = 0
+        self._began = 0
+        """The first line of the row that was read last."""
 
     def __enter__(self) -> _Reading:
-        self._file = TextIOWrapper(open_data(self._path), encoding="utf-8-sig", newline="")
+        self._file = TextIOWrapper(
+            open_data(self._path), encoding="utf-8-sig", errors="surrogateescape", newline=""
+        )
         lines = _whole_lines(self._file, self)
         self._reader = csv.reader(
             lines, delimiter=self.delimiter, skipinitialspace=True, strict=True
         )
         self._first: list[str] | None = None
         try:
-            first = self._next()
+            self._begin(self._next())
         except BaseException:
             self._file.close()
             raise
+        return self
+
+    def _begin(self, first: list[str] | None) -> None:
         if first is None:
-            self._file.close()
             also = f" ({_UNFINISHED})" if self.unfinished else ""
             raise DataError(f"{str(self._path)!r} has no examples: it is empty{also}")
-        if self._header:
-            self.names = tuple(name.strip() for name in first)
-        else:
+        if not self._header:
             self.names, self._first = tuple(map(str, range(1, len(first) + 1))), first
-        return self
+            return
+        self.names = tuple(name.strip() for name in first)
+        numbers = plain_numbers([name for name in self.names if name not in self._classes])
+        if numbers is not None and len(numbers):
+            raise DataError(
+                f"the first line of {str(self._path)!r} has no names of columns, but an example's "
+                "values",
+                hint="if it is an example: data.header = false; else give the columns names that "
+                "are no numbers",
+            )
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
@@ -111,8 +121,25 @@ class _Reading:
         fields = self._first if self._first is not None else self._next()
         while fields is not None:
             self.count += 1
-            yield fields, f"line {self._reader.line_num} of {str(self._path)!r}"
+            yield fields, f"line {self._began} of {str(self._path)!r}"
             fields = self._next()
+
+    def complete(self, problems: Problems) -> Iterator[tuple[list[str], str]]:
+        """Those with as many fields as there are columns.
+
+        Raises:
+            DataError: one has not (or `problems` keeps that).
+        """
+        for fields, place in self:
+            if len(fields) == len(self.names):
+                yield fields, place
+                continue
+            problems.add(
+                DataError(
+                    f"{place} has {len(fields):,} fields, {len(self.names):,} are expected",
+                    hint=f"data.delimiter is {self.delimiter!r}",
+                )
+            )
 
     def _next(self) -> list[str] | None:
         """The next row that is not blank; None: there is none.
@@ -121,23 +148,33 @@ class _Reading:
             DataError: it cannot be read.
         """
         try:
-            return next((fields for fields in self._reader if fields), None)
-        except UnicodeDecodeError as exc:
+            fields: list[str] | None = []
+            while fields == []:
+                self._began = self._reader.line_num + 1
+                fields = next(self._reader, None)
+            return fields
+        except UnicodeEncodeError as exc:
             raise DataError(
-                f"{str(self._path)!r} is not UTF-8 after line {self._reader.line_num}: {exc}",
+                f"line {self._reader.line_num + 1} of {str(self._path)!r} is not UTF-8",
                 hint="save it as UTF-8",
             ) from exc
         except (csv.Error, OSError, ValueError) as exc:
             raise DataError(
-                f"line {self._reader.line_num + 1} of {str(self._path)!r} cannot be read: {exc}",
+                f"line {self._began} of {str(self._path)!r} cannot be read: {exc}",
                 hint=f"fields are separated by {self.delimiter!r} and may stand in double quotes",
             ) from exc
 
 
 def _whole_lines(file: IO[str], rows: _Reading) -> Iterator[str]:
-    """All lines but a last one that does not end: who writes it may not be done."""
+    """All lines but a last one that does not end: who writes it may not be done.
+
+    Raises:
+        UnicodeEncodeError: the next line is not UTF-8; what is not has been read as surrogates.
+    """
     while line := file.readline(_LINE_CHARS_MAX):
         if line[-1] in "\r\n":
+            if not line.isascii():
+                line.encode()
             yield line
         elif len(line) == _LINE_CHARS_MAX:
             raise ValueError(f"it is longer than {_LINE_CHARS_MAX:,} characters")

@@ -24,8 +24,9 @@ class NpzFile:
         """The file's."""
         return file_stamp(self._path)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, problems: Problems) -> dict[str, Any]:
         """Its arrays."""
+        del problems  # arrays are taken whole or not at all
         arrays = read_arrays(self._path)
         missing = [name for name in ("x", "y") if name not in arrays]
         if missing:

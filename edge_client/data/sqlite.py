@@ -53,9 +53,12 @@ class SqliteQuery:
             pending = None
         return file_stamp(self._path), pending
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, problems: Problems) -> dict[str, Any]:
         """Columns, rows, and what stands in the label's column."""
+        del problems  # the values are not looked at
         with self._opened() as (database, count):
+            if not count:
+                raise DataError(f"{self._config.where} has no examples: the query has no rows")
             cursor = database.execute(self._query)
             names = [name for name, *_ in cursor.description]
             _, labels = chosen_columns(self._config, names)

@@ -24,8 +24,17 @@ _DIGITS_MAX = 30
 """Of a whole number; Python takes long over very long ones."""
 
 
-class _MissingError(Exception):
+_HINT = "data.input_columns names the columns that are used; data.classes numbers names of classes"
+
+
+class MissingError(DataError):
     """A field is empty."""
+
+    def __init__(self, place: str, name: str) -> None:
+        super().__init__(
+            f"{place}, column {name!r}: a value is missing",
+            hint='data.missing = "skip" leaves such out',
+        )
 
 
 class Table:
@@ -60,14 +69,12 @@ class Table:
         try:
             x = self._values(fields, self.inputs, self._manifest.inputs, place)
             y = self._label(fields, place)
-        except _MissingError as exc:
-            if self._skips:
-                self._missing += 1
-                self._first_missing = self._first_missing or str(exc)
-                return
-            self._problems.add(DataError(str(exc), hint='data.missing = "skip" leaves such out'))
         except DataError as exc:
-            self._problems.add(exc)
+            if self._skips and isinstance(exc, MissingError):
+                self._missing += 1
+                self._first_missing = self._first_missing or str(exc.args[0])
+            else:
+                self._problems.add(exc)
         else:
             self._collector.add(x, y, place)
 
@@ -87,7 +94,7 @@ class Table:
         name = field.strip() if isinstance(field, str) else str(field)
         if name not in self._classes:
             if _is_missing(field):
-                raise _MissingError(f"{place}, column {self._names[column]!r}: a value is missing")
+                raise MissingError(place, self._names[column])
             raise DataError(
                 f"{place}, column {self._names[column]!r}: {shortened(name)} is no class; "
                 f"the first are {', '.join(map(repr, list(self._classes)[:5]))}",
@@ -101,22 +108,10 @@ class Table:
         wanted = np.dtype(expected.dtype)
         count = math.prod(expected.shape)
         if wanted.kind == "f" and len(columns) == count:
-            plain = _plain_numbers([fields[column] for column in columns])
+            plain = plain_numbers([fields[column] for column in columns])
             if plain is not None:
                 return plain.reshape(expected.shape)
-        parts: list[Any] = []
-        for column in columns:
-            field = fields[column]
-            try:
-                if isinstance(field, bytes):
-                    parts.extend(_vector(field, wanted))
-                else:
-                    parts.append(_number(field, wanted))
-            except _MissingError:
-                told = f"{place}, column {self._names[column]!r}: a value is missing"
-                raise _MissingError(told) from None
-            except ValueError as exc:
-                raise DataError(f"{place}, column {self._names[column]!r}: {exc}") from None
+        parts = _numbers(fields, columns, self._names, wanted, place)
         if len(parts) != count:
             shown = ", ".join(self._names[column] for column in columns[:5])
             raise DataError(
@@ -126,6 +121,18 @@ class Table:
             )
         with np.errstate(over="ignore"):
             return np.array(parts, wanted).reshape(expected.shape)
+
+
+def check_inputs(
+    fields: Sequence[str], columns: Sequence[int], names: Sequence[str], place: str
+) -> None:
+    """What every model wants of the inputs in a row of texts.
+
+    Raises:
+        DataError: one is missing, or no finite number.
+    """
+    if plain_numbers([fields[column] for column in columns]) is None:
+        _numbers(fields, columns, names, np.dtype(np.float32), place)
 
 
 def chosen_columns(config: DataConfig, names: Sequence[str]) -> tuple[list[int], list[int]]:
@@ -139,6 +146,13 @@ def chosen_columns(config: DataConfig, names: Sequence[str]) -> tuple[list[int],
         inputs = [_place(column, names, config) for column in config.input_columns]
     else:
         inputs = [place for place in range(len(names)) if place not in labels]
+    if not inputs:
+        raise DataError(
+            f"{config.where} has no column of inputs beside the label, only: "
+            f"{', '.join(shortened(name) for name in names[:5])}",
+            hint="data.delimiter is what separates the fields of a CSV; data.input_columns names "
+            "the inputs",
+        )
     both = sorted(set(inputs) & set(labels))
     if both:
         raise DataError(
@@ -167,14 +181,40 @@ def _is_missing(field: Field) -> bool:
     return field is None or (isinstance(field, str) and field.strip().lower() in _MISSING)
 
 
+def _numbers(
+    fields: Sequence[Field],
+    columns: Sequence[int],
+    names: Sequence[str],
+    wanted: np.dtype[Any],
+    place: str,
+) -> list[Any]:
+    """All of these columns.
+
+    Raises:
+        DataError: one is missing, or no number.
+    """
+    parts: list[Any] = []
+    for column in columns:
+        field = fields[column]
+        if _is_missing(field):
+            raise MissingError(place, names[column])
+        try:
+            if isinstance(field, bytes):
+                parts.extend(_vector(field, wanted))
+            else:
+                parts.append(_number(field, wanted))
+        except ValueError as exc:
+            hint = None if isinstance(field, bytes) else _HINT
+            raise DataError(f"{place}, column {names[column]!r}: {exc}", hint=hint) from None
+    return parts
+
+
 def _number(field: Field, wanted: np.dtype[Any]) -> float | int:
     """A field as a number.
 
     Raises:
         ValueError: it is none, or would have to be changed.
     """
-    if _is_missing(field):
-        raise _MissingError
     if wanted.kind == "i":
         whole = field
         if isinstance(field, str):
@@ -200,7 +240,7 @@ def _number(field: Field, wanted: np.dtype[Any]) -> float | int:
     return number
 
 
-def _plain_numbers(fields: Sequence[Field]) -> AnyArray | None:
+def plain_numbers(fields: Sequence[Field]) -> AnyArray | None:
     """float32 of texts that are nothing but numbers, as nearly all are; else None: look closer."""
     try:
         text = "".join(fields)  # type: ignore[arg-type]

@@ -98,7 +98,7 @@ def test_data_that_are_not_there(kind: Kind) -> None:
 
 def test_what_can_be_seen_without_a_model_is_json(kind: Kind) -> None:
     kind.write(*examples(5))
-    told = json.dumps(open_source(kind.config()).describe())
+    told = json.dumps(open_source(kind.config()).describe(Problems()))
     assert "5" in told or '"ant": 2' in told
 
 

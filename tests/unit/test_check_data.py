@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -196,3 +197,36 @@ def test_without_pillow_the_hint_is_for_the_place_where_fedtide_is_installed(
         monkeypatch.setattr(sys, "prefix", prefix)
         code, out = ask(capsys, "--data", tmp_path / "images")
         assert (code, hint in out) == (4, True), out
+
+
+@pytest.mark.parametrize(
+    ("lines", "told"),
+    [
+        ("a,b,y", "has no examples"),
+        ("a,b,y|1,2", "line 2 of .* has 2 fields"),
+        ("a,b,y|1,x,0|1,NaN,0|1,2,0", "line 2 .*'x' is no number.*line 3 .*missing.*2 examples"),
+        ("a,b,y|1,1e999,0", "'1e999' is not finite"),
+        ("a;b;y|1;2;0", "no column of inputs"),
+    ],
+)
+def test_a_csv_that_no_model_takes_is_refused_without_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: str, told: str
+) -> None:
+    (tmp_path / "d.csv").write_text(lines.replace("|", "\n") + "\n")
+    code, out = ask(capsys, "--data", tmp_path / "d.csv")
+    assert (code, bool(re.search(f"(?s){told}", out))) == (4, True), out
+
+
+def test_what_a_csv_may_have_without_a_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "d.csv").write_text(f"a,b,y\n1,,none\n3,4,{'ant' * 50}\n")
+    code, out = ask(capsys, "--config", config_file(tmp_path, 'path="d.csv"\nmissing="skip"'))
+    assert (code, f"none: 1, {'ant' * 20}…: 1\n" in out) == (0, True), out
+
+
+def test_a_query_without_rows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    kind = KINDS["sqlite"](tmp_path)
+    kind.write(*examples(0))
+    code, out = ask(capsys, *flags(kind.config()))
+    assert (code, "has no examples" in out) == (4, True), out

@@ -164,7 +164,7 @@ def test_local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) 
         return  # it has a time limit
     # It may also have come after that.
     monkeypatch.setattr(f"edge_client.data.{type(source).__module__[17:]}.file_stamp", print)
-    for read in (source.describe, lambda: source.load(MANIFEST, Problems())):
+    for read in (lambda: source.describe(Problems()), lambda: source.load(MANIFEST, Problems())):
         with pytest.raises(DataError, match=r"cannot be read.* it is no regular file"):
             read()
 
