@@ -26,6 +26,7 @@ _ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")
 
 _PART_BYTES = 1 << 20
 """Of an array that is checked part by part."""
+WRITTEN_BY = "numpy.savez(path, x=inputs, y=labels) writes what is expected"
 
 
 class Examples(NamedTuple):
@@ -97,7 +98,7 @@ def read_arrays(path: Path) -> dict[str, AnyArray]:
     except Exception as exc:  # those of numpy, zipfile and zlib share no base class
         raise DataError(
             f"data file {str(path)!r} cannot be read: {exc}",
-            hint="numpy.savez(path, x=inputs, y=labels) writes what is expected",
+            hint=WRITTEN_BY,
         ) from exc
 
 
@@ -134,13 +135,21 @@ def _named(
     manifest: Manifest,
     divisor: float | None,
 ) -> Examples:
-    for name in names:
-        if name not in arrays:
-            raise DataError(
-                f"{source} has no array {name!r}, only: {', '.join(sorted(arrays)) or 'none'}"
-            )
+    check_names(arrays, names, source)
     x, y = (arrays[name] for name in names)
     return fit_examples(x, y, manifest, source, names=names, divisor=divisor)
+
+
+def check_names(arrays: dict[str, AnyArray], names: tuple[str, str], source: str) -> None:
+    """Whether arrays of these names are there.
+
+    Raises:
+        DataError: one is not.
+    """
+    for name in names:
+        if name not in arrays:
+            others = f", only: {', '.join(sorted(arrays))}" if arrays else ""
+            raise DataError(f"{source} has no array {name!r}{others}", hint=WRITTEN_BY)
 
 
 def fit_examples(
@@ -171,7 +180,10 @@ def check_counts(inputs: int, labels: int, source: str, names: tuple[str, str]) 
         DataError: it is not so.
     """
     if inputs != labels:
-        raise DataError(f"{source} has {inputs:,} {names[0]} but {labels:,} {names[1]}")
+        raise DataError(
+            f"{source} has {inputs:,} {names[0]} but {labels:,} {names[1]}",
+            hint=f"{names[0]}[i] and {names[1]}[i] are one example",
+        )
     if not inputs:
         raise DataError(f"{source} has no examples: {names[0]} is empty")
 
@@ -194,12 +206,17 @@ def check_values(
         place = _first_not_finite(array)
         if place is not None:
             place[0] += first
-            raise DataError(f"{name!r} of {source} has values that are not finite: {name}{place}")
+            raise DataError(
+                f"{name!r} of {source} has values that are not finite: {name}{place}",
+                hint="leave such examples out, or put numbers there",
+            )
     for wrong in (wrong_input(manifest, x), wrong_label(manifest, y)):
         if wrong is not None:
             name = names[0] if wrong.what == "input" else names[1]
             place = [wrong.place[0] + first, *wrong.place[1:]]
-            raise DataError(wrong.said(f" in {name!r} of {source}, at {name}{place},"))
+            raise DataError(
+                wrong.said(f" in {name!r} of {source}, at {name}{place},"), hint=wrong.hint
+            )
 
 
 def _first_not_finite(array: AnyArray) -> list[int] | None:
@@ -224,6 +241,11 @@ class OutOfRange(NamedTuple):
     """Its index, the example's first."""
     rule: str
     """What would be right."""
+
+    @property
+    def hint(self) -> str | None:
+        """What it may come from."""
+        return "classes are numbered from 0" if self.what == "label" else None
 
     def said(self, where: str = "") -> str:
         """It in words, with a place if there is one to name."""
@@ -313,10 +335,24 @@ def check_kind(
             f"{name!r} of {source} has dtype {dtype}, the model expects {wanted}",
             hint="data.divisor = 255 makes bytes numbers from 0 to 1; 1 leaves them as they are"
             if pixels
-            else f"convert it: {name}.astype('{wanted}')",
+            else _conversion(dtype, wanted, name),
         )
     if shape[1:] != expected.shape or not shape:
+        inner = ", ".join(map(str, expected.shape))
+        same = bool(shape) and math.prod(shape[1:]) == math.prod(expected.shape)
         raise DataError(
             f"{name!r} of {source} has shape {list(shape)}, the model expects "
-            f"[examples, {', '.join(map(str, expected.shape))}]".replace(", ]", "]")
+            f"[examples, {inner}]".replace(", ]", "]"),
+            hint=f"if the values are in that order: {name}.reshape(-1, {inner})".replace(", )", ")")
+            if same
+            else "the first axis counts the examples; fedtide inspect shows what the model takes",
         )
+
+
+def _conversion(dtype: np.dtype[np.generic], wanted: np.dtype[Any], name: str) -> str:
+    """How to make it `wanted` where that keeps what it means."""
+    if dtype.kind in "iub" or dtype.kind == wanted.kind == "f":
+        return f"convert it: {name}.astype('{wanted}')"
+    if wanted.kind == "f":
+        return "the model takes real numbers"
+    return "the model takes whole numbers; classes are numbered from 0"

@@ -110,7 +110,7 @@ class Collector:
             if array.dtype.kind == "f" and not np.isfinite(array).all():
                 return DataError(f"{place} has a value that is not finite, or too large")
         wrong = wrong_input(self._manifest, x[None]) or wrong_label(self._manifest, y[None])
-        return None if wrong is None else DataError(wrong.said(f" of {place}"))
+        return None if wrong is None else DataError(wrong.said(f" of {place}"), hint=wrong.hint)
 
     def _tell(self) -> None:
         now_s = time.monotonic()

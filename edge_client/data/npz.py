@@ -8,8 +8,7 @@ from typing import Any
 from edge_client.data import Loaded, Problems, file_stamp
 from edge_client.data.arrays import array_text, from_arrays
 from edge_client.data.config import DataConfig
-from fedtide.dataset import load_dataset, read_arrays
-from fedtide.errors import DataError
+from fedtide.dataset import check_names, load_dataset, read_arrays
 from fedtide.manifest import Manifest
 
 
@@ -28,12 +27,7 @@ class NpzFile:
         """Its arrays."""
         del problems  # arrays are taken whole or not at all
         arrays = read_arrays(self._path)
-        missing = [name for name in ("x", "y") if name not in arrays]
-        if missing:
-            raise DataError(
-                f"{str(self._path)!r} has no array {missing[0]!r}, "
-                f"only: {', '.join(sorted(arrays)) or 'none'}"
-            )
+        check_names(arrays, ("x", "y"), repr(str(self._path)))
         return {
             "arrays": {name: array_text(a.shape, a.dtype) for name, a in sorted(arrays.items())}
         }

@@ -459,7 +459,7 @@ def _local_data(folder: Path, name: str, file: str) -> Decoder:
         path.write_bytes(raw)
         os.utime(path, (10**9, 10**9))  # of what is young, less is expected
         try:
-            source.describe(Problems())
+            source.describe(Problems(5))
             source.load(LOCAL_MANIFEST, Problems())
         except DataError as exc:
             return str(exc)

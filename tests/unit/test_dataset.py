@@ -50,7 +50,7 @@ def test_labels_of_another_width_are_the_same_labels(
 BAD: dict[str, tuple[dict[str, object], str]] = {
     "no x": ({"y": Y}, "no array 'x', only: y"),
     "no y": ({"x": X}, "no array 'y', only: x"),
-    "nothing": ({}, "only: none"),
+    "nothing": ({}, r"has no array 'x'\s+hint: numpy.savez"),
     "shape": ({"x": X.reshape(4, 5), "y": Y}, r"shape \[4, 5\], the model expects \[examples, 2\]"),
     "flat": ({"x": X[:, 0], "y": Y}, r"shape \[10\]"),
     "scalar": ({"x": np.float32(1), "y": Y}, "shape"),
@@ -198,3 +198,36 @@ def test_regression_has_no_classes(tmp_path: Path) -> None:
     )
     dataset = load(tmp_path, {"x": X, "y": X[:, :1] * 100}, manifest=manifest)
     assert dataset.training.y.shape == (10, 1)
+
+
+PIXELS = msgspec.structs.replace(MANIFEST, inputs=Array((1, 2, 2), "float32"))
+
+
+@pytest.mark.parametrize(
+    ("arrays", "hint"),
+    [
+        ({"x": X.astype(np.float64), "y": Y}, r"x\.astype\('float32'\)"),
+        ({"x": X.astype(np.int64), "y": Y}, r"x\.astype\('float32'\)"),
+        ({"x": X.astype(np.complex64), "y": Y}, "the model takes real numbers"),
+        ({"x": X.astype("U8"), "y": Y}, "the model takes real numbers"),
+        ({"x": X, "y": Y.astype(np.uint64)}, r"y\.astype\('int64'\)"),
+        ({"x": X, "y": Y + 0.5}, "whole numbers; classes are numbered from 0"),
+        ({"x": X, "y": np.array(["ant", "bee"] * 5)}, "whole numbers; classes are numbered from 0"),
+        ({"x": X, "y": Y + 1}, "classes are numbered from 0"),
+        ({"x": X * np.nan, "y": Y}, "leave such examples out"),
+        ({"x": X, "y": Y[:5]}, r"x\[i\] and y\[i\] are one example"),
+        ({"images": X, "y": Y}, r"numpy\.savez\(path, x=inputs, y=labels\)"),
+        ({"x": X.reshape(4, 5), "y": Y}, "the first axis counts the examples"),
+        ({"x": X, "y": Y[:, None]}, r"y\.reshape\(-1\)"),
+    ],
+)
+def test_the_hint_keeps_the_data(tmp_path: Path, arrays: dict[str, object], hint: str) -> None:
+    with pytest.raises(DataError, match=f"hint: .*{hint}"):
+        load(tmp_path, arrays)
+
+
+def test_a_flat_image_is_told_how_to_become_one(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"x\.reshape\(-1, 1, 2, 2\)"):
+        load(tmp_path, {"x": X.reshape(5, 4), "y": Y[:5]}, manifest=PIXELS)
+    with pytest.raises(DataError, match="first axis"):
+        load(tmp_path, {"x": np.float32(1), "y": Y}, manifest=PIXELS)
