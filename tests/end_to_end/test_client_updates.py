@@ -116,6 +116,10 @@ def test_an_installer_that_is_killed_in_the_trial_is_undone_by_the_timer(
     device.run("sh 2.0.run")
     device.run("/opt/fedtide/uninstall")
     assert device.run("ls /opt").strip() == ""
+    assert "is off; to have it run" in device.run("sh 2.0.run")
+    device.run("systemctl enable --now fedtide-client")
+    assert "is off" not in device.run("sh 2.0.run")
+    assert running(device) == "2.0"
 
 
 def until(device: Container, command: str, said: str) -> None:
