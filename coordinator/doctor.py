@@ -16,6 +16,7 @@ from coordinator.inquest import Known, damage, read_store, upload_quiet_ms
 from coordinator.linking import ROLE
 from coordinator.plans import check_against
 from coordinator.round_state import RoundState
+from coordinator.voice import UNJUDGED
 from fedtide.access import Access, entrance
 from fedtide.broker_check import Probe, Trip, check_access, forbidden
 from fedtide.bundle import open_bundle_dir, sha256_hex
@@ -136,6 +137,8 @@ class _Case:
                     f"give this {what} a state_dir of its own",
                 )
         yield from self._newest_model(known, damaged)
+        if known.state.rounds_done and not known.judged and self._config.evaluation.data is None:
+            yield warning(UNJUDGED, "set one of the two; both are for models to come")
 
     def _newest_model(self, known: Known, damaged: str) -> Iterator[Finding]:
         if not known.model_digest:

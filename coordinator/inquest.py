@@ -30,6 +30,8 @@ class Known(NamedTuple):
     bundle: str
     model_digest: str
     model_bytes: int
+    judged: bool
+    """Whether anything was measured of any model."""
     heard_at_ms: dict[str, int]
     verdicts: dict[str, tuple[str, str]]
     """Of the open round: device -> verdict, reason."""
@@ -65,6 +67,7 @@ def read_store(folder: Path) -> Known:
             bundle=bundle,
             model_digest="" if model is None else model.ref.digest,
             model_bytes=0 if model is None else model.ref.size_bytes,
+            judged=_judged(db),
             heard_at_ms=_heard(db),
             verdicts=_verdicts(db, state.round_id),
             declines=_declines(db),
@@ -102,6 +105,14 @@ def _database(folder: Path) -> Iterator[sqlite3.Connection]:
             f"the coordinator's database {str(path)!r} cannot be read: {exc}",
             hint="stop the coordinator and restore the state folder from a backup",
         ) from exc
+
+
+def _judged(db: sqlite3.Connection) -> bool:
+    rows = db.execute(
+        "SELECT EXISTS (SELECT 1 FROM models"
+        " WHERE metrics_json IS NOT NULL OR held_out_json IS NOT NULL)"
+    )
+    return bool(rows.fetchone()[0])
 
 
 def _heard(db: sqlite3.Connection) -> dict[str, int]:

@@ -39,7 +39,7 @@ from coordinator.round_state import few
 from coordinator.store import Store
 from coordinator.supply import Supply
 from coordinator.vetting import quarantine_notice
-from coordinator.voice import Voice, doing
+from coordinator.voice import UNJUDGED, Voice, doing
 from fedtide.bundle import Bundle
 from fedtide.failpoints import reach
 from fedtide.limits import DEVICES_MAX
@@ -334,6 +334,8 @@ class Service:
                 quality(judged.held_out),
             )
         if not train:
+            if not judged.judged.examples:
+                _log.warning(UNJUDGED)
             self._apply(RoundAggregated(round_id), at_ms)
             return
         self._start_job(self._ledger.job(self._bundle.manifest.shared_count))

@@ -19,6 +19,11 @@ HeardAt = Callable[[str], int | None]
 """When a device was heard, if it is here."""
 PROBLEMS_MAX, PROBLEMS_MS = 10, 60_000
 """One device is told of so many problems in this time."""
+UNJUDGED = (
+    "nobody has judged the models: no device that took part holds examples out "
+    "(data.held_out_fraction in client.toml), and there is no test set ([evaluation] in "
+    "coordinator.toml)"
+)
 _LISTS = ("cohort", "accepted", "declined", "rejected", "quarantined", "heard_ms")
 
 

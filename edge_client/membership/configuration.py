@@ -31,7 +31,7 @@ give_up_ms = 0             # the server may be away for as long as it likes
 _DATA = """
 [data]
 path = {path}              # never leaves this device
-# held_out_fraction = 0.2  # kept apart, to judge the global model
+held_out_fraction = 0.2    # this part judges each global model, and is not trained on; 0: none
 """
 _NO_DATA = """
 # [data]                   # the client does not run without

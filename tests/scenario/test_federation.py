@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from coordinator.aggregation import Contribution, apply_delta, weighted_mean
+from coordinator.inquest import read_store
+from coordinator.voice import UNJUDGED
 from fedtide.measures import Measure, Metrics
 from fedtide.messages import Offer, Receipt, encode
 from simulator.faults.fake_learning import ELEMENTS
@@ -56,6 +58,20 @@ def test_every_model_is_judged_by_the_devices(federation: Federation) -> None:
     twelve = Metrics(12, {"loss": Measure(6.0, 12.0), "accuracy": Measure(9.0, 12.0)})
     assert judged == [twelve, twelve, twelve]
     assert (twelve.loss, twelve.accuracy) == (0.5, 0.75)
+
+
+@pytest.mark.parametrize("held_out", [None, Metrics(4, {"loss": Measure(2.0, 4.0)})])
+def test_models_that_nobody_judges_are_told(
+    federation: Federation,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    held_out: Metrics | None,
+) -> None:
+    monkeypatch.setattr("tests.federation.HELD_OUT", held_out)
+    federation.add("a", "b", "c")
+    federation.run(federation.finished)
+    assert caplog.messages.count(UNJUDGED) == (held_out is None)
+    assert read_store(federation.store.folder).judged == (held_out is not None)
 
 
 def test_the_log_tells_the_final_evaluation_from_a_round(

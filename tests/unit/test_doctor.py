@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from coordinator.round_state import RoundState
 from coordinator.store import Store
 from demo.local import toml
 from fedtide import cli
@@ -137,6 +138,21 @@ def test_a_damaged_database(
     code, found = doctor(tmp_path, coordinator, capsys)
     assert code == 8
     assert said(found, "problem", "coordinator", "backup"), found
+
+
+@pytest.mark.parametrize("evaluation", [{}, {"data": "test.npz"}])
+def test_models_that_nobody_judges(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    coordinator: dict[str, object],
+    evaluation: dict[str, object],
+) -> None:
+    store = Store(tmp_path / "state")
+    with store.transaction():
+        store.save_state(RoundState(rounds_done=1))
+    store.close()
+    _, found = doctor(tmp_path, {**coordinator, "evaluation": evaluation}, capsys)
+    assert said(found, "warning: nobody has judged the models", "set one") == (not evaluation)
 
 
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
