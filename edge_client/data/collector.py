@@ -37,7 +37,8 @@ def check_room(needed_bytes: int, source: str) -> None:
         raise DataError(
             f"the examples of {source} take {needed_bytes:,} bytes of memory, "
             f"at most {most:,} are used on this device",
-            hint="data.examples_max limits how many are used; a pair of .npy stays on the disk",
+            hint="data.examples_max limits how many are used (a function itself has to return "
+            "fewer); a pair of .npy stays on the disk",
         )
 
 

@@ -100,6 +100,12 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         kind = self.kind  # raises if nothing is given
+        if self.function is not None:
+            place, _, name = self.function.name.rpartition(":")
+            if not place or not name.isidentifier():
+                raise ValueError(
+                    f"`data.function` is FILE.py:NAME or MODULE:NAME, not {self.function.name!r}"
+                )
         if kind == "npy" and self.labels_path is None:
             raise ValueError("`data.path` is an .npy with the inputs: give `data.labels_path`, too")
         if kind == "sqlite" and (self.query is None or self.path is None):

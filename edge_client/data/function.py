@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Hashable
 from itertools import count
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,7 @@ from edge_client.data import Loaded, Problems, file_stamp
 from edge_client.data.arrays import array_text, from_arrays
 from edge_client.data.collector import check_room
 from edge_client.data.config import DataConfig
-from edge_client.data.function_child import FAILED_EXIT_CODE
+from edge_client.data.function_child import FAILED_EXIT_CODE, UNUSABLE_EXIT_CODE
 from fedtide.dataset import Dataset, fit_examples
 from fedtide.errors import DataError
 from fedtide.launch import module_command, module_environment
@@ -38,7 +38,18 @@ _LINES_MAX, _LINE_CHARS_MAX = 40, 500
 _END_S = 2.0
 """For a process to end that has nothing more to say."""
 _NAMES = ("x", "y", "x_held_out", "y_held_out")
-_HINT = "it returns x and y, two arrays of numbers"
+_RETURNS = "it has to return x and y, two arrays of numbers"
+_TOLD = {
+    FAILED_EXIT_CODE: ("failed", "correct it, or data.function, which names it; the log has more"),
+    UNUSABLE_EXIT_CODE: ("returns what cannot be used", _RETURNS),
+}
+
+
+class _Failure(NamedTuple):
+    what: str
+    hint: str
+    says_why: bool = False
+    """The last line that it has printed."""
 
 
 class UserFunction:
@@ -113,13 +124,13 @@ class UserFunction:
         for line in lines:
             _log.log(logging.ERROR if failure else logging.INFO, "%s: %s", self._config.where, line)
         if failure:
-            last = f": {lines[-1]}" if lines and failure == "failed" else ""
-            raise DataError(f"{self._config.where} {failure}{last}", hint=_HINT)
+            last = f": {lines[-1]}" if lines and failure.says_why else ""
+            raise DataError(f"{self._config.where} {failure.what}{last}", hint=failure.hint)
         return arrays
 
     def _answer(
         self, child: subprocess.Popen[bytes], stdout: IO[bytes], until_s: float
-    ) -> tuple[dict[str, AnyArray], str]:
+    ) -> tuple[dict[str, AnyArray], _Failure | None]:
         """The arrays, and what went wrong.
 
         Raises:
@@ -131,10 +142,11 @@ class UserFunction:
                 arrays = _read_arrays(_Pipe(stdout, until_s), self._config.where)
             code = child.wait(max(_END_S, until_s - time.monotonic()))
         except (TimeoutError, subprocess.TimeoutExpired):
-            return {}, f"does not end within {self._config.time_ms_max:,} ms (data.time_ms_max)"
+            limit = f"{self._config.time_ms_max:,} ms"
+            return {}, _Failure(f"does not end within {limit}", "raise data.time_ms_max")
         except ValueError as exc:
-            return {}, f"returns what cannot be used: {exc}"
-        return arrays, "" if arrays and not code else _ending(code)
+            return {}, _Failure(f"returns what cannot be used: {exc}", _RETURNS)
+        return arrays, None if arrays and not code else _ending(code)
 
 
 class _Pipe:
@@ -200,7 +212,10 @@ def _end(child: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _ending(code: int) -> str:
-    if code == FAILED_EXIT_CODE:
-        return "failed"
-    return f"ended its process ({'signal' if code < 0 else 'exit code'} {abs(code)})"
+def _ending(code: int) -> _Failure:
+    if code in _TOLD:
+        return _Failure(*_TOLD[code], says_why=True)
+    if code < 0:
+        hint = "call it by hand to see why; signal 9 is often a lack of memory"
+        return _Failure(f"ended its process (signal {-code})", hint)
+    return _Failure(f"ended its process (exit code {code})", "it has to return, not to exit")

@@ -20,8 +20,9 @@ from typing import Any
 
 _PR_SET_PDEATHSIG = 1
 """Of <sys/prctl.h>."""
-FAILED_EXIT_CODE = 3
-"""Its traceback has been printed."""
+FAILED_EXIT_CODE, UNUSABLE_EXIT_CODE = 3, 4
+"""Of a function that is not there or raises, and of one that returns something else than examples;
+the traceback has been printed."""
 
 
 def main(words: list[str]) -> int:
@@ -29,13 +30,16 @@ def main(words: list[str]) -> int:
     _end_with_the_client()
     out = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)
+    code = FAILED_EXIT_CODE
     try:
-        arrays = _arrays(_function(words[0])(*words[1:]))
-    except Exception as exc:  # noqa: BLE001 - whatever the owner's code raises is told
+        returned = _function(words[0])(*words[1:])
+        code = UNUSABLE_EXIT_CODE
+        arrays = _arrays(returned)
+    except (Exception, KeyboardInterrupt) as exc:  # noqa: BLE001 - is told
         own = [frame for frame in traceback.extract_tb(exc.__traceback__) if _owns(frame.filename)]
         lines = traceback.format_list(own) + traceback.format_exception_only(exc)
         print("".join(lines), file=sys.stderr, end="", flush=True)
-        return FAILED_EXIT_CODE
+        return code
     import numpy as np
 
     with out:

@@ -404,19 +404,31 @@ def function(folder: Path, body: str, manifest: Any = MANIFEST, **config: Any) -
 
 
 BAD_FUNCTIONS = {
-    "raises": ("raise ValueError('no sensor')", "failed: ValueError: no sensor"),
+    "raises": (
+        "raise ValueError('no sensor')",
+        r"failed: ValueError: no sensor\s+hint: correct it, or data.function",
+    ),
     "exits": ("raise SystemExit(9)", r"ended its process \(exit code 9\)"),
-    "leaves": ("__import__('os')._exit(0)", r"ended its process \(exit code 0\)"),
-    "crashes": ("__import__('os').kill(__import__('os').getpid(), 11)", r"\(signal 11\)"),
-    "nothing": ("return None", "it returns NoneType, not x and y"),
+    "leaves": (
+        "__import__('os')._exit(0)",
+        r"ended its process \(exit code 0\)\s+hint: it has to return",
+    ),
+    "crashes": (
+        "__import__('os').kill(__import__('os').getpid(), 11)",
+        r"\(signal 11\)\s+hint: call it by hand",
+    ),
+    "nothing": (
+        "return None",
+        r"it returns NoneType, not x and y\s+hint: it has to return x and y",
+    ),
     "three": ("return 1, 2, 3", "it returns tuple, not x and y"),
     "objects": ("return np.array([{}]), np.zeros(1)", "an array of object"),
     "text": ("return np.array(['a']), np.zeros(1)", "an array of <U1"),
-    "ragged": ("return [[1, 2], [3]], [0, 1]", "failed: ValueError"),
+    "ragged": ("return [[1, 2], [3]], [0, 1]", "cannot be used: ValueError"),
     "scalars": ("return 1.0, 0", "dtype float64"),
     "labels": ("return np.zeros((3, 2), 'f4'), np.full(3, 9)", "label 9 in 'y'"),
-    "interrupt": ("raise KeyboardInterrupt", "ended its process"),
-    "syntax": ("return (", "SyntaxError"),
+    "interrupt": ("raise KeyboardInterrupt", "failed: KeyboardInterrupt"),
+    "syntax": ("return (", r"SyntaxError: .*\s+hint: correct it"),
 }
 
 
@@ -435,6 +447,8 @@ def test_the_lines_of_the_owners_own_code_go_to_the_log(
     assert "reading" in caplog.text
     assert "mine.py" in caplog.text
     assert "line 5, in load" in caplog.text
+    with pytest.raises(DataError):
+        function(tmp_path, "raise KeyboardInterrupt")
     assert "function_child" not in caplog.text
 
 
@@ -445,7 +459,9 @@ def test_a_function_that_never_ends_is_ended(tmp_path: Path) -> None:
         f"__import__('subprocess').run(['sh', '-c', 'echo $$ > {started}; sleep 60; :'])",
         "import sys\n    while True: print('x' * 100, file=sys.stderr)",
     ):
-        with pytest.raises(DataError, match=r"does not end within 1,500 ms.*"):
+        with pytest.raises(
+            DataError, match=r"does not end within 1,500 ms\s+hint: raise data.time_ms_max"
+        ):
             function(tmp_path, body, time_ms_max=1500)
     state = Path(f"/proc/{started.read_text().strip()}/stat")
     assert not state.exists() or state.read_text().split()[2] == "Z", "it outlives its caller"
@@ -475,7 +491,7 @@ def test_a_function_may_hold_examples_out_itself(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("target", "message"),
     [
-        ("absent.py:load", "no data file"),
+        ("absent.py:load", r"no data file .*\s+hint: correct \[data\] function"),
         ("mine.py:other", "has no function 'other'"),
         ("absent_module:load", "No module named 'absent_module'"),
     ],

@@ -128,6 +128,7 @@ def test_the_bundle_that_the_device_has_fetched(
         (["--query", "SELECT 1"], 2, "path"),
         (["--data", "d.npz", "--classes", "a,b"], 2, "`data.classes` has no effect"),
         (["--data", "d.npz", "--bundle", "absent"], 3, "no bundle in 'absent'"),
+        (["--function", "absent.py"], 2, "is FILE.py:NAME or MODULE:NAME, not 'absent.py'"),
         (["--function", "absent.py:load"], 4, "REFUSED  there is no data file"),
     ],
 )
