@@ -29,6 +29,7 @@ from fedtide.identity_check import check_identity, check_refused
 from fedtide.inquiry import Inquiry
 from fedtide.members import Members
 from fedtide.messages import Problem, encode
+from fedtide.ownership import become_owner_of
 from fedtide.picture import Picture
 from fedtide.topics import Topics
 
@@ -43,6 +44,7 @@ def check(path: Path, seconds: float) -> Iterator[Finding]:
     """Everything; takes at most `seconds`, and little more."""
     try:
         config = load_config(path, CoordinatorConfig)
+        become_owner_of(config.state_dir)
         case = _Case(config, time.monotonic() + 0.9 * seconds)
     except FedtideError as exc:
         yield failed(exc)

@@ -14,6 +14,7 @@ from fedtide.errors import BundleError, ConfigError, StateError
 from fedtide.files import require_place, write_atomically
 from fedtide.manifest import Manifest
 from fedtide.measures import Metrics
+from fedtide.ownership import as_owner_of
 from fedtide.safetensors import encode_safetensors
 from fedtide.vectors import Vector, decode_vector, split_vector, whole_vector
 
@@ -49,17 +50,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(parsed: argparse.Namespace) -> int:
     """List, export or verify."""
-    store = Store(parsed.state_dir, read_only=True)
-    try:
-        models = store.models()
-        if parsed.action == "list":
-            _print_models(models, _measures(store))
-        elif parsed.action == "verify":
-            _verify(store, models if parsed.version is None else [_chosen(models, parsed.version)])
-        else:
-            _export(store, _chosen(models, parsed.version), parsed.out)
-    finally:
-        store.close()
+    if parsed.action == "export":
+        _require_out(parsed.out)
+    with as_owner_of(parsed.state_dir):
+        store = Store(parsed.state_dir, read_only=True)
+        try:
+            models = store.models()
+            if parsed.action == "list":
+                _print_models(models, _measures(store))
+            elif parsed.action == "verify":
+                chosen = models if parsed.version is None else [_chosen(models, parsed.version)]
+                _verify(store, chosen)
+            else:
+                model = _chosen(models, parsed.version)
+                content = _exported(store, model, parsed.out.suffix)
+        finally:
+            store.close()
+    if parsed.action == "export":
+        write_atomically(parsed.out, content)
+        print(f"{parsed.out}: model {model.version}, {len(content):,} bytes")
     return 0
 
 
@@ -147,10 +156,14 @@ def _mean(metrics: Metrics | None, name: str) -> float | None:
     return metrics.perplexity if name == "perplexity" else metrics.mean(name)
 
 
-def _export(store: Store, model: Model, out: Path) -> None:
+def _require_out(out: Path) -> None:
     if out.suffix not in (".onnx", ".safetensors"):
         raise ConfigError(f"--out {str(out)!r} ends in neither .onnx nor .safetensors")
     require_place(out)
+
+
+def _exported(store: Store, model: Model, suffix: str) -> bytes:
+    """The file's content."""
     digest = store.fact("bundle")
     if digest is None:
         raise StateError("the state names no bundle: this coordinator has never started")
@@ -164,12 +177,9 @@ def _export(store: Store, model: Model, out: Path) -> None:
             f"model {model.version} cannot be read: {exc}",
             hint="`fedtide models list` names the others; --version N exports one of them",
         ) from exc
-    if out.suffix == ".onnx":
-        content = _with_weights(bundle.read(bundle.manifest.inference), bundle.manifest, vector)
-    else:
-        content = encode_safetensors(vector)
-    write_atomically(out, content)
-    print(f"{out}: model {model.version}, {len(content):,} bytes")
+    if suffix == ".onnx":
+        return _with_weights(bundle.read(bundle.manifest.inference), bundle.manifest, vector)
+    return encode_safetensors(vector)
 
 
 def _with_weights(inference: bytes, manifest: Manifest, vector: Vector) -> bytes:

@@ -21,6 +21,7 @@ from fedtide.config import convert_config, load_config
 from fedtide.errors import ConfigError, DataError
 from fedtide.logs import escaped, start_logging
 from fedtide.memory_limit import limit_memory
+from fedtide.ownership import become_owner_of
 
 Told = dict[str, Any]
 PROBLEMS_SHOWN = 5
@@ -86,6 +87,7 @@ def _configured(parsed: argparse.Namespace, supposed: list[str]) -> tuple[DataCo
         if given:
             raise ConfigError(f"--{given[0]} and --config exclude each other")
         config = load_config(parsed.config, ClientConfig)
+        become_owner_of(config.state_dir)
         return config.data, config.state_dir
     names = {"data": "path", "labels": "labels_path"}
     raw: Told = {names.get(name, name): getattr(parsed, name) for name in given}

@@ -31,6 +31,7 @@ from fedtide.host_check import check_clock, check_folder, is_locked
 from fedtide.identity_check import check_identity, check_refused
 from fedtide.inquiry import Inquiry
 from fedtide.messages import Envelope, Problem, Want, decode, encode
+from fedtide.ownership import become_owner_of
 from fedtide.picture import Picture
 from fedtide.picture_text import duration
 from fedtide.topics import Topics
@@ -45,6 +46,7 @@ def check(path: Path, seconds: float) -> Iterator[Finding]:
     """Everything; takes at most `seconds`, and little more."""
     try:
         given = load_config(path, ClientConfig)
+        become_owner_of(given.state_dir)
         config = with_name(given)
     except FedtideError as exc:
         yield failed(exc)

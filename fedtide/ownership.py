@@ -1,13 +1,14 @@
-"""Root's commands write in a service's folder as the folder's owner, so that no file becomes root's
-and no link in there leads root astray."""
+"""Root's commands work in a service's folder as the folder's owner, so that no file becomes root's
+and no link in there leads root astray; those that only look become that one for good."""
 
 from __future__ import annotations
 
 import errno
 import os
+import pwd
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 _LINKS_MAX = 40
@@ -16,13 +17,14 @@ _LINKS_MAX = 40
 
 @contextmanager
 def as_owner_of(path: Path) -> Iterator[None]:
-    """As whoever owns `path`, if we were started by root; blocks may stand in one another.
+    """As whoever owns `path`, or will when it is made, if we were started by root; blocks may stand
+    in one another.
 
     On the way from `/` the first that is not root's decides: who owns that can exchange all that is
     below, by a link, say, to what is root's. The whole process changes, not this thread alone.
 
     Raises:
-        OSError: all of the way is root's, and there is no such path.
+        OSError: there are too many links on the way.
     """
     if os.getuid() != 0:
         yield
@@ -37,14 +39,37 @@ def as_owner_of(path: Path) -> Iterator[None]:
         _become(*before)
 
 
+def become_owner_of(path: Path) -> None:
+    """As `as_owner_of`, for good and with that user's groups: what the service could not read we
+    cannot either, and what we run, such as a function of the device's owner, cannot become root
+    again.
+
+    Raises:
+        OSError: there are too many links on the way.
+    """
+    if os.getuid() != 0 or not (owner := _owner(path)).st_uid:
+        return
+    group_id, groups = owner.st_gid, [owner.st_gid]
+    with suppress(KeyError):
+        account = pwd.getpwuid(owner.st_uid)
+        group_id, groups = account.pw_gid, os.getgrouplist(account.pw_name, account.pw_gid)
+    os.setgroups(groups)
+    os.setresgid(group_id, group_id, group_id)
+    os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
+
+
 def _owner(path: Path) -> os.stat_result:
-    """Of the first on the way to `path` that is not root's; only root's links are followed."""
+    """Of the first on the way to `path` that is not root's, or the last that is there; only root's
+    links are followed."""
     here, found = Path("/"), Path("/").lstat()
     left = list(reversed(path.absolute().parts))
     links_left = _LINKS_MAX
     while left:
         there = here / left.pop()
-        found = there.lstat()
+        try:
+            found = there.lstat()
+        except FileNotFoundError:
+            break
         if found.st_uid:
             break
         if not stat.S_ISLNK(found.st_mode):

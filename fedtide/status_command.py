@@ -16,6 +16,7 @@ from fedtide.config import load_config
 from fedtide.errors import BrokerError, ConfigError
 from fedtide.inquiry import Inquiry
 from fedtide.logs import escaped
+from fedtide.ownership import become_owner_of
 from fedtide.picture import Picture, Snapshot
 from fedtide.picture_text import as_lines, headline, rows
 from fedtide.topics import is_identifier
@@ -65,6 +66,8 @@ def run(parsed: argparse.Namespace) -> int:
         BrokerError: the broker does not let us in, or nothing is known to it of this federation.
     """
     access = _access(parsed)
+    if access.identity is not None:
+        become_owner_of(access.identity)
     if is_taken(access.identity):
         raise ConfigError(
             "the client that runs with this identity has its one connection: looking would end it",
