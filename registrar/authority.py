@@ -86,6 +86,12 @@ class Authority:
             ConfigError: there is none, it may not be read, others can read its key, or it is
                 damaged.
         """
+        if not cls.exists(folder):
+            raise ConfigError(
+                f"there is no certificate authority in {str(folder)!r}",
+                hint="correct `state_dir` in registrar.toml, the folder above; if it is the right "
+                "one, restore it from a backup",
+            )
         key = load_key(folder / KEY_NAME)
         certificate = read_certificate(folder / CERTIFICATE_NAME)
         if certificate.public_key() != key.public_key():

@@ -240,7 +240,8 @@ def _host(text: str) -> str:
     """
     if _is_address(text):
         return str(ipaddress.ip_address(text))
-    if len(text) > 253 or not re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", text):
+    number = text.rpartition(".")[2].isdecimal()  # RFC 1123, 2.1: then it could but be an address
+    if number or len(text) > 253 or not re.fullmatch(rf"{_LABEL}(\.{_LABEL})*", text):
         raise ConfigError(
             f"{text!r} is neither a host name nor an address",
             hint="what devices will call this server, such as fed.example.org or 192.168.1.10; "

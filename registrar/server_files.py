@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from fedtide.config import toml_string
 from registrar.broker_files import LOOPBACK
-from registrar.layout import Layout
+from registrar.layout import Layout, Role
 
 
 def coordinator_toml(layout: Layout, federation: str, local_port: int) -> str:
     """Ready to run, and to be edited."""
     return f"""\
 # The coordinator of {federation}; every key: docs/configuration.md. After a change:
-#   sudo systemctl restart fedtide-coordinator
+#   {_again(layout, "coordinator")}
 federation = {toml_string(federation)}
 bundle = {toml_string(layout.bundle)}      # what `fedtide export` wrote
 state_dir = {toml_string(layout.home("coordinator") / "state")}
@@ -47,7 +47,7 @@ def registrar_toml(layout: Layout, federation: str, host: str, port: int, local_
     """What the registrar's service and `fedtide device ...` read."""
     return f"""\
 # The registrar of {federation}; every key: docs/configuration.md. After a change:
-#   sudo systemctl restart fedtide-registrar
+#   {_again(layout, "registrar")}
 federation = {toml_string(federation)}
 host = {toml_string(host)}      # where devices reach the broker: join codes carry it
 port = {port}
@@ -60,3 +60,8 @@ broker_dir = {toml_string(layout.broker_dir)}
 host = "{LOOPBACK}"
 port = {local_port}                     # the broker's port for this machine's own services
 """
+
+
+def _again(layout: Layout, role: Role) -> str:
+    """How a service takes a change in; below another root there are none."""
+    return f"sudo systemctl restart fedtide-{role}" if layout.system else "start it again"

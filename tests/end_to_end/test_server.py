@@ -751,7 +751,7 @@ def test_a_server_that_is_none_is_a_message(tmp_path: Path) -> None:
     assert "there is no registrar's folder" in said
     server.layout.home("registrar").mkdir()
     said = refused("device", "list", "--config", str(server.layout.registrar_toml))
-    assert "cannot read the private key" in said
+    assert "there is no certificate authority in" in said
 
 
 def test_lists_and_details_are_tables_and_json(server: Server) -> None:

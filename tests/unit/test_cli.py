@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import tomllib
 import types
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fedtide import cli, errors
+from fedtide.doctor_command import PROBLEMS_EXIT_CODE
 from fedtide.errors import FedtideError
 
 
@@ -104,3 +106,12 @@ def test_a_missing_configuration(
 ) -> None:
     assert cli.main([command, "--config", str(tmp_path / "absent.toml")]) == 2
     assert "cannot read" in capsys.readouterr().err
+
+
+def test_every_exit_code_is_documented() -> None:
+    page = (Path(__file__).parents[2] / "docs/operations.md").read_text()
+    table = page.partition("\n## Exit codes\n")[2].partition("\n## ")[0]
+    documented = [int(code) for code in re.findall(r"^\| (\d+) \|", table, re.MULTILINE)]
+    kinds: list[type[FedtideError]] = [FedtideError, *FedtideError.__subclasses__()]
+    ours = {kind.exit_code for kind in kinds if kind.__module__ == errors.__name__}
+    assert documented == sorted({0, *ours, PROBLEMS_EXIT_CODE, 130})

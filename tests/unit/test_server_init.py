@@ -27,6 +27,7 @@ from registrar.config import RegistrarConfig
 from registrar.init_command import _listening
 from registrar.installation import Wanted, hosts_of
 from registrar.layout import Layout
+from registrar.server_files import coordinator_toml
 from tests.bundles import build
 from tests.server import refused, told
 
@@ -85,6 +86,10 @@ def test_the_configurations_can_be_used(layout: Layout) -> None:
     assert (theirs.host, theirs.port, theirs.broker.port) == (HOST, 9883, 9884)
     assert theirs.identity == layout.identity("registrar")
     assert theirs.authority == layout.home("registrar") / "authority"
+    for path in (layout.coordinator_toml, layout.registrar_toml):
+        assert "After a change:\n#   start it again\n" in path.read_text(), "there are no services"
+    whole = Layout(Path("/"), system=True)
+    assert "#   sudo systemctl restart fedtide-coordinator\n" in coordinator_toml(whole, "tides", 1)
     # What is commented out can be used as well.
     text = layout.coordinator_toml.read_text()
     for line in ("encoding", "[evaluation]", "data", "[metrics]", "listen"):
@@ -204,7 +209,7 @@ def init_words(layout: Layout, *more: str) -> list[str]:
 @pytest.mark.parametrize(
     "host",
     ["http://x", "a b", "a:8883", "ü.example.org", "a-", "a..b", "*.example.org", "x" * 64, "a\n",
-     "1.2.3.4/8", f"{'a.' * 126}bcd"],
+     "1.2.3.4/8", "300.1.1.1", "1.2.3", f"{'a.' * 126}bcd"],
 )  # fmt: skip
 def test_what_is_no_host_is_refused(layout: Layout, host: str) -> None:
     said = refused("server", "init", host, "--federation", "tides", "--root", str(layout.root))
