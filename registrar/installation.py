@@ -19,6 +19,7 @@ from fedtide.files import (
     disk_errors_of,
     locked,
     make_folder,
+    read_regular,
     sync_folder,
     write_atomically,
     write_public,
@@ -283,4 +284,4 @@ def hosts_of(certificate: x509.Certificate) -> set[str]:
 def _read(owned: Path, path: Path) -> bytes:
     """The file's content, read as the owner of `owned`; empty: there is no such file."""
     with as_owner_of(owned), disk_errors_of(path):
-        return path.read_bytes() if path.exists() else b""
+        return read_regular(path) if path.exists() else b""

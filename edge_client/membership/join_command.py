@@ -24,7 +24,14 @@ from edge_client.membership.self_test import self_test
 from edge_client.membership.service import make_service_user, start_service, unit_of
 from fedtide.errors import ConfigError, DataError
 from fedtide.failpoints import reach
-from fedtide.files import locked, make_folder, remove_tree, write_atomically
+from fedtide.files import (
+    disk_errors_of,
+    locked,
+    make_folder,
+    read_regular,
+    remove_tree,
+    write_atomically,
+)
 from fedtide.identity import CA_NAME, CERTIFICATE_NAME, Identity, load_identity, read_certificate
 from fedtide.join_code import PREFIX, JoinCode, clock_trouble, read_join_code
 from fedtide.logs import escaped
@@ -122,7 +129,8 @@ def _existing(layout: Layout, code: JoinCode) -> Identity | None:
         )
     over_at, claim = identity.over_at, folder / _JOINED_BY
     over = over_at <= datetime.now(UTC)
-    used = claim.read_text(encoding="utf-8", errors="replace") if claim.exists() else None
+    with disk_errors_of(folder):
+        used = read_regular(claim).decode(errors="replace") if claim.exists() else None
     if over and used == code.claim:
         # Asked with a new key, the server would have to think that the code was stolen.
         raise ConfigError(

@@ -19,6 +19,7 @@ from fedtide.dataset import load_dataset
 from fedtide.errors import ConfigError, DataError
 from fedtide.files import NoFileOfOursError, read_checked, read_regular
 from fedtide.host_check import is_locked
+from fedtide.join_code import write_join_code
 from fedtide.keys import load_key
 from fedtide.launch import module_command, module_environment
 from fedtide.manifest import Array
@@ -26,7 +27,8 @@ from fedtide.members import Members
 from registrar.broker_control import broker_process
 from registrar.layout import Layout
 from tests.contract.local_data import KINDS, MANIFEST, examples
-from tests.server import told
+from tests.server import refused, told
+from tests.unit.test_membership import code_of, over_identity
 
 WAIT_S = 20
 
@@ -105,6 +107,20 @@ def test_the_brokers_process_id(layout: Layout) -> None:
     assert "the broker does not run here" in told(
         "device", "add", "one", "--config", str(layout.registrar_toml)
     )
+
+
+def test_server_init_again(layout: Layout) -> None:
+    path = pipe(layout.identity("coordinator") / "key_set")
+    words = ("server", "init", "h.example", "--federation", "tides", "--root", str(layout.root))
+    assert f"cannot use '{path}': it is no regular file" in refused(*words)
+
+
+def test_joining_again(tmp_path: Path) -> None:
+    over_identity(tmp_path / "pi" / "identity", "join-1")
+    path = pipe(tmp_path / "pi" / "identity" / "joined_by")
+    code = write_join_code(code_of("join-2"))
+    said = refused("device", "join", code, "--folder", str(tmp_path / "pi"))
+    assert f"cannot use '{path}': it is no regular file" in said
 
 
 def said_by(*words: str) -> str:
