@@ -30,6 +30,10 @@ _LISTED = 10
 _NAME_CHARS_MAX = 60
 """Of a column or a class."""
 _FLAGS = ("labels", "query", "function", "classes")
+_FLAGS_HINT = (
+    "--data is data.path, --labels data.labels_path, and so on (--help); other keys are for "
+    "client.toml: give that with --config"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,6 +55,7 @@ def run(parsed: argparse.Namespace) -> int:
     """Print it; 0 if the data can be used, 4 if they are refused.
 
     Raises:
+        DataError: of a folder of images nothing is there.
         ConfigError: neither a configuration nor data are given, or both; or they are wrong.
         BundleError: the bundle that is given cannot be read.
     """
@@ -76,9 +81,21 @@ def run(parsed: argparse.Namespace) -> int:
 
 
 def _supposed_classes(parsed: argparse.Namespace) -> list[str]:
-    """Names of sub-folders, if a folder of images and nothing else is given."""
+    """Names of sub-folders, if a folder of images and nothing else is given.
+
+    Raises:
+        DataError: it has none.
+    """
     others = [name for name in _FLAGS if getattr(parsed, name) is not None]
-    return [] if others or parsed.data is None else sub_folders(Path(parsed.data))
+    if others or parsed.data is None:
+        return []
+    names = sub_folders(Path(parsed.data))
+    if not names and Path(parsed.data).is_dir():
+        raise DataError(
+            f"{parsed.data!r} has no sub-folder that this user can see",
+            hint="a folder of images has one for each class",
+        )
+    return names
 
 
 def _configured(parsed: argparse.Namespace, supposed: list[str]) -> tuple[DataConfig, Path | None]:
@@ -97,7 +114,7 @@ def _configured(parsed: argparse.Namespace, supposed: list[str]) -> tuple[DataCo
         raw["classes"] = raw["classes"].split(",")
     elif supposed:
         raw["classes"] = supposed
-    return convert_config(raw, DataConfig, "the command line"), None
+    return convert_config(raw, DataConfig, "the command line", hint=_FLAGS_HINT), None
 
 
 def look(config: DataConfig, bundle: Bundle | None) -> Told:

@@ -26,6 +26,7 @@ _ARCHIVE = (b"PK\x03\x04", b"PK\x05\x06")
 
 _PART_BYTES = 1 << 20
 """Of an array that is checked part by part."""
+A_FILE = "a file is expected: no folder, no pipe, no device"
 WRITTEN_BY = "numpy.savez(path, x=inputs, y=labels) writes what is expected"
 
 
@@ -71,9 +72,7 @@ def open_data(path: Path) -> BinaryIO:
         other = isinstance(exc, NoFileOfOursError)
         raise DataError(
             f"data file {str(path)!r} cannot be read: {exc.strerror}",
-            hint="a file is expected: no folder, no pipe, no device"
-            if other
-            else "correct the path, or let this user read the file",
+            hint=A_FILE if other else "correct the path, or let this user read the file",
         ) from exc
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol
 
 from edge_client.data.config import DataConfig
 from edge_client.data.rows import LocalDataset
+from fedtide.dataset import A_FILE
 from fedtide.errors import DataError
 from fedtide.manifest import Manifest
 
@@ -127,6 +128,6 @@ def file_stamp(path: Path, key: str = "path") -> Hashable:
     if not (stat.S_ISREG(status.st_mode) or stat.S_ISDIR(status.st_mode)):
         raise DataError(
             f"{str(path)!r} cannot be read as data: it is no regular file",
-            hint=f"a file is expected, no pipe and no device: correct [data] {key}",
+            hint=f"{A_FILE}; correct [data] {key}",
         )
     return status.st_ino, status.st_mtime_ns, status.st_size

@@ -58,8 +58,8 @@ def _classes_needed(path: Path | None) -> str:
     names = [] if path is None else sub_folders(path)
     line = f"; its own are: {classes_line(names)}" if 0 < len(names) <= _CLASSES_TOLD else ""
     return (
-        "a folder of images needs `data.classes`, the names of its sub-folders in the order of the "
-        f"model's outputs{line}"
+        f"the folder of images {str(path)!r} needs `data.classes`, the names of its sub-folders "
+        f"in the order of the model's outputs{line}"
     )
 
 

@@ -13,6 +13,7 @@ from edge_client.data import WRITING, Loaded, NotNowError, Problems, file_stamp
 from edge_client.data.collector import Collector
 from edge_client.data.config import DataConfig
 from edge_client.data.table import Table, chosen_columns
+from fedtide.dataset import A_FILE
 from fedtide.errors import DataError
 from fedtide.files import require_database
 from fedtide.manifest import Manifest
@@ -64,7 +65,7 @@ class SqliteQuery:
             _, labels = chosen_columns(self._config, names)
             chosen = ", ".join(f'"{names[label]}"'.replace('"', '""')[1:-1] for label in labels)
             grouped = (
-                f"SELECT {chosen}, COUNT(*) FROM ({self._query}) "  # noqa: S608 - the owner's own
+                f"SELECT {chosen}, COUNT(*) FROM ({self._query}\n) "  # noqa: S608 - the owner's own
                 f"GROUP BY {chosen} ORDER BY 2 DESC LIMIT {_LABELS_SHOWN}"
             )
             seen = {", ".join(map(str, row[:-1])): row[-1] for row in database.execute(grouped)}
@@ -95,7 +96,8 @@ class SqliteQuery:
             require_database(self._path)
         except OSError as exc:
             raise DataError(
-                f"database {str(exc.filename)!r} cannot be read: {exc.strerror}"
+                f"database {str(exc.filename)!r} cannot be read: {exc.strerror}",
+                hint=A_FILE,
             ) from exc
         until_s = time.monotonic() + self._config.time_ms_max / 1000
         database = None
@@ -111,10 +113,12 @@ class SqliteQuery:
             database.set_progress_handler(lambda: time.monotonic() > until_s, _STEPS)
             database.execute("BEGIN")
             database.set_authorizer(_only_reading)
-            counted = f"SELECT COUNT(*) FROM ({self._query})"  # noqa: S608 - the owner's own
+            # By itself first, so that errors quote it as it was given.
+            database.execute(f"EXPLAIN {self._query}").close()
+            counted = f"SELECT COUNT(*) FROM ({self._query}\n)"  # noqa: S608 - the owner's own
             count = int(database.execute(counted).fetchone()[0])
             yield database, count
-        except sqlite3.Error as exc:
+        except (sqlite3.Error, sqlite3.Warning) as exc:
             raise self._explained(exc, time.monotonic() > until_s) from exc
         except UnicodeDecodeError as exc:  # even of SQLite's own messages, if the file is damaged
             raise DataError(f"the query on {str(self._path)!r} fails: {exc}") from exc
@@ -122,7 +126,7 @@ class SqliteQuery:
             if database is not None:
                 database.close()
 
-    def _explained(self, exc: sqlite3.Error, late: bool) -> DataError:
+    def _explained(self, exc: sqlite3.Error | sqlite3.Warning, late: bool) -> DataError:
         where = repr(str(self._path))
         code = getattr(exc, "sqlite_errorcode", 0) or 0
         if code & 0xFF in _BUSY:
@@ -139,7 +143,8 @@ class SqliteQuery:
             sqlite3.SQLITE_AUTH: "data.query may only SELECT",
             sqlite3.SQLITE_ERROR: "data.query is one SELECT that yields inputs and label",
         }
-        return DataError(f"the query on {where} fails: {exc}", hint=hints.get(code & 0xFF))
+        hint = hints.get(code & 0xFF or sqlite3.SQLITE_ERROR)  # Python's own have no code
+        return DataError(f"the query on {where} fails: {exc}", hint=hint)
 
 
 def _text(raw: bytes) -> str:

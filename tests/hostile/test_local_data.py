@@ -284,10 +284,11 @@ def database(folder: Path, *statements: str) -> Path:
 
 ONE = "INSERT INTO t VALUES (1, 2.5, 1)"
 BAD_QUERIES = {
-    "no select": ("DELETE FROM t", "syntax error"),
-    "update": ("UPDATE t SET a = 1", "syntax error"),
-    "two": ("SELECT * FROM t; DROP TABLE t", "fails"),
-    "attach": ("ATTACH 'other.db' AS o", "syntax error"),
+    "no select": ("DELETE FROM t", r"not authorized\s+hint: .* may only SELECT"),
+    "update": ("UPDATE t SET a = 1", r"may only SELECT"),
+    "two": ("SELECT * FROM t; DROP TABLE t", r"one statement.*\s+hint: data.query is one SELECT"),
+    "empty": (" ; ", r"fails: incomplete input\s+hint: data.query is one SELECT"),
+    "attach": ("ATTACH 'other.db' AS o", "may only SELECT"),
     "pragma": ("SELECT *, 1, 2 FROM pragma_table_info('t')", "not authorized|prohibited"),
     "nothing": ("SELECT", "fails"),
     "no table": ("SELECT * FROM u", "no such table: u"),
@@ -326,6 +327,7 @@ def test_bad_queries(tmp_path: Path, name: str) -> None:
 def test_good_queries(tmp_path: Path) -> None:
     path = database(tmp_path, ONE, "INSERT INTO t VALUES ('3', 4, 'no')")
     for query, config, expected in (
+        ("SELECT a, b, y FROM t WHERE y = 1 -- no other", {}, [[1, 2.5]]),
         ("SELECT a, b, y FROM t WHERE y = 1;", {}, [[1, 2.5]]),
         ("SELECT y, a, b FROM t WHERE y = 1", {"label_columns": ("y",)}, [[1, 2.5]]),
         ("SELECT * FROM t", {"classes": ("1", "no")}, [[1, 2.5], [3, 4]]),
@@ -384,7 +386,7 @@ def test_rows_are_counted_and_read_at_the_same_moment(
     def spy(action: int, *_: Any) -> int:
         if action == sqlite3.SQLITE_SELECT:
             selects.append(action)
-            if len(selects) == 3:  # the first two count
+            if len(selects) == 4:  # the first explains, two count
                 with contextlib.closing(sqlite3.connect(path)) as other:
                     other.execute("DELETE FROM t")
                     other.commit()
@@ -392,7 +394,7 @@ def test_rows_are_counted_and_read_at_the_same_moment(
 
     monkeypatch.setattr("edge_client.data.sqlite._only_reading", spy)
     assert len(load(path=path, query="SELECT * FROM t").dataset.training.x) == 1
-    assert len(selects) == 3
+    assert len(selects) == 4
 
 
 # ---- a function ----

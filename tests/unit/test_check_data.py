@@ -125,6 +125,8 @@ def test_the_bundle_that_the_device_has_fetched(
         (["--data", "absent.npz"], 4, "REFUSED  there is no data file"),
         (["--data", "d.db"], 2, "a database needs both `data.path` and `data.query`"),
         (["--data", "x.npy"], 2, "give `data.labels_path`"),
+        (["--data", "x.npy"], 2, "hint: --data is data.path, --labels data.labels_path"),
+        (["--data", "."], 4, "'.' has no sub-folder that this user can see"),
         (["--query", "SELECT 1"], 2, "path"),
         (["--data", "d.npz", "--classes", "a,b"], 2, "`data.classes` has no effect"),
         (["--data", "d.npz", "--bundle", "absent"], 3, "no bundle in 'absent'"),
