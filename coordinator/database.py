@@ -53,6 +53,20 @@ def reading(method: Callable[Concatenate[D, P], R]) -> Callable[Concatenate[D, P
     return cast(Callable[Concatenate[D, P], R], guarded)
 
 
+def require_own(folder: Path) -> None:
+    """Make sure that no new federation begins beside what another part of fedtide keeps.
+
+    Raises:
+        StateError: the folder is a device's, or the registrar's.
+    """
+    for name, whose in _ANOTHERS.items():
+        if (folder / name).exists():
+            raise StateError(
+                f"the folder {str(folder)!r} is {whose}: it holds {name!r}",
+                hint="give the coordinator a state_dir of its own",
+            )
+
+
 class Database:
     """Facts, counters and marks, and transactions over whatever else is in it."""
 
@@ -65,7 +79,7 @@ class Database:
                 hint="give the state_dir of a coordinator.toml",
             )
         if not path.exists():
-            self._refuse_anothers()
+            require_own(folder)
             self._refuse_beside_models("is gone")
         elif path.is_file() and path.stat().st_size == 0:  # to open it would remove its log
             self._refuse_beside_models("is empty")
@@ -83,15 +97,6 @@ class Database:
                 self._db.close()
                 raise
         self._counts: Counter[str] = Counter()
-
-    def _refuse_anothers(self) -> None:
-        """A new federation does not begin beside what another part of fedtide keeps."""
-        for name, whose in _ANOTHERS.items():
-            if (self.folder / name).exists():
-                raise StateError(
-                    f"the folder {str(self.folder)!r} is {whose}: it holds {name!r}",
-                    hint="give the coordinator a state_dir of its own",
-                )
 
     def _refuse_beside_models(self, state: str) -> None:
         """It is made before anything else is: a new one would silently begin a new federation."""

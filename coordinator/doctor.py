@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from coordinator.config import CoordinatorConfig
+from coordinator.database import require_own
 from coordinator.diagnosis import DeviceFacts, Facts, confirmed, diagnose, seem_idle
 from coordinator.inquest import Known, damage, read_store, upload_quiet_ms
 from coordinator.linking import ROLE
@@ -22,6 +23,7 @@ from fedtide.broker_check import Probe, Trip, check_access, forbidden
 from fedtide.bundle import open_bundle_dir, sha256_hex
 from fedtide.checkup import Finding, examine, failed, ok, problem, warning
 from fedtide.config import load_config
+from fedtide.dataset import load_dataset
 from fedtide.errors import FedtideError
 from fedtide.files import open_regular
 from fedtide.host_check import check_clock, check_folder, is_locked
@@ -95,6 +97,9 @@ class _Case:
             yield ok(f"bundle {str(config.bundle)!r} is intact, model of {model_bytes:,} bytes")
             try:
                 check_against(config, bundle.manifest)
+                if config.evaluation.data is not None:
+                    tests = load_dataset(config.evaluation.data, bundle.manifest).training
+                    yield ok(f"{len(tests.x):,} examples to judge models on, which fit the bundle")
             except FedtideError as exc:
                 yield failed(exc)
         rounds = config.rounds
@@ -109,6 +114,11 @@ class _Case:
     def _state(self, bundle_digest: str) -> Iterator[Finding]:
         folder = self._config.state_dir
         if not (folder / "coordinator.db").exists():
+            try:
+                require_own(folder)
+            except FedtideError as exc:
+                yield failed(exc)
+                return
             if (folder / "blobs").is_dir() and any((folder / "blobs").iterdir()):
                 yield problem(
                     f"the database of {str(folder)!r} is gone, its models are there",

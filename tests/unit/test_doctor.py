@@ -155,6 +155,25 @@ def test_models_that_nobody_judges(
     assert said(found, "warning: nobody has judged the models", "set one") == (not evaluation)
 
 
+def test_a_test_set_that_does_not_fit_and_one_that_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], coordinator: dict[str, object]
+) -> None:
+    path = tmp_path / "test.npz"
+    given = {**coordinator, "evaluation": {"data": str(path)}}
+    assert said(doctor(tmp_path, given, capsys)[1], "problem", "test.npz", "cannot be read")
+    np.savez(path, x=np.zeros((4, 8), np.float32), y=np.zeros(4, np.int64))
+    assert said(doctor(tmp_path, given, capsys)[1], "ok: 4 examples to judge models on")
+
+
+def test_a_folder_of_a_device(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], coordinator: dict[str, object]
+) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / "session.0").touch()
+    _, found = doctor(tmp_path, coordinator, capsys)
+    assert said(found, "problem", "is a device's", "state_dir of its own")
+
+
 def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [f.level for f in check_folder(tmp_path, 0, "it")] == ["ok"]
     assert [f.level for f in check_folder(tmp_path, 2**62, "it")] == ["problem"]
