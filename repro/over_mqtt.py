@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import platform
 import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
@@ -29,12 +29,11 @@ from repro.same_bits import Comparison, OverMqtt, compare
 from repro.setting import Setting, bundle_of, devices_of, fetch
 from repro.trials import folder_name, read_course, run_trial
 from repro.view import Progress
+from simulator.fleet.environment import packages
 from simulator.learning.datasets import open_data_set
 from simulator.learning.learner import Learner
 from simulator.learning.models import Version
 from simulator.report.curves import rounds_to_target
-
-_PACKAGES = ("onnxruntime", "numpy", "paho-mqtt")
 
 
 class Options(Struct, frozen=True):
@@ -195,7 +194,8 @@ def _result(
         {
             "mosquitto": mosquitto_version(),
             "python": platform.python_version(),
-            **{package: importlib.metadata.version(package) for package in _PACKAGES},
+            **packages(),
+            "paho-mqtt": version("paho-mqtt"),
         },
     )
 
