@@ -150,7 +150,7 @@ def test_a_power_cut_between_model_and_journal_costs_what_came_after(
     journal = (tmp_path / JOURNAL).read_bytes()
     models.advance(3, [Part(0, PLAN, 2)])
     with monkeypatch.context() as patched:
-        patched.setattr(Path, "unlink", lambda _: None)  # the cut came before
+        patched.setattr(Path, "unlink", lambda *_, **__: None)  # the cut came before
         models.save()
     (tmp_path / JOURNAL).write_bytes(journal)
     # Of another origin than what is made now: it must not be taken for it.
