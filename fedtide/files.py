@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, cast
 
 from fedtide.errors import AS_ROOT, ConfigError, StateError
 from fedtide.failpoints import reach
@@ -144,10 +144,12 @@ def read_regular(path: Path, bytes_max: int = FILE_BYTES_MAX, *, links: bool = T
 
     Raises:
         NoFileOfOursError: it is something else, or has more than `bytes_max`.
-        OSError: it cannot be read.
+        OSError: it cannot be read, or not now: a driver's may say so.
     """
     with open_regular(path, links=links) as file:
-        content = file.read(bytes_max + 1)
+        content = cast("bytes | None", file.read(bytes_max + 1))
+    if content is None:  # so Python tells EAGAIN
+        raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN), str(path))
     if len(content) > bytes_max:
         raise NoFileOfOursError(errno.EFBIG, f"it has more than {bytes_max:,} bytes", str(path))
     return content

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import time
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -12,6 +14,7 @@ from edge_client.condition_check import check_conditions
 from edge_client.conditions import ConditionsConfig, Link, Readings
 from edge_client.hours import Moment
 from edge_client.sensors import Sensors
+from fedtide import files
 
 NOW_S = time.mktime((2033, 5, 18, 22, 30, 0, 0, 0, -1))  # a Wednesday
 METERED = ConditionsConfig(metered="wait")
@@ -151,6 +154,30 @@ def test_a_desktop_and_a_virtual_machine(tmp_path: Path) -> None:
     empty = read(planted(tmp_path / "virtual", {"proc/net/route": ROUTES}))
     assert (empty.power, empty.temperature_c, empty.throttled) == ("mains", None, None)
     assert empty.link == Link("", None)
+
+
+class NotNow(io.RawIOBase):
+    """As a driver's file that answers EAGAIN."""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: object) -> None:
+        return None
+
+
+def test_a_sensor_that_cannot_answer_now(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = files.open_regular
+
+    def open_regular(path: Path, **links: Any) -> BinaryIO:
+        busy = path.match("thermal_zone0/temp")
+        return io.BufferedReader(NotNow()) if busy else opened(path, **links)
+
+    monkeypatch.setattr(files, "open_regular", open_regular)
+    with pytest.raises(BlockingIOError, match="thermal_zone0/temp"):
+        files.read_regular(planted(tmp_path, PI_5) / "sys/class/thermal/thermal_zone0/temp")
+    found = read(tmp_path)
+    assert (found.temperature_c, found.throttled) == (None, 1)
 
 
 @pytest.mark.parametrize(
