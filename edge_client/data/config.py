@@ -76,7 +76,8 @@ class DataConfig(Struct, frozen=True, forbid_unknown_fields=True):
     """Names, or numbers from 1; by default all but the labels'."""
     label_columns: Annotated[tuple[Column, ...], Meta(min_length=1)] | None = None
     """By default the last."""
-    header: bool = True
+    header: bool | None = None
+    """Whether the first line names the columns; None: it does, and one of numbers is refused."""
     delimiter: Annotated[str, Meta(min_length=1, max_length=1)] | None = None
     missing: Literal["refuse", "skip"] = "refuse"
     classes: Annotated[tuple[str, ...], Meta(min_length=1)] | None = None

@@ -13,6 +13,7 @@ from edge_client.data import Loaded, Problems, file_stamp
 from edge_client.data.collector import Collector
 from edge_client.data.config import DataConfig
 from edge_client.data.table import MissingError, Table, check_inputs, chosen_columns, plain_numbers
+from fedtide.config import shortened
 from fedtide.dataset import open_data
 from fedtide.errors import DataError
 from fedtide.manifest import Manifest
@@ -50,6 +51,8 @@ class CsvFile:
                 raise DataError(f"{self._config.where} has no examples")
             facts: dict[str, Any] = {"columns": list(rows.names), "rows": rows.count}
             facts["labels"] = dict(seen.most_common(_LABELS_SHOWN))
+            if rows.doubt:
+                facts["header"] = rows.doubt
             if rows.unfinished:
                 facts["unfinished"] = _UNFINISHED
         return facts
@@ -63,6 +66,8 @@ class CsvFile:
             for fields, place in rows.complete(problems):
                 table.add(fields, place)
             table.end()
+            if rows.doubt:
+                collector.note(rows.doubt)
             if rows.unfinished:
                 collector.note(_UNFINISHED)
         return collector.finish()
@@ -74,6 +79,10 @@ class _Reading:
     def __init__(self, path: Path, config: DataConfig) -> None:
         self._path = path
         self._header, self._classes = config.header, config.classes or ()
+        columns = (*(config.input_columns or ()), *(config.label_columns or ()))
+        self._named = any(isinstance(column, str) for column in columns)
+        self.doubt = ""
+        """Why the first line may be no header."""
         self.delimiter = config.delimiter or ("\t" if path.suffix.lower() == ".tsv" else ",")
         self.names: tuple[str, ...] = ()
         self.unfinished = False
@@ -101,17 +110,32 @@ class _Reading:
         if first is None:
             also = f" ({_UNFINISHED})" if self.unfinished else ""
             raise DataError(f"{str(self._path)!r} has no examples: it is empty{also}")
-        if not self._header:
+        if self._header is False:
             self.names, self._first = tuple(map(str, range(1, len(first) + 1))), first
             return
         self.names = tuple(name.strip() for name in first)
-        numbers = plain_numbers([name for name in self.names if name not in self._classes])
-        if numbers is not None and len(numbers):
+        if self._header is None and not self._named:
+            self._require_names()
+
+    def _require_names(self) -> None:
+        """Nobody has said that the first line is a header.
+
+        Raises:
+            DataError: it looks like an example.
+        """
+        names = [name for name in self.names if name not in self._classes]
+        numbers = [name for name in names if plain_numbers([name]) is not None]
+        if numbers and numbers == names:
             raise DataError(
                 f"the first line of {str(self._path)!r} has no names of columns, but an example's "
                 "values",
-                hint="if it is an example: data.header = false; else give the columns names that "
-                "are no numbers",
+                hint="if it is an example: data.header = false; if it names the columns: "
+                "data.header = true",
+            )
+        if numbers:
+            self.doubt = (
+                f"the first line is taken for names of columns, though {shortened(numbers[0])} is "
+                "a number: data.header = true says that it is right, false that it is an example"
             )
 
     def __exit__(self, *_: object) -> None:

@@ -75,6 +75,7 @@ BAD_CSV: dict[str, tuple[str | bytes, dict[str, Any], str]] = {
     "long field": (f"a,b,y\n{'9' * 200_000},2,0\n", {}, "line 2 of .* larger than field limit"),
     "second line of a row": ('a,b,y\n1,"x\n",0\n', {}, "line 2 of "),
     "no header": ("1,2.5,0\n3,4,1\n", {}, "no names of columns.*\\s*hint: .*header = false"),
+    "no header, chosen by number": ("1,2.5,0\n", {"label_columns": (3,)}, "no names of columns"),
     "no header, classes": ("1,2,no\n", {"classes": ("no", "yes")}, "no names of columns"),
     "zero bytes": (b"\0" * 5000 + b"\n", {}, "d.csv"),
     "junk": (bytes(range(256)) * 20, {}, "d.csv"),
@@ -107,6 +108,9 @@ def test_good_csv(tmp_path: Path) -> None:
         (GOOD.replace(",", " ,  "), {}),
         (GOOD.replace(",", ";"), {"delimiter": ";"}),
         ("1,2,0\n3,4,1\n", {"header": False}),
+        ("0,1,2\n1,2,0\n3,4,1\n", {"header": True}),
+        ("0,1,2\n1,2,0\n3,4,1\n", {"input_columns": ("0", "1"), "label_columns": ("2",)}),
+        ("0,1,y\n1,2,0\n3,4,1\n", {"header": True}),
         ("y,b,a\n0,2,1\n1,4,3\n", {"input_columns": ("a", 2), "label_columns": (1,)}),
         (GOOD + "5,6,7", {}),
         (GOOD + "5,,1\n,6,\n", {"missing": "skip"}),
@@ -117,6 +121,7 @@ def test_good_csv(tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded.dataset.training.y[:], [0, 1])
         assert bool(loaded.notes) == (content.endswith("7") or "missing" in config)
     assert "no end yet" in csv(tmp_path, GOOD + "5,6,7").notes[0]
+    assert "'7.5' is a number" in csv(tmp_path, "7.5,NA,0\n1,2,0\n").notes[0]
     skipped = csv(tmp_path, GOOD + "5,,1\n,6,\n", missing="skip").notes[0]
     assert skipped.startswith("2 examples are skipped")
     assert "line 4" in skipped
