@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge_client.condition_check import check_conditions
 from edge_client.config import ClientConfig
-from edge_client.data import Problems, open_source
+from edge_client.data import FIRST_ROWS, Problems, open_source
 from edge_client.durable import Durable
 from edge_client.holdings import stored_bundle
 from edge_client.linking import with_name
@@ -135,8 +135,9 @@ def _data(config: ClientConfig) -> Iterator[Finding]:
     source, bundle = open_source(config.data), stored_bundle(config.state_dir)
     source.stamp()
     if bundle is None:
-        source.describe(Problems())
-        yield ok("the data can be read; whether they fit is known when a bundle is here")
+        seen = source.describe(Problems(), FIRST_ROWS)
+        notes = "".join(f"; {seen[name]}" for name in ("partly", "header") if name in seen)
+        yield ok(f"the data can be read{notes}; whether they fit is known when a bundle is here")
         return
     data = source.load(bundle.manifest, Problems()).dataset
     held_out = 0 if data.held_out is None else len(data.held_out.x)

@@ -16,6 +16,8 @@ from fedtide.dataset import A_FILE
 from fedtide.errors import DataError
 from fedtide.manifest import Manifest
 
+FIRST_ROWS = 1_000
+"""Are looked at by who has no time for all: a second on a small device, also of wide rows."""
 WRITING = "the local data are just being written; not yet"
 
 
@@ -62,8 +64,9 @@ class Source(Protocol):
             DataError: there are none.
         """
 
-    def describe(self, problems: Problems) -> dict[str, Any]:
-        """What can be seen without a model: names and counts, as JSON has them.
+    def describe(self, problems: Problems, rows_max: int | None = None) -> dict[str, Any]:
+        """What can be seen without a model: names and counts, as JSON has them; of data that have
+        to be read for it, in the first `rows_max` rows.
 
         Raises:
             DataError: the data cannot be read, or fit no model. Of single examples `problems` may

@@ -35,11 +35,12 @@ class CsvFile:
         """The file's."""
         return file_stamp(self._path)
 
-    def describe(self, problems: Problems) -> dict[str, Any]:
+    def describe(self, problems: Problems, rows_max: int | None = None) -> dict[str, Any]:
         """Columns, rows, and what stands in the label's column."""
         with _Reading(self._path, self._config) as rows:
             inputs, labels = chosen_columns(self._config, rows.names)
             seen: Counter[str] = Counter()
+            partly = ""
             for fields, place in rows.complete(problems):
                 seen[", ".join(fields[label] for label in labels)] += 1
                 try:
@@ -47,10 +48,15 @@ class CsvFile:
                 except DataError as exc:
                     if self._config.missing != "skip" or not isinstance(exc, MissingError):
                         problems.add(exc)
+                if rows_max is not None and rows.count >= rows_max:
+                    partly = f"only the first {rows.count:,} rows were looked at"
+                    break
             if not rows.count:
                 raise DataError(f"{self._config.where} has no examples")
             facts: dict[str, Any] = {"columns": list(rows.names), "rows": rows.count}
             facts["labels"] = dict(seen.most_common(_LABELS_SHOWN))
+            if partly:
+                facts["partly"] = partly
             if rows.doubt:
                 facts["header"] = rows.doubt
             if rows.unfinished:

@@ -70,9 +70,9 @@ class UserFunction:
         stamps.append(next(self._calls) if path is None else file_stamp(path))
         return tuple(stamps)
 
-    def describe(self, problems: Problems) -> dict[str, Any]:
+    def describe(self, problems: Problems, rows_max: int | None = None) -> dict[str, Any]:
         """What it returns."""
-        del problems  # arrays are taken whole or not at all
+        del problems, rows_max  # arrays are taken whole or not at all
         arrays = self._called().items()
         return {"arrays": {name: array_text(a.shape, a.dtype) for name, a in arrays}}
 

@@ -79,9 +79,9 @@ class ImageFolders:
         files, _ = self._files()
         return hashlib.sha256(repr(files).encode(errors="surrogateescape")).digest()
 
-    def describe(self, problems: Problems) -> dict[str, Any]:
+    def describe(self, problems: Problems, rows_max: int | None = None) -> dict[str, Any]:
         """Images of each class, and their sizes and modes as the oldest hundred have them."""
-        del problems  # what no model takes is known when all are decoded
+        del problems, rows_max  # what no model takes is known when all are decoded
         from PIL import Image
 
         files, left_out = self._files()

@@ -39,9 +39,9 @@ class NpyFiles:
         path, labels_path = self._paths
         return file_stamp(path), file_stamp(labels_path, "labels_path")
 
-    def describe(self, problems: Problems) -> dict[str, Any]:
+    def describe(self, problems: Problems, rows_max: int | None = None) -> dict[str, Any]:
         """Both arrays, as their headers say."""
-        del problems  # arrays are taken whole or not at all
+        del problems, rows_max  # arrays are taken whole or not at all
         headers = {path.name: _header(path) for path in self._paths}
         return {"arrays": {name: array_text(h.shape, h.dtype) for name, h in headers.items()}}
 

@@ -23,9 +23,9 @@ class NpzFile:
         """The file's."""
         return file_stamp(self._path)
 
-    def describe(self, problems: Problems) -> dict[str, Any]:
+    def describe(self, problems: Problems, rows_max: int | None = None) -> dict[str, Any]:
         """Its arrays."""
-        del problems  # arrays are taken whole or not at all
+        del problems, rows_max  # arrays are taken whole or not at all
         arrays = read_arrays(self._path)
         check_names(arrays, ("x", "y"), repr(str(self._path)))
         return {

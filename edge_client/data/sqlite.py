@@ -54,9 +54,9 @@ class SqliteQuery:
             pending = None
         return file_stamp(self._path), pending
 
-    def describe(self, problems: Problems) -> dict[str, Any]:
+    def describe(self, problems: Problems, rows_max: int | None = None) -> dict[str, Any]:
         """Columns, rows, and what stands in the label's column."""
-        del problems  # the values are not looked at
+        del problems, rows_max  # the values are not looked at
         with self._opened() as (database, count):
             if not count:
                 raise DataError(f"{self._config.where} has no examples: the query has no rows")

@@ -17,6 +17,7 @@ import pytest
 from coordinator.round_state import RoundState
 from coordinator.store import Store
 from demo.local import toml
+from edge_client.data import FIRST_ROWS
 from fedtide import cli
 from fedtide.checkup import Finding, examine, ok
 from fedtide.errors import StateError
@@ -208,6 +209,24 @@ def test_a_device_of_which_all_is_wrong(
     assert said(found, "warning: both generations of", "starts afresh")
     assert said(found, "problem: data file", "cannot be read: it is no .npz archive")
     assert said(found, "problem: broker.password_file", "cannot be read")
+
+
+def test_without_a_bundle_the_first_rows_of_a_csv_are_looked_at(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], client: dict[str, object]
+) -> None:
+    """All of a large one would take longer than the doctor has."""
+    data = tmp_path / "d.csv"
+    client["data"] = {"path": str(data)}
+    rows = ["1,2,0\n"] * FIRST_ROWS
+    data.write_text("a,b,y\n" + "".join(rows) + "1\n")
+    _, found = doctor(tmp_path, client, capsys)
+    assert said(found, "ok: the data can be read; only the first 1,000 rows were looked at;")
+    data.write_text("a,7,y\n" + "".join(rows[1:]))
+    _, found = doctor(tmp_path, client, capsys)
+    assert said(found, "ok: the data can be read; the first line is taken for names", "'7' is a n")
+    data.write_text("a,b,y\n" + "".join(rows[1:]) + "1\n")
+    _, found = doctor(tmp_path, client, capsys)
+    assert said(found, "problem: line 1001 of", "has 1 fields")
 
 
 def test_checks_that_hang_or_break_are_findings() -> None:
