@@ -161,7 +161,11 @@ def _judge(told: Told, problems: Problems, config: DataConfig) -> None:
         told["refused"] = {"what": f"{what}: the data are refused whole", "todo": "correct them"}
     elif count < config.examples_min:
         what = f"{count:,} examples to train on, at least {config.examples_min:,} are needed here"
-        told["refused"] = {"what": what, "todo": "wait for more, or lower data.examples_min"}
+        held_out = told["examples"]["held_out"] if told["examples"] else 0
+        todo = "wait for more, or lower data.examples_min"
+        if held_out and config.held_out_fraction:
+            todo += f"; {held_out:,} are held out: lower data.held_out_fraction to train on more"
+        told["refused"] = {"what": what, "todo": todo}
 
 
 def _said(error: DataError) -> Told:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from edge_client.condition_check import check_conditions
 from edge_client.config import ClientConfig
-from edge_client.data import FIRST_ROWS, Problems, open_source
+from edge_client.data import FIRST_ROWS, NoExamplesError, Problems, open_source
 from edge_client.durable import Durable
 from edge_client.holdings import stored_bundle
 from edge_client.linking import with_name
@@ -135,7 +135,13 @@ def _data(config: ClientConfig) -> Iterator[Finding]:
     source, bundle = open_source(config.data), stored_bundle(config.state_dir)
     source.stamp()
     if bundle is None:
-        seen = source.describe(Problems(), FIRST_ROWS)
+        try:
+            seen = source.describe(Problems(), FIRST_ROWS)
+        except NoExamplesError as exc:
+            yield warning(
+                str(exc.args[0]), "nothing, if they are still to come: it is looked again"
+            )
+            return
         notes = "".join(f"; {seen[name]}" for name in ("partly", "header") if name in seen)
         yield ok(f"the data can be read{notes}; whether they fit is known when a bundle is here")
         return

@@ -25,6 +25,10 @@ class NotNowError(DataError):
     """The data are not used now; the reason holds nothing of them and may leave the device."""
 
 
+class NoExamplesError(DataError):
+    """There are none, or none yet."""
+
+
 class Problems:
     """What is wrong with single examples: the first one ends it, or `shown_max` are kept."""
 

@@ -9,7 +9,7 @@ from io import TextIOWrapper
 from pathlib import Path
 from typing import IO, Any
 
-from edge_client.data import Loaded, Problems, file_stamp
+from edge_client.data import Loaded, NoExamplesError, Problems, file_stamp
 from edge_client.data.collector import Collector
 from edge_client.data.config import DataConfig
 from edge_client.data.table import MissingError, Table, check_inputs, chosen_columns, plain_numbers
@@ -52,7 +52,7 @@ class CsvFile:
                     partly = f"only the first {rows.count:,} rows were looked at"
                     break
             if not rows.count:
-                raise DataError(f"{self._config.where} has no examples")
+                raise NoExamplesError(f"{self._config.where} has no examples")
             facts: dict[str, Any] = {"columns": list(rows.names), "rows": rows.count}
             facts["labels"] = dict(seen.most_common(_LABELS_SHOWN))
             if partly:
@@ -115,7 +115,7 @@ class _Reading:
     def _begin(self, first: list[str] | None) -> None:
         if first is None:
             also = f" ({_UNFINISHED})" if self.unfinished else ""
-            raise DataError(f"{str(self._path)!r} has no examples: it is empty{also}")
+            raise NoExamplesError(f"{str(self._path)!r} has no examples: it is empty{also}")
         if self._header is False:
             self.names, self._first = tuple(map(str, range(1, len(first) + 1))), first
             return

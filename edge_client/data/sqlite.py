@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 from urllib.parse import quote
 
-from edge_client.data import WRITING, Loaded, NotNowError, Problems, file_stamp
+from edge_client.data import WRITING, Loaded, NoExamplesError, NotNowError, Problems, file_stamp
 from edge_client.data.collector import Collector
 from edge_client.data.config import DataConfig
 from edge_client.data.table import Table, chosen_columns
@@ -59,7 +59,9 @@ class SqliteQuery:
         del problems, rows_max  # the values are not looked at
         with self._opened() as (database, count):
             if not count:
-                raise DataError(f"{self._config.where} has no examples: the query has no rows")
+                raise NoExamplesError(
+                    f"{self._config.where} has no examples: the query has no rows"
+                )
             cursor = database.execute(self._query)
             names = [name for name, *_ in cursor.description]
             _, labels = chosen_columns(self._config, names)

@@ -101,6 +101,16 @@ def test_a_configuration_and_what_is_wrong_with_its_data(
     assert "REFUSED  3 examples to train on, at least 5 are needed here" in out
 
 
+def test_who_holds_out_all_of_few_examples_is_told_so(
+    tmp_path: Path, bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    toml = config_file(tmp_path, 'path = "d.npz"\nheld_out_fraction = 0.999999')
+    np.savez(tmp_path / "d.npz", x=np.zeros((2, 1, 4, 4), np.float32), y=np.zeros(2, int))
+    code, out = ask(capsys, "--config", toml, "--bundle", bundle)
+    assert (code, "REFUSED  0 examples to train on, at least 1" in out) == (4, True), out
+    assert "2 are held out: lower data.held_out_fraction" in out
+
+
 def test_the_bundle_that_the_device_has_fetched(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -229,6 +229,19 @@ def test_without_a_bundle_the_first_rows_of_a_csv_are_looked_at(
     assert said(found, "problem: line 1001 of", "has 1 fields")
 
 
+@pytest.mark.parametrize("content", ["", "a,b,y\n"])
+def test_data_that_are_still_to_come_are_no_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], client: dict[str, object], content: str
+) -> None:
+    (tmp_path / "d.csv").write_text(content)
+    _, found = doctor(tmp_path, {**client, "data": {"path": str(tmp_path / "d.csv")}}, capsys)
+    assert said(found, "warning: ", "has no examples", "if they are still to come")
+    sqlite3.connect(tmp_path / "d.db").execute("CREATE TABLE m (a, y)").connection.close()
+    data = {"path": str(tmp_path / "d.db"), "query": "SELECT a, y FROM m"}
+    _, found = doctor(tmp_path, {**client, "data": data}, capsys)
+    assert said(found, "warning: ", "the query has no rows", "if they are still to come")
+
+
 def test_checks_that_hang_or_break_are_findings() -> None:
     def hangs() -> Iterator[Finding]:
         yield ok("a step")
