@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,13 @@ from edge_client.data.config import DataConfig, classes_line, sub_folders
 from edge_client.data.summary import summary
 from edge_client.holdings import stored_bundle
 from edge_client.tables import table
+from fedtide import units
 from fedtide.bundle import Bundle, open_bundle_dir
 from fedtide.config import convert_config, load_config
 from fedtide.errors import ConfigError, DataError
+from fedtide.files import write_public
 from fedtide.logs import escaped, start_logging
+from fedtide.manifest import MANIFEST_NAME
 from fedtide.memory_limit import limit_memory
 from fedtide.ownership import become_owner_of
 
@@ -63,11 +67,12 @@ def run(parsed: argparse.Namespace) -> int:
     limit_memory()
     supposed = _supposed_classes(parsed)
     config, state_dir = _configured(parsed, supposed)
-    bundle: Bundle | None = None
-    if parsed.bundle is not None:
-        bundle = open_bundle_dir(parsed.bundle)
-    elif state_dir is not None:
-        bundle = stored_bundle(state_dir)
+    bundle = None if parsed.bundle is None else open_bundle_dir(parsed.bundle)
+    if state_dir is not None:
+        if unit := units.unit_for("client", parsed.config):
+            return _ask_service(unit, parsed, bundle)
+        become_owner_of(state_dir)
+        bundle = bundle or stored_bundle(state_dir)
     told = look(config, bundle)
     if supposed:
         line = classes_line(supposed)
@@ -78,6 +83,20 @@ def run(parsed: argparse.Namespace) -> int:
         )
     print(json.dumps(told, indent=1) if parsed.json else as_text(told))
     return DataError.exit_code if told["refused"] else 0
+
+
+def _ask_service(unit: str, parsed: argparse.Namespace, bundle: Bundle | None) -> int:
+    """In its sandbox the client sees other folders than its user does: let it look itself."""
+    words = ["client", "check-data", "--config", str(parsed.config.absolute())]
+    words += ["--json"] if parsed.json else []
+    if bundle is None:
+        return units.try_out(unit, *words)
+    # The bundle may be where only root gets; of it no more is needed.
+    with tempfile.TemporaryDirectory(prefix="fedtide-", dir="/run") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        write_public(folder / MANIFEST_NAME, bundle.fetch(MANIFEST_NAME))
+        return units.try_out(unit, *words, "--bundle", name)
 
 
 def _supposed_classes(parsed: argparse.Namespace) -> list[str]:
@@ -104,7 +123,6 @@ def _configured(parsed: argparse.Namespace, supposed: list[str]) -> tuple[DataCo
         if given:
             raise ConfigError(f"--{given[0]} and --config exclude each other")
         config = load_config(parsed.config, ClientConfig)
-        become_owner_of(config.state_dir)
         return config.data, config.state_dir
     names = {"data": "path", "labels": "labels_path"}
     raw: Told = {names.get(name, name): getattr(parsed, name) for name in given}

@@ -7,10 +7,11 @@ import importlib
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
+from fedtide import units
 from fedtide.checkup import SECONDS, Finding
 from fedtide.config import load_config
 from fedtide.errors import ConfigError
@@ -51,7 +52,12 @@ def run(parsed: argparse.Namespace) -> int:
         ConfigError: the file is no configuration of coordinator, client or registrar.
     """
     began_s = time.monotonic()
-    doctor: _Doctor = importlib.import_module(_DOCTORS[_kind(parsed.config)])
+    kind = _kind(parsed.config)
+    # In its sandbox a client sees other folders than its user does.
+    if kind == "client" and (unit := units.unit_for(kind, parsed.config)):
+        as_json = ["--json"] if parsed.json else []
+        return units.try_out(unit, "doctor", *as_json, str(parsed.config.absolute()))
+    doctor: _Doctor = importlib.import_module(_DOCTORS[kind])
     found: list[Finding] = []
     for finding in doctor.check(parsed.config, SECONDS):
         found.append(finding)
@@ -70,7 +76,7 @@ def run(parsed: argparse.Namespace) -> int:
     return PROBLEMS_EXIT_CODE if counts["problem"] else 0
 
 
-def _kind(path: Path) -> str:
+def _kind(path: Path) -> Literal["client", "coordinator", "registrar"]:
     keys = load_config(path, dict)
     if "device" in keys or "data" in keys:
         return "client"

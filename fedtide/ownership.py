@@ -11,6 +11,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from fedtide.errors import ConfigError
+
 _LINKS_MAX = 40
 """As Linux has it (path_resolution(7))."""
 
@@ -46,6 +48,7 @@ def become_owner_of(path: Path) -> None:
 
     Raises:
         OSError: there are too many links on the way.
+        ConfigError: this Python is one that they cannot read, and more of it will be needed.
     """
     if os.getuid() != 0 or not (owner := _owner(path)).st_uid:
         return
@@ -56,6 +59,13 @@ def become_owner_of(path: Path) -> None:
     os.setgroups(groups)
     os.setresgid(group_id, group_id, group_id)
     os.setresuid(owner.st_uid, owner.st_uid, owner.st_uid)
+    for of_python in (os.__file__, __file__):
+        if not os.access(of_python, os.R_OK):
+            raise ConfigError(
+                f"this looks as the owner of {str(path)!r} (user id {owner.st_uid}), who cannot "
+                f"read {of_python!r} of the Python that runs this",
+                hint="repeat it with a fedtide that every user can run, as docs/deploy.md says",
+            )
 
 
 def _owner(path: Path) -> os.stat_result:

@@ -6,12 +6,14 @@ the settings are for is in docs/adr/0021-services.md.
 
 from __future__ import annotations
 
+import os
 import pwd
 import re
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.resources import files
 from pathlib import Path
 from typing import Literal
@@ -29,7 +31,7 @@ _HIDDEN = tuple(map(Path, ("/home", "/root", "/run/user", "/tmp", "/var/tmp"))) 
 _NEWER = {"RestartSteps": 254, "RestartMaxDelaySec": 254}
 """Settings, and the systemd that brought them; older ones complain at every look at the unit."""
 _OF_THE_SERVICE_ONLY = re.compile(
-    r"(Type|Exec\w+|Restart\w*|WatchdogSec|SyslogIdentifier|RuntimeDirectory)="
+    r"Type|Exec\w+|Restart\w*|WatchdogSec|SyslogIdentifier|RuntimeDirectory"
 )
 """Settings that say how a service lives, not what it may do."""
 _ANSWER_S = 60.0
@@ -190,17 +192,45 @@ def install(role: Role, text: str, folder: Path = FOLDER) -> Path:
 def try_out(text: str, *words: str) -> int:
     """Run `fedtide WORDS` as the service of the unit `text` would run: as its user, with its
     limits, in its sandbox. Its exit code; what it prints is printed."""
-    started = re.findall(r"^ExecStart=(\S+)", text, re.MULTILINE)
-    settings = re.search(r"^\[Service\]$(.*)^\[Install\]$", text, re.MULTILINE | re.DOTALL)
-    assert started
-    assert settings
-    lines = [line for line in settings[1].splitlines() if re.match(r"[A-Z]\w*=", line)]
+    settings = _service_settings(text)
+    started = next(value.split()[0] for name, value in settings if name == "ExecStart" and value)
     command = ["systemd-run", "--quiet", "--collect", "--wait", "--pipe"]
-    for line in lines:
-        if not _OF_THE_SERVICE_ONLY.match(line):
-            command += ["--property", line.replace("%%", "%")]
-    command += [started[0], "-I", "-m", "fedtide", *words]
+    for name, value in settings:
+        if not _OF_THE_SERVICE_ONLY.fullmatch(name):
+            command += ["--property", f"{name}={value}".replace("%%", "%")]
+    command += [started, "-I", "-m", "fedtide", *words]
     return subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode
+
+
+def unit_for(role: Role, config: Path) -> str:
+    """The installed unit, with the settings that were added to it, if it is one of this `config`
+    and root asks, who alone can try it out; else nothing."""
+    if os.getuid() != 0 or not systemd_runs():
+        return ""
+    done = subprocess.run(
+        ["systemctl", "cat", unit_name(role)], capture_output=True, text=True, check=False
+    )
+    settings = _service_settings(done.stdout)
+    users = [value for name, value in settings if name == "User"]
+    if not users or users[-1] in ("", "0", "root"):  # we are that one
+        return ""
+    with suppress(ConfigError):
+        named = f" --config {_exec_word(Path(os.path.abspath(config)))}"  # noqa: PTH100 - no links
+        if any(name == "ExecStart" and value.endswith(named) for name, value in settings):
+            return done.stdout
+    return ""
+
+
+def _service_settings(text: str) -> list[tuple[str, str]]:
+    """Name and value, in their order, of all sections of that kind: where settings were added there
+    is more than one."""
+    found, section = [], ""
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.startswith("["):
+            section = line.strip()
+        elif section == "[Service]" and (setting := re.match(r"\s*([A-Z]\w*)\s*=\s*(.*)", line)):
+            found.append((setting[1], setting[2].rstrip()))
+    return found
 
 
 def start(*roles: Role) -> None:

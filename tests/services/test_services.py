@@ -21,6 +21,7 @@ from tests.services.federation import (
     a_round_is_made,
     active,
     faster,
+    fedtide,
     set_up_device,
     set_up_server,
     status,
@@ -156,6 +157,33 @@ def test_missing_data_are_waited_for(machine: Machine) -> None:
     machine.until(lambda: restarts(machine, "client") >= 2, "it tries again")
     machine.run("mv", f"{DATA}.away", DATA)
     machine.until(lambda: active(machine, "client"), "it finds the data")
+
+
+def test_root_looks_at_data_in_a_closed_home_as_the_service_does(machine: Machine) -> None:
+    """And at a bundle where nobody but root gets."""
+    a_round_is_made(machine)
+    config = "/etc/fedtide/client.toml"
+    assert "0 problems" in fedtide(machine, "doctor", config)
+    machine.run("chmod", "700", "/root", "/root/bundle")
+    check = ("client", "check-data", "--config", config)
+    for more in ((), ("--bundle", "/root/bundle")):
+        assert "the data fit the model" in fedtide(machine, *check, *more)
+    machine.run("mv", DATA, f"{DATA}.away")
+    said = [fedtide(machine, *words, check=False) for words in (("doctor", config), check)]
+    machine.run("mv", f"{DATA}.away", DATA)
+    assert "PROBLEM" in said[0]
+    assert "REFUSED" in said[1]
+    moved = "/home/pi/other/data.npz"  # and what the service does not see is a problem
+    machine.run("cp", "-a", "/home/pi/learning", "/home/pi/other")
+    machine.run("sed", "-i", f"s|{DATA}|{moved}|", config)
+    assert "REFUSED" in fedtide(machine, *check, check=False)
+    machine.write(
+        f"/etc/systemd/system/{unit('client')}.d/more.conf",
+        "[Service]\nBindReadOnlyPaths=/home/pi/other\n",
+    )
+    machine.run("systemctl", "daemon-reload")
+    assert "the data fit the model" in fedtide(machine, *check)
+    machine.run("rm", f"/etc/systemd/system/{unit('client')}.d/more.conf")
 
 
 def test_the_client_has_no_open_port(machine: Machine) -> None:

@@ -12,7 +12,17 @@ from typing import get_args
 import pytest
 
 from fedtide.errors import ConfigError, FedtideError
-from fedtide.units import Role, check_reachable, install, remove, render, start, unit_name
+from fedtide.units import (
+    Role,
+    check_reachable,
+    install,
+    remove,
+    render,
+    start,
+    try_out,
+    unit_for,
+    unit_name,
+)
 
 ROLES: tuple[Role, ...] = get_args(Role)
 ANALYZE = shutil.which("systemd-analyze")
@@ -152,3 +162,47 @@ def test_a_start_that_fails_tells_its_own_log_not_that_of_an_earlier_one(
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     with pytest.raises(FedtideError, match=r"(?s)does not start:\n21\n.*\n30\n\n"):
         start("client")
+
+
+def fake_systemd(folder: Path, unit: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """One that has the unit; the file that says what was run."""
+    (folder / "unit").write_text(unit)
+    ran = folder / "ran"
+    commands = {"systemctl": f"cat {folder}/unit", "systemd-run": f'printf "%s\\n" "$@" > {ran}'}
+    for name, text in commands.items():
+        (folder / name).write_text(f"#!/bin/sh\n{text}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    monkeypatch.setattr("fedtide.units.systemd_runs", lambda: True)
+    monkeypatch.setattr("os.getuid", lambda: 0)
+    return ran
+
+
+def test_what_was_added_to_a_unit_holds_when_it_is_tried_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As `systemctl edit` adds it: after the unit, in sections of its own."""
+    added = "\n# x\n[Unit]\nWants=x\n[Service]\nBindReadOnlyPaths = \\\n /home/pi/new\nRestart=no\n"
+    ran = fake_systemd(tmp_path, unit_of("client") + added, monkeypatch)
+    unit = unit_for("client", Path("/etc/fedtide/../fedtide/x.toml"))
+    assert try_out(unit, "doctor", "x.toml") == 0
+    words = ran.read_text().splitlines()
+    assert "User=fedtide" in words
+    assert words[-7:] == [
+        "BindReadOnlyPaths=/home/pi/new",
+        *("/bin/sh", "-I", "-m", "fedtide", "doctor", "x.toml"),
+    ]
+    assert not [word for word in words if re.match(r"Restart|Exec|Type|Wants", word)]
+
+
+def test_only_the_services_own_configuration_is_looked_at_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, other = Path("/etc/fedtide/x.toml"), Path("/etc/fedtide/y.toml")
+    fake_systemd(tmp_path, unit_of("client"), monkeypatch)
+    assert unit_for("client", own)
+    assert unit_for("client", other) == ""
+    fake_systemd(tmp_path, unit_of("client", user="root"), monkeypatch)
+    assert unit_for("client", own) == ""  # it would ask itself for ever
+    fake_systemd(tmp_path, "", monkeypatch)
+    assert unit_for("client", own) == ""  # there is none
