@@ -15,6 +15,7 @@ from edge_client.config import ClientConfig
 from edge_client.data import NotNowError, Problems, open_source
 from edge_client.data.config import DataConfig, classes_line, sub_folders
 from edge_client.data.summary import summary
+from edge_client.data.table import FieldError
 from edge_client.holdings import stored_bundle
 from edge_client.tables import table
 from fedtide import units
@@ -73,7 +74,7 @@ def run(parsed: argparse.Namespace) -> int:
             return _ask_service(unit, parsed, bundle)
         become_owner_of(state_dir)
         bundle = bundle or stored_bundle(state_dir)
-    told = look(config, bundle)
+    told = look(config, bundle, columns_chosen=parsed.config is not None)
     if supposed:
         line = classes_line(supposed)
         told["notes"].insert(
@@ -135,7 +136,33 @@ def _configured(parsed: argparse.Namespace, supposed: list[str]) -> tuple[DataCo
     return convert_config(raw, DataConfig, "the command line", hint=_FLAGS_HINT), None
 
 
-def look(config: DataConfig, bundle: Bundle | None) -> Told:
+class _OfAnyColumn(Problems):
+    """The columns are still to be chosen: what stands in one is no reason to refuse the data."""
+
+    def __init__(self) -> None:
+        super().__init__(PROBLEMS_SHOWN)
+        self._fields, self._first = 0, ""
+
+    def add(self, error: DataError) -> None:
+        """One more."""
+        if isinstance(error, FieldError):
+            self._fields += 1
+            self._first = self._first or str(error.args[0])
+        else:
+            super().add(error)
+
+    def notes(self) -> list[str]:
+        """What has to be known for the choice."""
+        if not self._fields:
+            return []
+        return [
+            f"{self._fields:,} lines have an input that is missing or no number, the first: "
+            f"{self._first}; in [data] of client.toml input_columns names the columns "
+            'that are used, and missing = "skip" leaves out lines where one is missing'
+        ]
+
+
+def look(config: DataConfig, bundle: Bundle | None, *, columns_chosen: bool) -> Told:
     """What there is, as JSON has it; without a bundle, as far as it can be seen."""
     told: Told = {
         "kind": config.kind,
@@ -149,11 +176,13 @@ def look(config: DataConfig, bundle: Bundle | None) -> Told:
     }
     if bundle is not None:
         told["bundle"] = {"name": bundle.manifest.name, "digest": bundle.digest}
-    problems = Problems(PROBLEMS_SHOWN)
+    problems = Problems(PROBLEMS_SHOWN) if columns_chosen or bundle else _OfAnyColumn()
     try:
         source = open_source(config)
         source.stamp()
         told["seen"] = source.describe(problems)
+        if isinstance(problems, _OfAnyColumn):
+            told["notes"] = problems.notes()
         if bundle is not None:
             problems = Problems(PROBLEMS_SHOWN)  # the same once more, and others
             loaded = source.load(bundle.manifest, problems)

@@ -27,7 +27,11 @@ _DIGITS_MAX = 30
 _HINT = "data.input_columns names the columns that are used; data.classes numbers names of classes"
 
 
-class MissingError(DataError):
+class FieldError(DataError):
+    """A field is nothing that a model takes."""
+
+
+class MissingError(FieldError):
     """A field is empty."""
 
     def __init__(self, place: str, name: str) -> None:
@@ -205,7 +209,7 @@ def _numbers(
                 parts.append(_number(field, wanted))
         except ValueError as exc:
             hint = None if isinstance(field, bytes) else _HINT
-            raise DataError(f"{place}, column {names[column]!r}: {exc}", hint=hint) from None
+            raise FieldError(f"{place}, column {names[column]!r}: {exc}", hint=hint) from None
     return parts
 
 

@@ -226,8 +226,23 @@ def test_a_csv_that_no_model_takes_is_refused_without_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], lines: str, told: str
 ) -> None:
     (tmp_path / "d.csv").write_text(lines.replace("|", "\n") + "\n")
-    code, out = ask(capsys, "--data", tmp_path / "d.csv")
+    code, out = ask(capsys, "--config", config_file(tmp_path, 'path = "d.csv"'))
     assert (code, bool(re.search(f"(?s){told}", out))) == (4, True), out
+
+
+def test_before_columns_are_chosen_what_stands_in_one_refuses_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "d.csv").write_text("when,a,y\n2026-11-22,1,0\n2026-11-23,2,1\n")
+    code, out = ask(capsys, "--data", tmp_path / "d.csv")
+    assert code == 0, out
+    assert "when, a, y" in out
+    assert "note     2 lines have an input that is missing or no number" in out
+    assert "line 2 of" in out
+    assert "column 'when': '2026-11-22' is no number; in [data] of client.toml" in out
+    (tmp_path / "d.csv").write_text("when,a,y\n2026-11-22,1,0\n2026-11-23,2\n")
+    code, out = ask(capsys, "--data", tmp_path / "d.csv")
+    assert (code, "REFUSED  1 example is wrong" in out) == (4, True), out
 
 
 def test_what_a_csv_may_have_without_a_model(
