@@ -79,8 +79,8 @@ class BrokerConfig(Struct, frozen=True, forbid_unknown_fields=True):
         """What to look at when the broker does not let us in."""
         if self.certificate_file is not None:
             return (
-                "is its certificate revoked, or this another federation's broker? On the server: "
-                "fedtide device show NAME, journalctl -u fedtide-broker"
+                "is its certificate revoked or over, or is this another federation's broker? "
+                "On the server: fedtide device show NAME, journalctl -u fedtide-broker"
             )
         return "check broker.username and broker.password_file, and the broker's accounts"
 

@@ -68,6 +68,7 @@ class Inquiry:
             BrokerError: refused.
         """
         reason = f"no broker answered at {self._where} within {seconds:g} s"
+        hint = start_it = "start the broker, or correct [broker]"
         for event in self.events(seconds):
             match event:
                 case Connected():
@@ -76,11 +77,12 @@ class Inquiry:
                     raise BrokerError(why, hint=self._refused_hint)
                 case Broken(why):
                     raise BrokerError(why)
-                case Disconnected(why):
+                case Disconnected(why, unwelcome=unwelcome):
                     reason = why.split("; trying", maxsplit=1)[0]
+                    hint = self._refused_hint if unwelcome else start_it
                 case _:
                     pass
-        raise UnansweredError(reason, hint="start the broker, or correct [broker]")
+        raise UnansweredError(reason, hint=hint)
 
     def events(self, seconds: float) -> Iterator[LinkEvent]:
         """What happens on the link within `seconds`."""

@@ -191,7 +191,8 @@ class MqttTransport:
                     f"another client has connected as {self._client_id!r} and taken our place; "
                     "no two may have the same name"
                 )
-            self._deliver(Disconnected(reason, round(pause_s * 1000), taken_over))
+            retry_ms, unwelcome = round(pause_s * 1000), self._how == "unwelcome"
+            self._deliver(Disconnected(reason, retry_ms, taken_over, unwelcome))
             self._stopped.wait(pause_s)
 
     def _connect_once(self) -> str | None:

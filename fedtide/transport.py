@@ -28,6 +28,8 @@ class Disconnected(Struct, frozen=True):
     """Until it tries again."""
     taken_over: bool = False
     """The broker says that another client came under our name (MQTT 5 only)."""
+    unwelcome: bool = False
+    """The broker does not take our certificate."""
 
 
 class Refused(Struct, frozen=True):

@@ -27,7 +27,7 @@ import pytest
 from demo.brokers import HOST
 from fedtide.cli import main
 from fedtide.config import BrokerConfig
-from fedtide.errors import BrokerError
+from fedtide.errors import BrokerError, UnansweredError
 from fedtide.identity import load_identity, write_identity
 from fedtide.inquiry import Inquiry
 from fedtide.join_code import parse_join_code
@@ -299,6 +299,11 @@ def test_who_is_not_let_in(server: Server, tmp_path: Path, who: str, local: bool
             key_file=tmp_path / "key.pem",
         )
     assert not is_let_in(access)
+    if who == "expired":
+        with Inquiry(access, "test") as inquiry, pytest.raises(UnansweredError) as told:
+            inquiry.connect(1.0)
+        assert "the broker does not take our certificate: certificate expired" in str(told.value)
+        assert "is its certificate revoked or over" in str(told.value)
     named = msgspec.structs.replace(access, username="coordinator")
     assert not is_let_in(named)
 
