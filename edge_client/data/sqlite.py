@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
 from collections.abc import Hashable, Iterator
@@ -33,6 +34,9 @@ _READING = frozenset(
 )
 _BUSY = frozenset({sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL})
 _LABELS_SHOWN = 50
+_COMMENT = ("--", "/*")
+_TOKEN = re.compile(r"""'[^']*'|"[^"]*"|`[^`]*`|\[[^]]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)|.""", re.DOTALL)
+"""Of SQL, as far as it tells where a comment begins."""
 
 
 class SqliteQuery:
@@ -42,7 +46,7 @@ class SqliteQuery:
         assert config.path is not None
         assert config.query is not None
         self._config, self._path = config, config.path
-        self._query = config.query.strip().rstrip(";")
+        self._query = _without_end(config.query)
 
     def stamp(self) -> Hashable:
         """Of the database and its log of what is not in it yet: one of them changes at a commit."""
@@ -147,6 +151,14 @@ class SqliteQuery:
         }
         hint = hints.get(code & 0xFF or sqlite3.SQLITE_ERROR)  # Python's own have no code
         return DataError(f"the query on {where} fails: {exc}", hint=hint)
+
+
+def _without_end(query: str) -> str:
+    """Without the semicolon and the comments behind it: it is put into other queries."""
+    tokens = _TOKEN.findall(query)
+    while tokens and (tokens[-1] == ";" or tokens[-1].isspace() or tokens[-1][:2] in _COMMENT):
+        tokens.pop()
+    return "".join(tokens)
 
 
 def _text(raw: bytes) -> str:

@@ -334,6 +334,10 @@ def test_good_queries(tmp_path: Path) -> None:
     for query, config, expected in (
         ("SELECT a, b, y FROM t WHERE y = 1 -- no other", {}, [[1, 2.5]]),
         ("SELECT a, b, y FROM t WHERE y = 1;", {}, [[1, 2.5]]),
+        ("SELECT a, b, y FROM t WHERE y = 1; -- the last; one", {}, [[1, 2.5]]),
+        ("SELECT a, b, y FROM t WHERE y = 1 /* ; */ ; ; /* to\n-- 'do */\n", {}, [[1, 2.5]]),
+        ("SELECT a, b, y FROM t WHERE y = 1 OR y = '; -- '", {}, [[1, 2.5]]),
+        ('SELECT a, b, y AS "it\'s; --" FROM t WHERE y = 1 /* open', {}, [[1, 2.5]]),
         ("SELECT y, a, b FROM t WHERE y = 1", {"label_columns": ("y",)}, [[1, 2.5]]),
         ("SELECT * FROM t", {"classes": ("1", "no")}, [[1, 2.5], [3, 4]]),
         ("SELECT x'0000803f', b, y FROM t LIMIT 1", {}, [[1, 2.5]]),
