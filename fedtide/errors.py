@@ -47,7 +47,9 @@ class ConfigError(FedtideError):
 def denied(error: PermissionError) -> ConfigError:
     """What the system does not let this user do, whoever tried it."""
     what = "what this command needs" if error.filename is None else repr(str(error.filename))
-    hint = AS_ROOT if os.geteuid() else None
+    # Root may have become that one, or have let a service look in its place.
+    user_id = os.geteuid()
+    hint = f"let this user (id {user_id}) use it, or {AS_ROOT}" if user_id else None
     return ConfigError(f"{what} is not yours to use: {error.strerror or error}", hint=hint)
 
 

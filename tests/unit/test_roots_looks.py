@@ -134,6 +134,13 @@ def test_the_coordinators_folder_is_looked_at_as_the_coordinator(
         assert "Permission denied" in run_as_root(fedtide, *words), words
 
 
+def test_who_is_root_already_is_told_whom_to_let_in(fedtide: list[str], folder: Path) -> None:
+    config = client(folder, f'path = "{folder}/data.npz"')
+    (folder / "home" / "state").mkdir(mode=0)
+    said = run_as_root(fedtide, "client", "check-data", "--config", config)
+    assert f"let this user (id {SOMEBODY}) use it" in said
+
+
 def test_a_bundle_that_only_root_can_read_is_enough(fedtide: list[str], folder: Path) -> None:
     np.savez(folder / "data.npz", x=np.zeros((4, 8), "f4"), y=np.zeros(4, "i8"))
     config = client(folder, f'path = "{folder}/data.npz"')
