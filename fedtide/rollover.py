@@ -103,9 +103,11 @@ def _take_next(folder: Path) -> None:
     if not prepared.is_dir():
         return
     with disk_errors_of(folder):
-        write_secret(folder / KEY_NAME, (prepared / KEY_NAME).read_bytes())
-        for name in (CA_NAME, CERTIFICATE_NAME, KEY_SET_NAME):
-            write_atomically(folder / name, (prepared / name).read_bytes())
+        write_secret(folder / KEY_NAME, read_regular(prepared / KEY_NAME))
+        if (prepared / CA_NAME).exists():  # an older fedtide has prepared none: it stays
+            write_atomically(folder / CA_NAME, read_regular(prepared / CA_NAME))
+        for name in (CERTIFICATE_NAME, KEY_SET_NAME):
+            write_atomically(folder / name, read_regular(prepared / name))
         _remove_next(folder)
     _log.info("the key that was prepared is in use from now on")
 

@@ -99,4 +99,4 @@ def _end(config: BrokerConfig, topics: Topics, name: str) -> None:
                 open_tokens.discard(event.token)
             if not open_tokens:
                 return
-        raise UnansweredError(f"the broker confirmed nothing within {ANSWER_S:g} s")
+        raise BrokerError(f"the broker confirmed nothing within {ANSWER_S:g} s")

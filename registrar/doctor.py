@@ -22,6 +22,7 @@ from fedtide.ownership import as_owner_of
 from fedtide.topics import Topics
 from registrar.broker_control import broker_process
 from registrar.config import RegistrarConfig
+from registrar.enforcement import read_list
 from registrar.installation import hosts_of
 from registrar.office import Office, now_ms, opened
 from registrar.records import Device
@@ -92,11 +93,9 @@ def _certificate(office: Office, device: Device) -> Iterator[Finding]:
 
 def _members(office: Office) -> Iterator[Finding]:
     config = office.config
-    with disk_errors_of(config.members.parent):
-        raw = config.members.read_bytes() if config.members.exists() else b"{}"
     try:
-        listed = set(json.loads(raw).get("devices", {}))
-    except (ValueError, AttributeError):
+        listed = set(json.loads(read_list(config.members) or b"{}").get("devices", {}))
+    except (ValueError, TypeError, AttributeError, RecursionError):
         listed = {"(damaged)"}
     members = {d.name for d in office.registry.devices() if d.standing == "member"}
     if listed == members:

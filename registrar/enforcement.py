@@ -15,7 +15,13 @@ from pathlib import Path
 import msgspec
 from cryptography import x509
 
-from fedtide.files import disk_errors_of, write_public, write_secret
+from fedtide.files import (
+    NoFileOfOursError,
+    disk_errors_of,
+    read_regular,
+    write_public,
+    write_secret,
+)
 from fedtide.identity import KEY_NAME
 from fedtide.topics import CLAIM_PREFIX, RESERVED_NAMES, is_device_name, is_identifier
 from registrar.authority import Authority, Revoked
@@ -24,6 +30,8 @@ from registrar.records import Certificate
 from registrar.registry import Registry
 
 ACL_NAME, CRL_NAME = "acl", "revoked.pem"
+_LIST_BYTES_MAX = 100_000_000
+"""The access list of 10,000 devices has some millions."""
 
 
 def write_members(registry: Registry, path: Path) -> None:
@@ -87,6 +95,19 @@ def names_of(registry: Registry, device: str) -> list[str]:
     return list(dict.fromkeys((device, *(c.name for c in certificates if c.name not in others))))
 
 
+def read_list(path: Path) -> bytes | None:
+    """Of a list that we have written; None: there is none, and what else may be there is replaced.
+
+    Raises:
+        StateError: it cannot be read.
+    """
+    with disk_errors_of(path.parent):
+        try:
+            return read_regular(path, _LIST_BYTES_MAX)
+        except (FileNotFoundError, NoFileOfOursError):
+            return None
+
+
 def _named(folder: Path) -> set[str]:
     """The devices and claims that the access list has rules for."""
     lines = _text(folder / ACL_NAME).splitlines()
@@ -115,14 +136,11 @@ def _listed(path: Path, authority: Authority) -> set[int] | None:
 
 
 def _text(path: Path) -> str:
-    with disk_errors_of(path.parent):
-        return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return (read_list(path) or b"").decode(errors="replace")
 
 
 def _write_if_new(
     path: Path, content: bytes, write: Callable[[Path, bytes], None] = write_public
 ) -> None:
-    with disk_errors_of(path.parent):
-        if path.exists() and path.read_bytes() == content:
-            return
-    write(path, content)
+    if read_list(path) != content:
+        write(path, content)

@@ -93,35 +93,52 @@ def _replace(office: Office, folder: Path) -> None:
 
 
 def _identity(office: Office, path: Path, settings: dict[str, object]) -> Path:
-    """The folder of the coordinator's identity, as the settings in `path` name it. What is in it
-    need not be of any use: whoever stole the key may have been there.
+    """The folder of the coordinator's identity, as the settings in `path` name it. They are root's
+    and decide; what is in the folder does not: whoever stole the key may have been there.
 
     Raises:
-        ConfigError: it is not the coordinator's, or not of this federation.
+        ConfigError: they are of no coordinator, or not of this registrar's.
     """
-    named = settings.get("identity")
+    named, members = settings.get("identity"), settings.get("members")
     if not isinstance(named, str):
         raise ConfigError(
             f"{str(path)!r} has no `identity`: this coordinator has no key", hint=_HINT
         )
-    folder = path.parent / Path(named).expanduser()
-    ours, authority = office.config.federation, public_bytes(office.authority.key)
-    foreign = settings.get("federation") != ours
+    folder, ours = _place(path, named), office.config
+    if folder == ours.identity:
+        raise ConfigError(
+            f"the identity of {str(path)!r} is the registrar's, not the {_ROLE}'s", hint=_HINT
+        )
+    shared = isinstance(members, str) and _place(path, members) == ours.members
+    if settings.get("federation") != ours.federation or not shared:
+        raise ConfigError(
+            f"the {_ROLE} of {str(path)!r} is not of the federation {ours.federation!r} of this "
+            f"registrar, whose `members` is {str(ours.members)!r}",
+            hint=f"{_HINT}, --config another registrar.toml",
+        )
     with disk_errors_of(folder), as_owner_of(folder):
         require_folder(folder)
         try:
             identity = load_identity(folder)
         except ConfigError as exc:
-            print(f"what the {_ROLE} has is of no use, and is replaced: {exc.args[0]}")
-            identity = None
-    if identity is not None and identity.name != _ROLE:
-        raise ConfigError(
-            f"the identity of {str(path)!r} is that of {identity.name!r}, not the {_ROLE}'s",
-            hint=_HINT,
-        )
-    if foreign or (identity is not None and identity.authority != authority):
-        raise ConfigError(
-            f"the {_ROLE} of {str(path)!r} is not of the federation {ours!r} of this registrar",
-            hint=f"{_HINT}, --config another registrar.toml",
-        )
+            foreign = exc.args[0]
+        else:
+            foreign = f"it is that of {identity.name!r}" if identity.name != _ROLE else ""
+            if identity.authority != public_bytes(office.authority.key):
+                foreign = "another authority has signed it"
+    if foreign:
+        print(f"what the {_ROLE} has is of no use, and is replaced: {foreign}")
     return folder
+
+
+def _place(config: Path, named: str) -> Path:
+    """Where a path in `config` leads; its last part, which a service may replace, as it is.
+
+    Raises:
+        ConfigError: no path could be that.
+    """
+    try:
+        path = config.parent / Path(named).expanduser()
+        return path.parent.resolve() / path.name
+    except (RuntimeError, ValueError) as exc:  # nobody's home, links in a circle, a zero byte
+        raise ConfigError(f"{str(config)!r}: {named!r} is no path: {exc}", hint=_HINT) from exc

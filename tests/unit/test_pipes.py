@@ -115,6 +115,24 @@ def test_server_init_again(layout: Layout) -> None:
     assert f"cannot use '{path}': it is no regular file" in refused(*words)
 
 
+@pytest.mark.parametrize("name", ["members.json", "acl", "revoked.pem"])
+def test_the_lists_of_the_registry(layout: Layout, name: str) -> None:
+    """What is no list of ours is replaced."""
+    config = ["--config", str(layout.registrar_toml)]
+    path = layout.members if name == "members.json" else layout.broker_dir / name
+    for words in (
+        ["device", "add", "one", *config],
+        ["device", "revoke", "one", *config],
+        ["server", "rotate-key", *config, "--coordinator-config", str(layout.coordinator_toml)],
+        ["server", "init", "h.example", "--federation", "tides", "--root", str(layout.root)],
+    ):
+        pipe(path)
+        if name == "members.json":
+            told("doctor", str(layout.registrar_toml), code=8)
+        told(*words)
+        assert path.is_file()
+
+
 def test_joining_again(tmp_path: Path) -> None:
     over_identity(tmp_path / "pi" / "identity", "join-1")
     path = pipe(tmp_path / "pi" / "identity" / "joined_by")

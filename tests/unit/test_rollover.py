@@ -167,6 +167,23 @@ def test_nothing_in_the_folder_has_to_be_of_any_use(
     assert open_key_set(authority.topics, after.key_set(), authority.public) == key_set
 
 
+def test_one_that_an_older_version_prepared_is_taken(
+    identity: Identity, authority: Authority
+) -> None:
+    key_set = prepare(identity, authority)
+    (identity.folder / "next" / "ca.pem").unlink()
+    assert key_set.coordinator == (public_bytes(taken(identity.folder).key),)
+
+
+def test_what_was_prepared_and_is_no_file_keeps_nobody_waiting(
+    identity: Identity, authority: Authority
+) -> None:
+    prepare(identity, authority)
+    spoilt(identity.folder / "next", "key.pem", "pipe")
+    with pytest.raises(StateError, match="no regular file"):
+        taken(identity.folder)
+
+
 def test_an_identity_is_held_by_one_process(identity: Identity) -> None:
     with (
         held_identity(identity.folder, "coordinator"),

@@ -7,6 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -14,9 +15,11 @@ from cryptography import x509
 
 from fedtide import files, ownership, rollover, units
 from fedtide.errors import FedtideError, StateError
-from fedtide.identity import load_identity, read_certificate
+from fedtide.identity import load_identity, read_certificate, write_identity
+from fedtide.keys import new_key
 from fedtide.rollover import held_identity
 from registrar import rotate_command
+from registrar.authority import Authority
 from registrar.layout import Layout
 from registrar.office import opened
 from tests.server import refused, told
@@ -136,6 +139,27 @@ def test_who_has_stolen_the_key_cannot_keep_it_by_spoiling_the_folder(
     assert revoked.get_revoked_certificate_by_serial_number(before)
 
 
+@pytest.mark.parametrize("whose", ["another authority's", "a device's"])
+def test_nor_by_putting_an_identity_there_that_is_none_of_its_own(
+    layout: Layout, tmp_path: Path, whose: str
+) -> None:
+    folder, before, key = layout.identity("coordinator"), serial(layout), new_key()
+    now = datetime.now(UTC)
+    if whose == "a device's":
+        authority = Authority.open(layout.home("registrar") / "authority")
+        pem = authority.sign_device("pi-1", key.public_key(), now)
+        said = "it is that of 'pi-1'"
+    else:
+        authority = Authority.make(tmp_path / "another", "tides", now)
+        pem = authority.sign_role("coordinator", key.public_key())
+        said = "another authority has signed it"
+    shutil.rmtree(folder)
+    write_identity(folder, key, pem, authority.certificate_pem, b"")
+    assert f"is of no use, and is replaced: {said}" in told(*words(layout))
+    with held_identity(folder, "coordinator") as identity:
+        assert good(layout) == [identity.certificate.serial_number] != [before]
+
+
 def test_a_folder_that_cannot_be_written_says_that_the_old_key_counts(
     layout: Layout, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -187,15 +211,26 @@ def test_only_the_coordinator_of_this_federation_gets_another_key(
     other = made(Layout(tmp_path / "other", system=False), "ebb")
     same = made(Layout(tmp_path / "same", system=False))
     missing = tmp_path / "missing.toml"
-    missing.write_text('federation = "tides"\nidentity = "nowhere"\n')
+    missing.write_text(
+        f'federation = "tides"\nidentity = "nowhere"\nmembers = "{layout.members}"\n'
+    )
     misnamed = tmp_path / "misnamed.toml"
-    misnamed.write_text(f'federation = "ebb"\nidentity = "{layout.identity("coordinator")}"\n')
+    identity = layout.identity("coordinator")
+    misnamed.write_text(
+        f'federation = "ebb"\nidentity = "{identity}"\nmembers = "{layout.members}"\n'
+    )
+    alone = tmp_path / "alone.toml"
+    alone.write_text(f'federation = "tides"\nidentity = "{identity}"\n')
+    nobody = tmp_path / "nobody.toml"
+    nobody.write_text('identity = "~nobody-there/x"\n')
     before = good(layout)
     for path, said in (
-        (layout.registrar_toml, "that of 'registrar', not the coordinator's"),
+        (layout.registrar_toml, "is the registrar's, not the coordinator's"),
+        (alone, f"whose `members` is '{layout.members}'"),
         (other.coordinator_toml, "not of the federation 'tides' of this registrar"),
         (same.coordinator_toml, "not of the federation 'tides' of this registrar"),
         (missing, "nowhere"),
+        (nobody, "'~nobody-there/x' is no path"),
         (misnamed, "not of the federation 'tides' of this registrar"),
         (layout.etc, "Is a directory"),
     ):
