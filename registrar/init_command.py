@@ -14,12 +14,15 @@ from fedtide.bundle import open_bundle_dir
 from fedtide.config import load_config
 from fedtide.errors import ConfigError
 from fedtide.files import disk_errors_of
+from fedtide.ownership import as_owner_of
 from fedtide.system_user import make_user
 from fedtide.topics import is_identifier
+from registrar.broker_control import broker_process
 from registrar.broker_files import LOOPBACK
 from registrar.config import RegistrarConfig
 from registrar.installation import Installation, Wanted
 from registrar.layout import ROLES, STAGING_NAME, Layout, Role
+from registrar.office import opened
 
 _LABEL = r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?"
 
@@ -78,6 +81,8 @@ def run(parsed: argparse.Namespace) -> int:
         print(f"started  {units.unit_name(role)}")
     if not installation.made and not started:
         print("everything is there already, and was left as it is")
+    for what in _enforced(layout, installation.lost):
+        print(f"BUT {what}")
     print(_listening(layout, wanted))
     print(_to_do(layout, wanted, runs=layout.system and units.systemd_runs()))
     return 0
@@ -182,6 +187,14 @@ def _start(layout: Layout) -> list[Role]:
             units.start(role)
             started.append(role)
     return started
+
+
+def _enforced(layout: Layout, lost: list[str]) -> list[str]:
+    """Let a broker that runs take in what was written; what could not be done."""
+    with opened(layout.registrar_toml) as office:
+        with disk_errors_of(layout.broker_dir), as_owner_of(layout.broker_dir):
+            runs = broker_process(layout.broker_dir) is not None
+        return office.enforce(gone=lost) if runs else []
 
 
 def _listening(layout: Layout, wanted: Wanted) -> str:

@@ -40,7 +40,7 @@ from fedtide.ownership import as_owner_of
 from fedtide.topics import Topics
 from registrar.authority import Authority
 from registrar.broker_files import LOOPBACK, BrokerSettings, broker_configuration
-from registrar.enforcement import write_access, write_members
+from registrar.enforcement import ACL_NAME, read_list, write_access, write_members
 from registrar.layout import Layout, Role
 from registrar.office import now_ms
 from registrar.registry import Registry
@@ -60,12 +60,13 @@ class Wanted(NamedTuple):
 
 
 class Installation:
-    """See the module. `made` is what was not there before."""
+    """See the module. `made` is what was not there before, `lost` who has no rights any more."""
 
     def __init__(self, layout: Layout, wanted: Wanted) -> None:
         self._layout = layout
         self._wanted = wanted
         self.made: list[Path] = []
+        self.lost: list[str] = []
 
     def make(self) -> None:
         """Everything.
@@ -92,8 +93,7 @@ class Installation:
             with as_owner_of(layout.home("registrar")):
                 write_members(registry, layout.members)
                 with as_owner_of(layout.broker_dir):
-                    federation = self._wanted.federation
-                    write_access(registry, authority, layout.broker_dir, federation, now_ms())
+                    self._access(authority, registry)
         finally:
             with as_owner_of(layout.home("registrar")):
                 registry.close()
@@ -224,6 +224,15 @@ class Installation:
             wanted.bind,
         )
         self._text(self._layout.mosquitto_conf, broker_configuration(settings))
+
+    def _access(self, authority: Authority, registry: Registry) -> None:
+        """An older fedtide may have written it by other rules."""
+        folder = self._layout.broker_dir
+        before = read_list(folder / ACL_NAME)
+        federation = self._wanted.federation
+        self.lost = write_access(registry, authority, folder, federation, now_ms())
+        if read_list(folder / ACL_NAME) != before:
+            self.made.append(folder / ACL_NAME)
 
     def _texts(self) -> None:
         layout, wanted = self._layout, self._wanted

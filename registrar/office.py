@@ -58,7 +58,8 @@ class Office(NamedTuple):
         return [
             f"open connections of {', '.join(open_ones)} are not ended: "
             f"{next(iter(open_ones.values()))}; what they say is not believed, but until they end "
-            "they hear what the broker's lists allow their names: repeat the command"
+            "they hear what the broker's lists allow their names, if anything; `device revoke` or "
+            "`rotate-key` repeated ends those of its own name, a restart of the broker all"
         ]
 
     def _end(self, names: Iterable[str]) -> dict[str, str]:

@@ -601,6 +601,55 @@ def test_a_claim_that_is_over_and_cannot_be_cut_off_has_no_rights(
         assert claim.lost == []
 
 
+def test_one_who_fights_for_the_connection_does_not_stand_for_the_broker(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Fought(Inquiry):
+        def __init__(self, config: BrokerConfig, purpose: str, client_id: str) -> None:
+            asked.append(client_id)
+            self.fought_for = client_id == "fighter"
+            super().__init__(config, purpose, client_id)
+
+        def events(self, seconds: float) -> Iterator[LinkEvent]:
+            for event in super().events(seconds):
+                if not (self.fought_for and isinstance(event, Delivered)):  # its place is taken
+                    yield event
+
+    monkeypatch.setattr("registrar.broker_control.Inquiry", Fought)
+    monkeypatch.setattr("registrar.broker_control.ANSWER_S", 1.0)
+    with connected(server.admit("other"), "other") as other, server.office() as office:
+        [undone] = office.enforce(gone=["fighter", "other"])
+        other.await_event(Disconnected)
+        other.await_event(Connected)
+    assert "open connections of fighter are not ended: the broker confirmed nothing" in undone
+    assert asked[-2:] == ["fighter", "other"]
+
+
+def test_an_upgraded_servers_lists_are_read_by_the_running_broker(tmp_path: Path) -> None:
+    server = Server(tmp_path)
+    acl = server.layout.broker_dir / "acl"
+    ours = acl.read_text()
+    mine = "user stranger\ntopic write fedtide/1/tides/up/stranger\n"
+    acl.write_text(f"{ours}\n{mine}")  # as an older version's that allowed more
+    with server:
+        key = new_key()
+        with server.office() as office:
+            pem = office.authority.sign_device("stranger", key.public_key(), datetime.now(UTC))
+            ca = office.authority.certificate_pem
+        write_identity(server.identities / "stranger", key, pem, ca, b"")
+        with connected(server.access(server.identities / "stranger"), "stranger") as stranger:
+            assert stranger.publish(TOPICS.up("stranger"), b"x") is None
+            said = server.init()
+            assert f"made     {acl}\n" in said
+            assert acl.read_text() == ours
+            stranger.await_event(Disconnected)
+            stranger.await_event(Connected)
+            assert stranger.publish(TOPICS.up("stranger"), b"x") == "Not authorized"
+        assert "everything is there already" in server.init()
+
+
 def test_a_frozen_broker_is_waited_for_once(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
