@@ -26,11 +26,11 @@ export FEDTIDE_DEVICE_PYTHON := $(CURDIR)/$(DEVICE)/bin/python
 demo: $(EXPORT)/.ready $(DEVICE)/.ready
 	$(EXPORT)/bin/fedtide demo $(DEMO_FLAGS)
 
-# Each test runs in the environment that it is about.
+# Each test runs in the environment that it is about; two at once, so torch takes one core.
 test: $(EXPORT)/.ready $(DEVICE)/.ready mosquitto
 	$(DEVICE)/bin/python -m pytest -q -m "not slow" -n 2 --ignore tests/end_to_end \
 		--ignore tests/export --ignore tests/faults
-	$(EXPORT)/bin/python -m pytest -q -m "not slow" -n 2 tests/export
+	OMP_NUM_THREADS=1 $(EXPORT)/bin/python -m pytest -q -m "not slow" -n 2 tests/export
 	$(EXPORT)/bin/python -m pytest -q -m "not slow" -n 2 --dist loadfile tests/contract \
 		tests/end_to_end tests/faults
 
