@@ -174,9 +174,7 @@ def new_folders_removed(*folders: Path) -> Iterator[None]:
 
 
 def _make_staging(folder: Path) -> None:
-    """As whoever owns the folder, or the one in which it is made."""
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    with as_owner_of(there), disk_errors_of(folder):
+    with as_owner_of(folder), disk_errors_of(folder):
         make_folder(folder)
         shutil.rmtree(folder / STAGING_NAME, ignore_errors=True)
         make_folder(folder / STAGING_NAME)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -75,7 +75,8 @@ class Installation:
             ConfigError: what is there does not fit what is wanted, or is damaged.
             StateError: the disk refuses, or another is at it.
         """
-        with self._as_owner(), self._alone():
+        # Where the root lies in somebody's own folder, all of it is theirs.
+        with as_owner_of(self._layout.root), self._alone():
             self._make()
 
     def _make(self) -> None:
@@ -107,7 +108,7 @@ class Installation:
             StateError: the disk refuses.
         """
         layout = self._layout
-        with self._as_owner():
+        with as_owner_of(layout.root):
             self._folder(layout.etc, 0o755)
             self._folder(layout.var, 0o755)
             self._folder(layout.broker_dir, 0o750, group="broker")
@@ -115,11 +116,6 @@ class Installation:
                 self._folder(layout.home(role), 0o700, owner=role, group=role)
             self._folder(layout.members.parent, 0o755, owner="registrar", group="registrar")
             self._folder(layout.identity("observer").parent, 0o700)
-
-    def _as_owner(self) -> AbstractContextManager[None]:
-        """`root` may lie in somebody's own folder: then all of it is theirs."""
-        root = self._layout.root
-        return as_owner_of(next(path for path in (root, *root.parents) if path.exists()))
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
